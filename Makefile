@@ -1,0 +1,50 @@
+# Each target sets up what it needs: a virtual environment in .venv with the exact versions of requirements.lock.
+# An active conda or virtual environment with the package in it is used as it is with: make quickstart PYTHON=python ENV=
+SHELL := /bin/bash
+PYTHON ?= python3.11
+ENV ?= .venv
+ifneq ($(ENV),)
+export PATH := $(abspath $(ENV))/bin:$(PATH)
+INSTALLED := $(ENV)/installed
+endif
+# cuBLAS is reproducible only with this set before torch is imported
+export CUBLAS_WORKSPACE_CONFIG := :4096:8
+EXPERIMENT ?= digits-small
+
+.PHONY: help quickstart repro test lab bench clean
+
+help: ## say what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results, figures, paper
+	@python -m localnorm.pipeline check
+	dvc repro report@$(EXPERIMENT)
+	dvc repro --single-item numbers paper
+	@python -m localnorm.results $(EXPERIMENT)
+
+repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (hours)
+	@python -m localnorm.pipeline check
+	dvc repro --keep-going
+
+test: $(INSTALLED) ## lint, unit tests, and the pipeline and its notebooks at smoke size in a copy
+	ruff check . && ruff format --check .
+	python -m pytest
+
+lab: $(INSTALLED) ## JupyterLab on the notebooks
+	jupyter lab notebooks
+
+bench: $(INSTALLED) ## speed and memory against BatchNorm, in one run
+	python -m localnorm.cost
+
+clean: ## remove the environment; data and results stay
+	rm -rf $(ENV)
+
+# the lock is installed first and whole, then the package itself in place
+$(ENV)/installed: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on PATH; name a Python of 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3"; exit 1; }
+	$(PYTHON) -m venv $(ENV)
+	$(ENV)/bin/python -m pip install --progress-bar on --disable-pip-version-check -r requirements.lock
+	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@# without this, every notebook that starts prints a paragraph about sockets on this machine
+	mkdir -p $(ENV)/etc/ipython && echo 'c.IPKernelApp.log_level = "ERROR"' > $(ENV)/etc/ipython/ipython_kernel_config.py
+	touch $@

@@ -1,0 +1,512 @@
+"""LocalNorm: BatchNorm whose training batch is split into K groups, each with its own statistics and its own affine.
+
+Three decisions are taken here.
+
+*Where the statistics come from* is a mode, never the training flag: ``model.train()`` and ``model.eval()`` normalise
+alike. The mode is a context variable (:func:`use_mode`): it belongs to one thread and one block, and cannot stay
+behind in a model.
+
+*Every use is one function*, :func:`local_norm`: an image alone is a group of one, an image among companions a group
+of S.
+
+*The arithmetic is BatchNorm's own kernels.* With image i in group i mod K, a contiguous batch (B, C, H, W) is a view
+(B/K, K*C, H, W), and LocalNorm is BatchNorm over K*C channels: nothing is copied. What has no such view (channels_last,
+and the contiguous assignment) goes group by group.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["ASSIGNMENTS", "MODES", "LocalNorm", "LocalNorm1d", "LocalNorm2d", "LocalNorm3d", "local_norm", "use_mode"]
+
+ASSIGNMENTS = ("interleaved", "contiguous")
+MODES = ("batch", "single", "prior", "fixed")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Where a LocalNorm takes its statistics from, and which affine each group of images gets."""
+
+    name: str = "batch"
+    group: int | Tensor = 0  # an affine for all, or one for each group of images, (G,)
+    prior: float = 0.0  # positions
+    group_size: int = 1  # images; more than one where predict adds companions
+
+
+BATCH = Mode()
+_MODE: ContextVar[Mode] = ContextVar("localnorm_mode", default=BATCH)
+
+
+@contextlib.contextmanager
+def set_mode(mode: Mode) -> Iterator[None]:
+    token = _MODE.set(mode)
+    try:
+        yield
+    finally:
+        _MODE.reset(token)
+
+
+def use_mode(mode: str, *, group: int = 0, prior: float | None = None) -> contextlib.AbstractContextManager[None]:
+    """Every LocalNorm that this thread runs inside the block takes its statistics from where ``mode`` says.
+
+    ========== =============================================================== ===================
+    mode       statistics                                                      affine
+    ========== =============================================================== ===================
+    ``batch``  each group of the batch, as in training (also outside a block)  each group's own
+    ``single`` each image's own                                                that of ``group``
+    ``prior``  each image's own, shrunk towards stored training statistics     that of ``group``
+    ``fixed``  the stored training statistics of ``group``                     that of ``group``
+    ========== =============================================================== ===================
+
+    With h*w positions in the feature map and a prior of n0 positions, a = n0 / (n0 + h*w) and
+
+        mean = a mean_train + (1 - a) mean_image
+        var  = a var_train  + (1 - a) var_image  + a (1 - a) (mean_train - mean_image)^2
+
+    so that ``prior=0`` is ``single`` and ``prior=math.inf`` is ``fixed``. A layer with one group serves every
+    ``group``. The mode does not touch BatchNorm layers, the training flag, or other threads;
+    :func:`localnorm.predict` handles those.
+
+    Args:
+        mode: one of :data:`MODES`.
+        group: the group whose affine (and stored statistics) is used.
+        prior: n0, in positions; for ``mode="prior"`` only.
+
+    Raises:
+        ValueError: unknown mode, negative group or prior, or a prior missing or given to another mode.
+
+    Example:
+        >>> layer = LocalNorm2d(3, num_groups=4)
+        >>> image = torch.randn(1, 3, 8, 8)
+        >>> with use_mode("single", group=2):
+        ...     layer(image).shape
+        torch.Size([1, 3, 8, 8])
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+    if group < 0:
+        raise ValueError(f"group must be at least 0, got {group}")
+    return set_mode(Mode(mode, group, check_prior(mode, prior)))
+
+
+def check_prior(mode: str, prior: float | None) -> float:
+    if mode != "prior":
+        if prior is not None:
+            raise ValueError(f"prior={prior} belongs to mode='prior', got mode={mode!r}; drop prior or change the mode")
+        return 0.0
+    if prior is None or not prior >= 0:
+        raise ValueError(f"mode='prior' needs prior, a number of positions of at least 0 (math.inf too); got {prior}")
+    return float(prior)
+
+
+def local_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    assignment: str = "interleaved",
+    eps: float = 1e-5,
+    momentum: float = 0.1,
+) -> Tensor:
+    """Normalise each group of a batch by its own mean and biased variance: what the layers compute, as a function.
+
+    Group sizes differ by at most one, the first groups being the larger; fewer images than groups make that many
+    groups.
+
+    Args:
+        x: (B, C, ...), floating; the result keeps its dtype and memory format.
+        num_groups: K.
+        weight, bias: (K, C) or None.
+        running_mean, running_var: (K, C), moved in place by ``momentum`` towards each group's mean and unbiased
+            variance.
+        assignment: ``interleaved`` (image i in group i mod K) or ``contiguous``.
+
+    Raises:
+        ValueError: a group would have one value per channel, so no variance.
+
+    Example:
+        >>> x = torch.randn(6, 2, 4, 4)
+        >>> y = local_norm(x, num_groups=3, assignment="contiguous")
+        >>> torch.allclose(y[:2].mean((0, 2, 3)), torch.zeros(2), atol=1e-6)  # images 0 and 1 are group 0
+        True
+    """
+    batch, channels = x.shape[:2]
+    # A comparison: min() of a symbolic size defeats torch.compile's guards.
+    groups = num_groups if batch >= num_groups else batch
+    size, larger = (batch // groups, batch % groups) if batch else (0, 0)
+    if size * math.prod(x.shape[2:]) == 1:
+        raise ValueError(
+            f"a group needs more than 1 value per channel, got input {tuple(x.shape)} in {groups} groups; "
+            "use a larger batch or fewer groups, or predict with mode 'prior', 'companions' or 'fixed'"
+        )
+    stored = (running_mean, running_var)
+    if x.dtype in (torch.float16, torch.bfloat16):
+        # The kernels keep statistics in the precision of the affine.
+        weight = x.new_ones(groups, channels, dtype=torch.float32) if weight is None else weight.float()
+        bias = x.new_zeros(groups, channels, dtype=torch.float32) if bias is None else bias.float()
+        running_mean, running_var = (None if t is None else t.float() for t in stored)
+    per_group = (weight, bias, running_mean, running_var)
+
+    def block(part: Tensor, start: int, stop: int) -> Tensor:
+        rows = (None if t is None else t[start:stop] for t in per_group)
+        return _equal_groups(part, stop - start, *rows, assignment=assignment, eps=eps, momentum=momentum)
+
+    if batch == 0:
+        rows = (None if t is None else t[0] for t in (weight, bias))
+        y = F.batch_norm(x, None, None, *rows, training=True, eps=eps)
+    elif larger == 0:
+        y = block(x, 0, groups)
+    elif assignment == "contiguous":
+        cut = larger * (size + 1)
+        y = torch.cat([block(x[:cut], 0, larger), block(x[cut:], larger, groups)])
+    else:
+        # In the plain layout: torch 2.14 mistakes the gradient of one channels_last image with a short batch stride.
+        rows = x.contiguous()
+        rounds, tail = (
+            rows[: size * groups].unflatten(0, (size, groups)),
+            rows[size * groups :],
+        )  # (S, K, ...), (larger, ...)
+        first = block(torch.cat([rounds[:, :larger].flatten(0, 1), tail]), 0, larger)
+        rest = block(rounds[:, larger:].flatten(0, 1), larger, groups)
+        rounds = [first[: size * larger].unflatten(0, (size, larger)), rest.unflatten(0, (size, groups - larger))]
+        y = torch.cat([torch.cat(rounds, 1).flatten(0, 1), first[size * larger :]])
+        y = y.contiguous(memory_format=_memory_format(x))
+    for kept, moved in zip(stored, (running_mean, running_var), strict=True):
+        if kept is not moved:
+            kept.copy_(moved)
+    return y
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    if torch._C._are_functorch_transforms_active():
+        return torch.contiguous_format  # vmap cannot be asked for another layout
+    for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if x.dim() == rank and x.is_contiguous(memory_format=layout) and not x.is_contiguous():
+            return layout
+    return torch.contiguous_format
+
+
+def _equal_groups(x, groups, weight, bias, running_mean, running_var, *, assignment, eps, momentum):
+    """A batch that `groups` divides; per-group tensors are (groups, C)."""
+    layout = _memory_format(x)
+    x = x.contiguous(memory_format=layout)
+    per_group = (running_mean, running_var, weight, bias)
+    flat = (None if t is None else t.reshape(-1) for t in per_group)
+    if groups == 1 < x.shape[0]:
+        return F.batch_norm(x, *flat, training=True, momentum=momentum, eps=eps)
+    if groups == x.shape[0] or (assignment == "interleaved" and layout == torch.contiguous_format):
+        # Groups of one image take two copies in channels_last, which costs less than a kernel for each image.
+        view = x.contiguous().view(x.shape[0] // groups, groups * x.shape[1], *x.shape[2:])  # (B/K, K*C, H, W)
+        y = F.batch_norm(view, *flat, training=True, momentum=momentum, eps=eps).view(x.shape)
+        return y.contiguous(memory_format=layout)
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    walk = _GroupByGroup.apply if x.device.type == "cpu" and not traced else _group_by_group
+    return walk(x, *per_group, groups, assignment, eps, momentum)
+
+
+def _group(x: Tensor, k: int, groups: int, assignment: str) -> Tensor:
+    size = x.shape[0] // groups
+    return x[k::groups] if assignment == "interleaved" else x[k * size : (k + 1) * size]
+
+
+def _group_by_group(x, running_mean, running_var, weight, bias, groups, assignment, eps, momentum):
+    done = []
+    for k in range(groups):
+        rows = (None if t is None else t[k] for t in (running_mean, running_var, weight, bias))
+        part = _group(x, k, groups, assignment)  # (B/K, C, ...)
+        done.append(F.batch_norm(part, *rows, training=True, momentum=momentum, eps=eps))
+    y = torch.stack(done, 1).flatten(0, 1) if assignment == "interleaved" else torch.cat(done)
+    return y.contiguous(memory_format=_memory_format(x))
+
+
+class _GroupByGroup(torch.autograd.Function):
+    """`_group_by_group` without its copies: each group is read from and written to its place in the whole batch."""
+
+    @staticmethod
+    def forward(ctx, x, running_mean, running_var, weight, bias, groups, assignment, eps, momentum):
+        layout = _memory_format(x)
+        y = torch.empty_like(x)
+        means, inverse_deviations = torch.empty(
+            2, groups, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32)
+        )
+        for k in range(groups):
+            part = _group(x, k, groups, assignment).contiguous(memory_format=layout)
+            rows = (None if t is None else t[k] for t in (weight, bias, running_mean, running_var))
+            place = _group(y, k, groups, assignment)
+            if place.is_contiguous(memory_format=layout):
+                torch.native_batch_norm(part, *rows, True, momentum, eps, out=(place, means[k], inverse_deviations[k]))
+            else:
+                normalized, means[k], inverse_deviations[k] = torch.native_batch_norm(part, *rows, True, momentum, eps)
+                place.copy_(normalized)
+        ctx.save_for_backward(x, weight, bias, means, inverse_deviations)
+        ctx.options = groups, assignment, eps
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, bias, means, inverse_deviations = ctx.saved_tensors
+        groups, assignment, eps = ctx.options
+        if torch.is_grad_enabled():  # create_graph=True: only the plain form can be differentiated again
+            inputs = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
+            y = _group_by_group(x, None, None, weight, bias, groups, assignment, eps, 0.0)
+            grads = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
+            wanted = (t is not None and t.requires_grad for t in (x, weight, bias))
+            grad_x, grad_weight, grad_bias = (next(grads) if want else None for want in wanted)
+            return grad_x, None, None, grad_weight, grad_bias, None, None, None, None
+        layout = _memory_format(x)
+        grad_x = torch.empty_like(x)
+        grad_rows = []
+        for k in range(groups):
+            part, grad_part = (_group(t, k, groups, assignment).contiguous(memory_format=layout) for t in (x, grad))
+            row, has_affine = (None, False) if weight is None else (weight[k], True)
+            saved = (means[k], inverse_deviations[k], True, eps)
+            part_grads = torch.ops.aten.native_batch_norm_backward(
+                grad_part, part, row, None, None, *saved, [True, has_affine, has_affine]
+            )
+            _group(grad_x, k, groups, assignment).copy_(part_grads[0])
+            grad_rows.append(part_grads[1:])
+        if weight is None:
+            return grad_x, None, None, None, None, None, None, None, None
+        grad_weight, grad_bias = (torch.stack(rows) for rows in zip(*grad_rows, strict=True))
+        return grad_x, None, None, grad_weight, grad_bias, None, None, None, None
+
+
+class LocalNorm(nn.Module):
+    r"""LocalNorm over inputs of any rank of at least 2, (N, C, ...).
+
+    Use :class:`LocalNorm1d`, :class:`LocalNorm2d` or :class:`LocalNorm3d` where the rank is known; they check it.
+    The method of `LocalNorm: Robust Image Classification through Dynamically Regularized Normalization
+    <https://arxiv.org/abs/1902.06550>`__ (Yin, Schaafsma, Corporaal, Scholte, Bohte, 2019).
+
+    A batch is split into K groups. For group k and channel c,
+
+    .. math::
+        y = \gamma_{k,c} \frac{x - \mathrm{E}_{k,c}[x]}{\sqrt{\mathrm{Var}_{k,c}[x] + \epsilon}} + \beta_{k,c}
+
+    Mean and variance run over the group's images and all positions; the variance is the biased one, as BatchNorm's in
+    training. So K = 1 is BatchNorm in training, and one image a group is InstanceNorm with an affine for each group.
+
+    The same formula holds in training and in evaluation: the statistics come from the data at hand, whatever
+    ``model.eval()`` says; :func:`use_mode` and :func:`localnorm.predict` take them from elsewhere. With
+    ``track_running_stats=True`` the layer also stores moving averages in training (of the mean and, as BatchNorm does,
+    of the unbiased variance), a row for each group, which only the modes ``prior`` and ``fixed`` read. Half-precision
+    input, also under autocast, has its statistics in float32. Under DistributedDataParallel each process has its own
+    groups, and the gradients are averaged as always.
+
+    Under a shuffled batch the two assignments are equal in distribution. Contiguous memory (NCHW) is fastest
+    interleaved, channels_last with the contiguous assignment.
+
+    Args:
+        num_features: C.
+        num_groups: K. A batch that K does not divide has groups that differ by one image; fewer images than K make a
+            group each.
+        eps: added to the variance.
+        affine: whether there are weight and bias, which start at 1 and 0.
+        assignment: ``"interleaved"`` (image i in group i mod K) or ``"contiguous"`` (each B/K images in a row, as
+            released).
+        track_running_stats: whether training statistics are stored.
+        momentum: weight of the newest batch in them; None is the plain average over all batches.
+        device, dtype: of parameters and buffers.
+
+    Shape:
+        - Input: (N, C, ...), any N of at least 0
+        - Output: as the input, in its memory format
+        - weight, bias, running_mean, running_var: (K, C)
+
+    Raises:
+        ValueError: arguments out of range; an input of another rank or number of channels; one value per channel in
+            a group.
+        TypeError: input that is not floating.
+
+    Examples:
+        >>> layer = LocalNorm2d(16, num_groups=4)
+        >>> layer.weight.shape
+        torch.Size([4, 16])
+        >>> images = torch.randn(8, 16, 5, 5) + 3
+        >>> y = layer(images)
+        >>> y[[1, 5]].mean().abs() < 1e-5  # images 1 and 5 are group 1
+        tensor(True)
+        >>> y[[1, 2]].mean().abs() < 1e-5  # images 1 and 2 are not a group
+        tensor(False)
+        >>> LocalNorm2d(16, 4)(torch.randn(3, 16, 5))
+        Traceback (most recent call last):
+        ValueError: LocalNorm2d takes input (N, C, H, W), got shape (3, 16, 5)
+    """
+
+    ranks: tuple[int, ...] = ()
+    shapes = "(N, C, ...)"
+
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int = 8,
+        eps: float = 1e-5,
+        affine: bool = True,
+        assignment: str = "interleaved",
+        track_running_stats: bool = False,
+        momentum: float | None = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features must be at least 1, got {num_features}")
+        if num_groups < 1:
+            raise ValueError(f"num_groups must be at least 1, got {num_groups}; num_groups=1 is BatchNorm on the batch")
+        if assignment not in ASSIGNMENTS:
+            raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}; got {assignment!r}")
+        self.num_features = num_features
+        self.num_groups = num_groups
+        self.eps = eps
+        self.affine = affine
+        self.assignment = assignment
+        self.track_running_stats = False
+        self.momentum = momentum
+        shape = (num_groups, num_features)
+        for name in ("weight", "bias"):
+            parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if affine else None
+            self.register_parameter(name, parameter)
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, None)
+        if track_running_stats:
+            self.keep_running_stats(device, dtype)
+        self.reset_parameters()
+
+    def keep_running_stats(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        """From now on store training statistics, one row a group; they start at mean 0 and variance 1."""
+        if self.affine and device is None and dtype is None:
+            device, dtype = self.weight.device, self.weight.dtype
+        shape = (self.num_groups, self.num_features)
+        self.running_mean = torch.zeros(shape, device=device, dtype=dtype)
+        self.running_var = torch.ones(shape, device=device, dtype=dtype)
+        self.num_batches_tracked = torch.tensor(0, device=device)
+        self.track_running_stats = True
+
+    def reset_running_stats(self) -> None:
+        """Forget the stored training statistics."""
+        if self.track_running_stats:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self.num_batches_tracked.zero_()
+
+    def reset_parameters(self) -> None:
+        """Weight 1, bias 0, no training statistics."""
+        self.reset_running_stats()
+        if self.affine:
+            nn.init.ones_(self.weight)
+            nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        text = f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}, affine={self.affine}"
+        text += f", assignment={self.assignment!r}"
+        return text + (f", track_running_stats=True, momentum={self.momentum}" if self.track_running_stats else "")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        mode = _MODE.get()
+        if mode.name == "batch":
+            return self._normalize_batch(x)
+        if mode.name == "single":
+            groups = x.shape[0] // mode.group_size
+            weight, bias = (self._affine_of(t, mode.group, groups) for t in (self.weight, self.bias))
+            return local_norm(x, groups, weight, bias, eps=self.eps)
+        return self._normalize_with_stored(x, mode)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() < 2 or (self.ranks and x.dim() not in self.ranks):
+            raise ValueError(f"{type(self).__name__} takes input {self.shapes}, got shape {tuple(x.shape)}")
+        if x.shape[1] != self.num_features:
+            raise ValueError(
+                f"num_features={self.num_features} needs {self.num_features} channels in dimension 1, "
+                f"got shape {tuple(x.shape)}"
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"{type(self).__name__} takes floating input, got {x.dtype}; convert with x.float()")
+
+    def _affine_of(self, t: Tensor | None, group: int | Tensor, count: int) -> Tensor | None:
+        """Rows of a (K, C) tensor for `count` groups of images: (count, C)."""
+        if t is None:
+            return None
+        if self.num_groups == 1:
+            group = 0
+        elif isinstance(group, int) and group >= self.num_groups:
+            raise ValueError(f"group={group} needs more than {group} groups, got num_groups={self.num_groups}")
+        return t[group].expand(count, -1)
+
+    def _normalize_batch(self, x: Tensor) -> Tensor:
+        running_mean = running_var = None
+        momentum = 0.0
+        if self.training and self.track_running_stats:
+            running_mean, running_var = self.running_mean, self.running_var
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        return local_norm(
+            x,
+            self.num_groups,
+            self.weight,
+            self.bias,
+            running_mean,
+            running_var,
+            assignment=self.assignment,
+            eps=self.eps,
+            momentum=momentum,
+        )
+
+    def _normalize_with_stored(self, x: Tensor, mode: Mode) -> Tensor:
+        if not self.track_running_stats:
+            raise ValueError(
+                f"mode={mode.name!r} needs stored training statistics, and this layer keeps none; build it with "
+                "track_running_stats=True or call localnorm.convert.estimate_statistics(model, loader)"
+            )
+        n = x.shape[0]
+        work = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = self._affine_of(self.running_mean, mode.group, n)  # (N, C)
+        var = self._affine_of(self.running_var, mode.group, n)
+        if mode.name == "prior" and math.isfinite(mode.prior):
+            positions = x[0, 0].numel() if n else 1
+            a = mode.prior / (mode.prior + positions)
+            image_var, image_mean = torch.var_mean(work.flatten(2) if x.dim() > 2 else work[..., None], 2, correction=0)
+            var = a * var + (1 - a) * image_var + a * (1 - a) * (mean - image_mean) ** 2
+            mean = a * mean + (1 - a) * image_mean
+        scale = torch.rsqrt(var + self.eps)
+        shift = -mean * scale
+        if self.affine:
+            weight, bias = (self._affine_of(t, mode.group, n) for t in (self.weight, self.bias))
+            scale, shift = scale * weight, shift * weight + bias
+        ones = (1,) * (x.dim() - 2)
+        return torch.addcmul(shift.view(n, -1, *ones), work, scale.view(n, -1, *ones)).to(x.dtype)
+
+
+class LocalNorm1d(LocalNorm):
+    """:class:`LocalNorm` over (N, C) or (N, C, L).
+
+    >>> LocalNorm1d(3, num_groups=2)(torch.randn(8, 3)).shape
+    torch.Size([8, 3])
+    """
+
+    ranks = (2, 3)
+    shapes = "(N, C) or (N, C, L)"
+
+
+class LocalNorm2d(LocalNorm):
+    """:class:`LocalNorm` over (N, C, H, W)."""
+
+    ranks = (4,)
+    shapes = "(N, C, H, W)"
+
+
+class LocalNorm3d(LocalNorm):
+    """:class:`LocalNorm` over (N, C, D, H, W)."""
+
+    ranks = (5,)
+    shapes = "(N, C, D, H, W)"

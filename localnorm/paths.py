@@ -1,0 +1,95 @@
+"""Where things are: every folder of a project, found from the caller's working folder.
+
+papermill runs a notebook in the project's folder, nbval and JupyterLab in the notebook's own: so nothing is relative, and the
+project is the nearest folder upwards that holds dvc.yaml. A run is named once, and a file is written in one way, here.
+"""
+
+import os
+from pathlib import Path
+
+__all__ = [
+    "checkpoint",
+    "model",
+    "paper",
+    "predictions",
+    "prepared",
+    "project",
+    "raw",
+    "run_name",
+    "statistics",
+    "sweep",
+    "write",
+]
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    """Write `content` to `path` so that the file is there whole or not at all, and return `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def project() -> Path:
+    """The project's folder: the working folder or the nearest one above it that holds dvc.yaml.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"no dvc.yaml in {here} or a folder above it; run from inside the localnorm project")
+
+
+def run_name(experiment: str, norm: str, seed: int) -> str:
+    """``<dataset>-<model>-<norm>-s<seed>``: a run's name in folders, tables and legends alike."""
+    return f"{experiment}-{norm}-s{seed}"
+
+
+def raw() -> Path:
+    """Downloads and the user's own archives; the pipeline never deletes them."""
+    return project() / "data" / "raw"
+
+
+def prepared(experiment: str) -> Path:
+    """The uint8 images of an experiment, with their provenance."""
+    return project() / "data" / "prepared" / experiment
+
+
+def model(experiment: str, run: str) -> Path:
+    """A trained network: model.safetensors, history.csv and record.json."""
+    return project() / "data" / "models" / experiment / run
+
+
+def checkpoint(run: str) -> Path:
+    """Where a run's training saves itself every epoch, to be continued after an interruption."""
+    return project() / "data" / "checkpoints" / f"{run}.safetensors"
+
+
+def predictions(experiment: str, run: str) -> Path:
+    """A run's sweep: sweep.csv (a row a condition) and predictions.npz (a class an image)."""
+    return project() / "data" / "predictions" / experiment / run
+
+
+def sweep(experiment: str) -> Path:
+    """The tidy table of an experiment: a row a run, mode, noise and level."""
+    return project() / "data" / "sweeps" / f"{experiment}.csv"
+
+
+def statistics(experiment: str) -> Path:
+    """Intervals, tests and areas that an experiment's sweep gives."""
+    return project() / "data" / "statistics" / experiment
+
+
+def paper() -> Path:
+    """Manuscript, figures, tables and numbers."""
+    return project() / "paper"

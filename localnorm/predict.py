@@ -1,0 +1,229 @@
+"""Predict with a trained network: where its norm layers take their statistics from is the caller's choice.
+
+LocalNorm and BatchNorm networks are asked alike, since BatchNorm is LocalNorm with one group and stored statistics. A
+prediction runs on a replica that shares the network's parameters, so the caller's network, its flags and its
+statistics stay as they are, for every thread and after every exception.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from localnorm.convert import (
+    FROZEN,
+    convert_to_localnorm,
+    describe,
+    device_of,
+    estimate_statistics,
+    refusals,
+    share_parameters,
+)
+from localnorm.layers import BATCH, LocalNorm, Mode, check_prior, set_mode, use_mode
+
+__all__ = [
+    "MODES",
+    "disagreement",
+    "estimate_statistics",
+    "majority_vote",
+    "mean_probability",
+    "mutual_information",
+    "predict",
+    "spread",
+    "use_mode",
+]
+
+MODES = ("batch", "single", "vote", "companions", "prior", "fixed")
+MEMORY_BOUND = 128  # images in one forward where the result does not depend on it and the caller names no batch_size
+
+
+def predict(
+    model: nn.Module,
+    images: Tensor,
+    mode: str = "batch",
+    *,
+    batch_size: int | None = None,
+    group: int = 0,
+    prior: float | None = None,
+    companions: Tensor | None = None,
+    return_members: bool = False,
+) -> Tensor:
+    """Logits of images, with the statistics of every LocalNorm and BatchNorm from where ``mode`` says.
+
+    ============== =================================================================== ==================
+    mode           statistics of an image                                              affine
+    ============== =================================================================== ==================
+    ``batch``      its group's in the test batch; for BatchNorm the whole batch's      its group's
+    ``single``     its own                                                             that of ``group``
+    ``vote``       its own                                                             all, averaged
+    ``companions`` its own and the S - 1 companions' together                          that of ``group``
+    ``prior``      its own, shrunk towards the training statistics: :func:`use_mode`   that of ``group``
+    ``fixed``      the training statistics                                             that of ``group``
+    ============== =================================================================== ==================
+
+    ``vote`` is ``single`` with every group's affine, and returns the log of the members' mean probability. In the
+    released evaluation an image joins its companions in every group: ``mode="companions", return_members=True``.
+    Cost of an image in forwards: batch, single, prior and fixed 1; vote K; companions S; times K with
+    ``return_members``.
+
+    Args:
+        model: the network, on the device that is to be used; it is not changed. Wrappers (torch.compile,
+            DistributedDataParallel) are taken off.
+        images: (N, C, H, W), or what the network takes.
+        mode: one of :data:`MODES`.
+        batch_size: in ``batch`` the most images that share statistics (default: all): N images are cut into batches
+            that differ by at most one image, so that no short tail has worse statistics. Elsewhere a bound on memory
+            alone: the most images in one forward, copies and companions included (default 128).
+        group: the group whose affine and stored statistics serve; BatchNorm has one for all.
+        prior: n0, in positions of the feature map; for ``prior`` only.
+        companions: (S - 1, C, H, W) stored images; for ``companions`` only.
+        return_members: the K members instead of one; not in ``batch``, where an image meets one group.
+
+    Returns:
+        Logits (N, num_classes); with ``return_members`` (K, N, num_classes), for :func:`mean_probability`,
+        :func:`majority_vote`, :func:`spread`, :func:`disagreement` and :func:`mutual_information`.
+
+    Raises:
+        ValueError: an unknown mode, an option that the mode does not take, a group that is not there, statistics
+            that were never stored, or a BatchNorm whose statistics cannot be chosen.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> predict(net, torch.randn(10, 3, 8, 8), "batch", batch_size=4).shape  # batches of 4, 3 and 3
+        torch.Size([10, 4])
+    """
+    _check_options(mode, batch_size, companions, return_members)
+    positions = check_prior(mode, prior)
+    replica = _replica(model)
+    norms = {name: module for name, module in replica.named_modules() if isinstance(module, LocalNorm)}
+    num_groups = _common_num_groups(norms)
+    if not 0 <= group < num_groups:
+        raise ValueError(f"group must be from 0 to {num_groups - 1} in this network, got {group}")
+    if mode in ("prior", "fixed"):
+        _check_stored(norms, mode)
+
+    device = device_of(model)
+    if mode == "batch":
+        batches = _nearly_equal(images, batch_size or max(1, len(images)))
+        return torch.cat([_forward(replica, batch.to(device), BATCH) for batch in batches])
+    members = torch.arange(num_groups) if return_members or mode == "vote" else torch.tensor([group])
+    companions = images[:0] if companions is None else companions
+    copies = len(members) * (1 + len(companions))
+    logits = torch.cat(
+        [
+            _members(replica, part.to(device), mode, members.to(device), positions, companions.to(device))
+            for part in _nearly_equal(images, max(1, (batch_size or MEMORY_BOUND) // copies))
+        ],
+        dim=1,
+    )  # (M, N, num_classes)
+    if return_members:
+        return logits
+    return mean_probability(logits).log() if mode == "vote" else logits[0]
+
+
+def mean_probability(members: Tensor) -> Tensor:
+    """Mean of the members' softmax: (K, N, num_classes) logits -> (N, num_classes)."""
+    return members.softmax(-1).mean(0)
+
+
+def majority_vote(members: Tensor) -> Tensor:
+    """The class that most members predict, the smallest on a tie: (K, N, num_classes) logits -> (N,) labels."""
+    return _votes(members).argmax(-1)
+
+
+def disagreement(members: Tensor) -> Tensor:
+    """Share of the members that do not predict the majority's class: (K, N, num_classes) logits -> (N,) in [0, 1)."""
+    return 1 - _votes(members).amax(-1) / len(members)
+
+
+def spread(members: Tensor) -> Tensor:
+    """Standard deviation over members of the probability of the mean's class: (K, N, num_classes) logits -> (N,)."""
+    probability = members.softmax(-1)
+    chosen = probability.mean(0).argmax(-1, keepdim=True)  # (N, 1)
+    return probability.gather(-1, chosen.expand(len(members), -1, -1)).squeeze(-1).std(0, correction=0)
+
+
+def mutual_information(members: Tensor) -> Tensor:
+    """Entropy of the mean minus the mean entropy, in nats: (K, N, num_classes) logits -> (N,) in [0, log K].
+
+    Source: Houlsby et al., Bayesian Active Learning for Classification and Preference Learning, arXiv 1112.5745.
+    """
+    probability = members.softmax(-1)
+    entropy_of_mean = torch.special.entr(probability.mean(0)).sum(-1)
+    return (entropy_of_mean - torch.special.entr(probability).sum(-1).mean(0)).clamp_min(0)
+
+
+def _votes(members: Tensor) -> Tensor:
+    return nn.functional.one_hot(members.argmax(-1), members.shape[-1]).sum(0)  # (N, num_classes)
+
+
+def _check_options(mode: str, batch_size: int | None, companions: Tensor | None, return_members: bool) -> None:
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if mode == "companions" and companions is None:
+        raise ValueError("mode='companions' needs companions, a tensor (S - 1, C, H, W) of stored images; got None")
+    if mode != "companions" and companions is not None:
+        raise ValueError(f"companions belong to mode='companions', got mode={mode!r}; drop them or change the mode")
+    if return_members and mode == "batch":
+        raise ValueError(
+            "return_members=True needs a mode in which an image meets every group; in 'batch' it meets one: use 'vote'"
+        )
+
+
+def _replica(model: nn.Module) -> nn.Module:
+    """The network in evaluation with its parameters shared and every BatchNorm a LocalNorm of one group."""
+    while isinstance(inner := getattr(model, "_orig_mod", None) or _wrapped(model), nn.Module):
+        model = inner
+    refused = refusals(model)
+    left = {name: why for name, why in refused.items() if why != FROZEN}
+    if left:
+        raise ValueError(f"cannot choose the statistics of {describe(left)}; predict with the network's own forward")
+    replica = share_parameters(model).eval()
+    if any(isinstance(module, _BatchNorm) for module in replica.modules()):
+        replica = convert_to_localnorm(replica, 1, track_running_stats=True, exclude=refused, inplace=True)
+    return replica
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    parallel = nn.DataParallel | nn.parallel.DistributedDataParallel
+    return model.module if isinstance(model, parallel) else None
+
+
+def _common_num_groups(norms: dict[str, LocalNorm]) -> int:
+    counts = {norm.num_groups for norm in norms.values()} - {1}  # one group serves every member
+    if len(counts) > 1:
+        raise ValueError(
+            f"the layers of a network must agree on num_groups, got {sorted(counts)}; convert all of them with one"
+        )
+    return counts.pop() if counts else 1
+
+
+def _check_stored(norms: dict[str, LocalNorm], mode: str) -> None:
+    missing = [name for name, norm in norms.items() if not norm.track_running_stats]
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise ValueError(
+            f"mode={mode!r} needs stored training statistics, and {shown} keep none; "
+            "call localnorm.convert.estimate_statistics(model, loader) once"
+        )
+
+
+def _nearly_equal(images: Tensor, most: int) -> tuple[Tensor, ...]:
+    return images.tensor_split(max(1, -(-len(images) // most)))
+
+
+def _members(model: nn.Module, images: Tensor, mode: str, members: Tensor, prior: float, companions: Tensor) -> Tensor:
+    """Logits (M, N, num_classes) of N images under the affines of M groups, in one forward."""
+    copies = images.repeat(len(members), *[1] * (images.dim() - 1))  # (M*N, C, H, W): a member's images together
+    affine = members.repeat_interleave(len(images))  # (M*N,)
+    # Image i of a forward is in group i mod M*N: each copy first, then every companion once for each copy.
+    batch = torch.cat([copies, companions.repeat_interleave(len(copies), 0)])  # (S*M*N, C, H, W)
+    statistics = mode if mode in ("prior", "fixed") else "single"
+    logits = _forward(model, batch, Mode(statistics, affine, prior, 1 + len(companions)))
+    return logits[: len(copies)].unflatten(0, (len(members), len(images)))
+
+
+def _forward(model: nn.Module, images: Tensor, mode: Mode) -> Tensor:
+    with torch.no_grad(), set_mode(mode):
+        return model(images)

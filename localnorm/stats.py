@@ -1,0 +1,291 @@
+"""From sweeps to claims: intervals over seeds, paired tests, areas under the curve.
+
+The unit of replication is the seed: a difference between two arms is taken within a seed (same initial weights, batches, noise)
+and then averaged. With n seeds a two-sided sign-flip test cannot give less than p = 2 / 2^n, which is .03 for six.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from localnorm.evaluate import ARMS, arm_label
+
+__all__ = ["areas", "claims", "compare", "curves", "holm", "interval", "largest_ratio", "mcnemar", "sign_flip", "summary"]
+
+CONFIDENCE = 0.95
+RESAMPLES = 9_999
+CONDITION = ["suite", "noise", "level"]
+
+
+def interval(values: Iterable[float], statistic: Callable = np.mean, seed: int = 0) -> tuple[float, float, float]:
+    """(estimate, low, high): a statistic of values over seeds with its 95 % BCa bootstrap interval.
+
+    A single value has no interval (nan); equal values have one of width zero.
+
+    Source: Efron, Better bootstrap confidence intervals, JASA 1987; as scipy.stats.bootstrap computes it.
+    """
+    values = np.asarray(list(values), float)
+    estimate = float(statistic(values))
+    if len(values) < 2:
+        return estimate, np.nan, np.nan
+    if np.ptp(values) < 1e-12:
+        return estimate, estimate, estimate
+    result = scipy.stats.bootstrap(
+        (values,), statistic, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="BCa", rng=seed
+    ).confidence_interval
+    return estimate, float(result.low), float(result.high)
+
+
+def sign_flip(differences: Iterable[float], seed: int = 0) -> float:
+    """Two-sided p of paired differences having mean zero: every sign pattern if there are few, else 9,999 drawn ones.
+
+    Returns:
+        At least 2 / 2^n for n differences; 1 where all are zero; nan for fewer than two.
+    """
+    differences = np.asarray(list(differences), float)
+    if len(differences) < 2:
+        return np.nan
+    result = scipy.stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, alternative="two-sided", rng=seed
+    )
+    return float(result.pvalue)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
+    """Exact McNemar test of two classifiers on the same images.
+
+    Args:
+        first, second: (N,) bool, whether each classifier was right.
+
+    Returns:
+        Images that only the first got right, that only the second did, and the two-sided p that both are as likely.
+    """
+    only_first = int((first & ~second).sum())
+    only_second = int((second & ~first).sum())
+    if only_first + only_second == 0:
+        return 0, 0, 1.0
+    return only_first, only_second, float(scipy.stats.binomtest(only_first, only_first + only_second).pvalue)
+
+
+def holm(pvalues: Iterable[float]) -> np.ndarray:
+    """Holm's step-down adjustment: p_(i) (m - i + 1), made to rise, at most 1. Source: Holm, Scand. J. Stat. 1979."""
+    pvalues = np.asarray(list(pvalues), float)
+    order = pvalues.argsort()
+    raised = np.maximum.accumulate(pvalues[order] * np.arange(len(pvalues), 0, -1)).clip(max=1)
+    adjusted = np.empty_like(raised)
+    adjusted[order] = raised
+    return adjusted
+
+
+# -------------------------------------------------------------------------------------------------- tables of an experiment
+
+
+def _estimates(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
+    """A row a group: mean over seeds with interval, number of seeds."""
+    rows = []
+    for key, group in table.groupby(by, sort=False):
+        estimate, low, high = interval(group.groupby("seed")[value].mean())
+        rows.append({**dict(zip(by, key, strict=True)), "seeds": group.seed.nunique(), value: estimate, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def label_arms(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `arm`, ordered as in `localnorm.evaluate.ARMS`."""
+    arms = [arm_label(norm, mode) for norm, mode in zip(table.norm, table["mode"], strict=True)]
+    return table.assign(arm=pd.Categorical(arms, list(ARMS.values()), ordered=True)).sort_values(
+        ["arm", "seed"], kind="stable"
+    )
+
+
+def curves(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy against level: a row an arm, suite, noise and level, with mean and interval over seeds."""
+    return _estimates(label_arms(table).assign(arm=lambda t: t.arm.astype(str)), ["arm", *CONDITION], "accuracy")
+
+
+def _per_seed_area(table: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for key, group in table.groupby(["arm", "seed", "suite", "noise"], sort=False, observed=True):
+        group = group.sort_values("level")
+        if len(group) > 1:
+            area = np.trapezoid(group.accuracy, group.level) / np.ptp(group.level)
+            rows.append(dict(zip(["arm", "seed", "suite", "noise", "area"], (*key, area), strict=True)))
+    return pd.DataFrame(rows)
+
+
+def areas(table: pd.DataFrame) -> pd.DataFrame:
+    """Area under accuracy against level, divided by the range of levels: 1 is right at every level."""
+    per_seed = _per_seed_area(label_arms(table)).assign(arm=lambda t: t.arm.astype(str))
+    return _estimates(per_seed, ["arm", "suite", "noise"], "area")
+
+
+def per_seed_scores(table: pd.DataFrame) -> pd.DataFrame:
+    """A row an arm and seed: clean accuracy, and accuracy averaged over the noises (each over its levels above 0)."""
+    table = label_arms(table).assign(arm=lambda t: t.arm.astype(str))
+    clean = table[table.level == 0].groupby(["arm", "seed"], sort=False).accuracy.mean()
+    noisy = (
+        table[table.level > 0]
+        .groupby(["arm", "seed", "suite", "noise"], sort=False)
+        .accuracy.mean()
+        .groupby(["arm", "seed"], sort=False)
+        .mean()
+    )
+    return pd.DataFrame({"clean": clean, "noisy": noisy}).reset_index()
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """The small table: a row an arm with clean and noisy accuracy, each with its interval."""
+    rows = []
+    for arm, group in per_seed_scores(table).groupby("arm", sort=False):
+        row = {"arm": arm, "seeds": len(group)}
+        for part in ("clean", "noisy"):
+            row[part], row[f"{part}_low"], row[f"{part}_high"] = interval(group[part])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def compare(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """Paired difference `first` - `second` of clean and noisy accuracy, within seeds.
+
+    Returns:
+        A row for "clean" and for "noisy": seeds, difference, low, high, p of the sign-flip test.
+    """
+    scores = per_seed_scores(table).pivot(index="seed", columns="arm")
+    rows = []
+    for part in ("clean", "noisy"):
+        difference = (scores[part][first] - scores[part][second]).dropna()
+        estimate, low, high = interval(difference)
+        rows.append(
+            {
+                "first": first,
+                "second": second,
+                "part": part,
+                "seeds": len(difference),
+                "difference": estimate,
+                "low": low,
+                "high": high,
+                "p": sign_flip(difference),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def largest_ratio(table: pd.DataFrame, first: str, second: str) -> dict:
+    """Claim C3: the condition where mean accuracy of `first` is the largest multiple of `second`'s, with its interval.
+
+    The condition is picked on the same data, so the ratio is the best case, not what to expect of a new noise.
+    """
+    table = label_arms(table).assign(arm=lambda t: t.arm.astype(str))
+    pairs = table.pivot_table(index=[*CONDITION, "seed"], columns="arm", values="accuracy")[[first, second]].dropna()
+    means = pairs.groupby(CONDITION).mean()
+    best = (means[first] / means[second].clip(lower=1e-9)).idxmax()
+    at_best = pairs.loc[best]
+    ratios = at_best[first] / at_best[second].clip(lower=1e-9)
+    estimate, low, high = interval(ratios)
+    return {
+        "first": first,
+        "second": second,
+        **dict(zip(CONDITION, best, strict=True)),
+        "seeds": len(ratios),
+        "first_accuracy": means.loc[best, first],
+        "second_accuracy": means.loc[best, second],
+        "ratio": estimate,
+        "low": low,
+        "high": high,
+    }
+
+
+def _verdict(low: float, high: float, threshold: float = 0.0) -> str:
+    """What an interval says about "greater than the threshold"."""
+    if low > threshold:
+        return "holds"
+    return "does not hold here" if high <= threshold else "undecided"
+
+
+def claims(table: pd.DataFrame, margin: float, ratio: float) -> pd.DataFrame:
+    """The claims that one experiment can test, each with estimate, interval, p and verdict.
+
+    A difference is paired within seeds. It "holds" if its interval lies above zero (C4: above -margin), "does not hold here" if it
+    lies below, and is "undecided" between. C3 "holds in part" where LocalNorm is ahead but nowhere by `ratio` times.
+
+    Args:
+        table: the tidy sweep of an experiment.
+        margin: accuracies closer than this count as the same (C4).
+        ratio: the multiple of BatchNorm's accuracy that the paper speaks of (C3).
+    """
+    present = set(label_arms(table).arm.astype(str))
+
+    def difference(claim: str, what: str, first: str, second: str, part: str, sign: int = 1, threshold: float = 0.0) -> dict:
+        row = compare(table, first, second).set_index("part").loc[part]
+        bounds = sorted((sign * row.low, sign * row.high))
+        return {
+            "claim": claim, "what": what, "first": first, "second": second, "part": part, "seeds": row.seeds,
+            "estimate": row.difference, "low": row.low, "high": row.high, "p": row.p,
+            "verdict": _verdict(*bounds, threshold),
+        }  # fmt: skip
+
+    rows = [
+        difference("C2", "statistics of the test batch help BN under noise", "BN-batch", "BN fixed", "noisy"),
+        difference("C2", "and cost it accuracy on clean images", "BN-batch", "BN fixed", "clean", sign=-1),
+        difference("C3", "LN is more robust than BN", "LN batch", "BN fixed", "noisy"),
+    ]
+    best = largest_ratio(table, "LN batch", "BN fixed")
+    ahead = rows[-1]["verdict"]
+    rows.append(
+        {
+            "claim": "C3",
+            "what": f"LN reaches {ratio:g} times BN at {best['noise']} ({best['suite']}) {best['level']:g}",
+            **{key: best[key] for key in ("first", "second", "seeds", "low", "high")},
+            "part": "largest ratio",
+            "estimate": best["ratio"],
+            "p": np.nan,
+            "verdict": ahead if ahead != "holds" or best["ratio"] >= ratio else "holds in part",
+        }
+    )
+    rows += [
+        difference("control", "LN is more robust than BN-batch", "LN batch", "BN-batch", "noisy"),
+        difference("C4", "LN is no worse on clean images", "LN batch", "BN fixed", "clean", threshold=-margin),
+    ]
+    if "LN single" in present:
+        rows.append(difference("C5", "LN on one image is more robust than BN", "LN single", "BN fixed", "noisy"))
+    return pd.DataFrame(rows)
+
+
+def mcnemar_table(
+    runs: dict[tuple[str, int], tuple[pd.DataFrame, np.ndarray, np.ndarray]], first: tuple[str, str], second: tuple[str, str]
+) -> pd.DataFrame:
+    """McNemar with Holm over all conditions of one pair of arms, seed by seed.
+
+    Args:
+        runs: (norm, seed) -> what `localnorm.evaluate.load_predictions` gives.
+        first, second: (norm, mode).
+
+    Returns:
+        A row a seed, suite, noise and level: counts of images that only one arm got right, p and its Holm adjustment
+        (over the levels above 0 of all noises, and one clean level, of that seed).
+    """
+    rows = []
+    for seed in sorted({seed for _, seed in runs}):
+        if (first[0], seed) not in runs or (second[0], seed) not in runs:
+            continue
+        right = [_right(runs[norm, seed], mode) for norm, mode in (first, second)]
+        family = []
+        for key in right[0]:
+            scored = (right[0][key] >= 0) & (right[1][key] >= 0)
+            counts = mcnemar(right[0][key][scored] == 1, right[1][key][scored] == 1)
+            family.append({"seed": seed, **dict(zip(CONDITION, key, strict=True)), "images": int(scored.sum())}
+                          | dict(zip(("only_first", "only_second", "p"), counts, strict=True)))
+        for row, adjusted in zip(family, holm(row["p"] for row in family), strict=True):
+            rows.append({"first": arm_label(*first), "second": arm_label(*second), **row, "p_holm": adjusted})
+    return pd.DataFrame(rows)
+
+
+def _right(run: tuple[pd.DataFrame, np.ndarray, np.ndarray], mode: str) -> dict[tuple, np.ndarray]:
+    """(suite, noise, level) -> (N,) int8: 1 right, 0 wrong, -1 not scored; level 0 once."""
+    table, classes, labels = run
+    right: dict[tuple, np.ndarray] = {}
+    for index, row in table[table["mode"] == mode].iterrows():
+        key = ("clean", "clean", 0.0) if row.level == 0 else (row.suite, row.noise, row.level)
+        right[key] = np.where(classes[index] < 0, -1, classes[index] == labels).astype(np.int8)
+    return right

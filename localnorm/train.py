@@ -1,0 +1,458 @@
+"""One training loop, on Lightning Fabric: CPU or GPU, float32 or bf16, one process or several.
+
+The images stay on the device as uint8 and are augmented there in batches, so no worker processes are needed. Everything
+random in epoch e follows from (seed, e): a run that was killed continues from its last epoch and ends with the same weights.
+Both arms of a pair (batch, local) see the same initial convolutions, batches and augmentations for the same seed.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from safetensors import safe_open
+from safetensors.torch import save as safetensors_bytes
+from tqdm import tqdm
+
+from localnorm import paths
+from localnorm._version import __version__
+from localnorm.data.augment import augment, standardise
+from localnorm.data.prepare import Dataset
+from localnorm.models import MODELS, NORMS, make_model
+from localnorm.predict import predict
+
+__all__ = ["TrainConfig", "TrainedRun", "fit", "learning_rate", "load_model", "make_fabric", "save_run"]
+
+SCHEDULES = ("constant", "one_cycle", "steps", "exponential")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of a training run: a `train` block of params.yaml, checked.
+
+    Args:
+        model: name of a network (see `localnorm.models.MODELS`).
+        epochs: passes over the training part; a tail that does not fill a batch is dropped.
+        batch_size: images a step and process (B).
+        num_groups: groups that LocalNorm splits a batch into (K).
+        optimizer: "sgd" (Nesterov) or "adam".
+        learning_rate: the peak for "one_cycle", the first for the other schedules.
+        schedule: "constant"; "one_cycle" (linear from a tenth up to the peak in the first quarter, then linearly to zero);
+            "steps" (`milestones`: {epoch: learning rate from there on}); "exponential" (times `decay` every
+            `decay_every` epochs).
+        momentum: of SGD.
+        weight_decay: torch's, on kernels only (twice Keras' lambda).
+        label_smoothing: share of the target that is spread over all classes.
+        augment: arguments of `localnorm.data.augment.augment`: flip, shift, rotation, zoom.
+        pretrained: start from ImageNet weights.
+        precision: Lightning Fabric's: "32-true" or "bf16-mixed".
+        eps: added to the variance in every normalisation layer, the same in both arms; None keeps the network's own.
+        compile: run the network through torch.compile.
+        threads: of the CPU; None leaves torch's choice. A network of a few thousand weights is fastest on one.
+
+    Raises:
+        ValueError: a value that cannot work, before any data is read.
+    """
+
+    model: str
+    epochs: int
+    batch_size: int
+    num_groups: int = 8
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    schedule: str = "one_cycle"
+    milestones: dict[int, float] = field(default_factory=dict)
+    decay: float = 1.0
+    decay_every: int = 1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    augment: dict[str, float | bool] = field(default_factory=dict)
+    pretrained: bool = False
+    precision: str = "32-true"
+    eps: float | None = 1e-5
+    compile: bool = False
+    threads: int | None = None
+
+    def __post_init__(self):
+        _check_choice("model", self.model, MODELS)
+        _check_choice("optimizer", self.optimizer, ("sgd", "adam"))
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("precision", self.precision, ("32-true", "bf16-mixed"))
+        for name in ("epochs", "batch_size", "num_groups", "decay_every"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name in ("learning_rate", "momentum", "weight_decay", "label_smoothing", "decay", "eps"):
+            value = getattr(self, name)
+            if name == "eps" and value is None:
+                continue
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise ValueError(
+                    f"{name} must be a finite number of at least 0, got {value!r}"
+                    + (" (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) else "")
+                )
+        if self.num_groups > self.batch_size:
+            raise ValueError(
+                f"num_groups={self.num_groups} needs at least {self.num_groups} images in a training batch, "
+                f"got batch_size={self.batch_size}; raise batch_size or lower num_groups"
+            )
+
+    @classmethod
+    def from_params(cls, block: dict) -> "TrainConfig":
+        """The `train` block of an experiment in params.yaml.
+
+        Raises:
+            ValueError: an unknown or missing key, or a value that cannot work.
+        """
+        known = [item.name for item in fields(cls)]
+        unknown = sorted(set(block) - set(known))
+        missing = sorted({"model", "epochs", "batch_size"} - set(block))
+        if unknown:
+            raise ValueError(f"unknown key {', '.join(unknown)} in a train block; it knows {', '.join(known)}")
+        if missing:
+            raise ValueError(f"a train block needs {', '.join(missing)}; it has {', '.join(block)}")
+        return cls(**block)
+
+
+def _check_choice(name: str, value, choices) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
+
+
+def learning_rate(config: TrainConfig, epoch: float) -> float:
+    """The learning rate at `epoch`, a float in [0, epochs]: a pure function, so a resumed run cannot drift.
+
+    Example:
+        >>> config = TrainConfig("small", epochs=8, batch_size=64, learning_rate=0.4)
+        >>> [round(learning_rate(config, epoch), 3) for epoch in (0, 1, 2, 5, 8)]
+        [0.04, 0.22, 0.4, 0.2, 0.0]
+    """
+    peak = config.learning_rate
+    if config.schedule == "one_cycle":
+        warm = config.epochs / 4
+        return peak * (0.1 + 0.9 * epoch / warm) if epoch < warm else peak * (config.epochs - epoch) / (3 * warm)
+    if config.schedule == "steps":
+        return [peak, *(rate for start, rate in sorted(config.milestones.items()) if start <= epoch)][-1]
+    if config.schedule == "exponential":
+        return peak * config.decay ** (int(epoch) // config.decay_every)
+    return peak
+
+
+def make_fabric(precision: str = "32-true") -> Fabric:
+    """Fabric on the best device at hand; under torchrun or SLURM, on every process that they started."""
+    started_many = any(int(os.environ.get(name, 1)) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    fabric = Fabric(
+        accelerator="auto",
+        devices="auto" if started_many else 1,
+        strategy="ddp" if started_many else "auto",
+        precision=precision,
+        num_nodes=int(os.environ.get("SLURM_NNODES", 1)),
+    )
+    fabric.launch()
+    return fabric
+
+
+def _make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1 and not _is_affine(model, parameter)]
+    chosen = {id(parameter) for parameter in kernels}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=config.learning_rate)
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def _is_affine(model: torch.nn.Module, parameter: torch.nn.Parameter) -> bool:
+    """Whether `parameter` is a gamma or beta; LocalNorm's are matrices (K, C), so the rank alone does not tell."""
+    return any(
+        parameter is own
+        for module in model.modules()
+        if not isinstance(module, torch.nn.Linear | torch.nn.modules.conv._ConvNd)
+        for own in module.parameters(recurse=False)
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- the loop
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What training gives: the network, a row an epoch, and a record of how it was made."""
+
+    model: torch.nn.Module
+    history: list[dict]
+    record: dict
+
+
+def fit(
+    dataset: Dataset,
+    config: TrainConfig,
+    norm: str,
+    seed: int,
+    *,
+    checkpoint: Path | None = None,
+    fabric: Fabric | None = None,
+) -> TrainedRun:
+    """Train a network and return it with its history and record.
+
+    Args:
+        dataset: see `localnorm.data.load`; the parts "train" and "validation" are used.
+        config: the settings.
+        norm: "batch", "local", or another name of `localnorm.models.NORMS`.
+        seed: of the initial weights, the batches and the augmentation.
+        checkpoint: a file that is rewritten after every epoch; where it is there and was made by the same settings,
+            training continues from it.
+        fabric: device, precision and processes; `make_fabric(config.precision)` if None.
+
+    Raises:
+        ValueError: fewer training images than a batch, an unknown norm.
+        FloatingPointError: the loss is no longer finite; names epoch and step.
+    """
+    _check_choice("norm", norm, NORMS)
+    count = len(dataset.labels("train"))
+    fabric = fabric or make_fabric(config.precision)
+    steps = count // (config.batch_size * fabric.world_size)
+    if steps == 0:
+        raise ValueError(
+            f"batch_size={config.batch_size} on {fabric.world_size} process(es) needs as many training images, "
+            f"{dataset.title} has {count}; lower batch_size"
+        )
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(seed)
+    model = make_model(
+        config.model,
+        norm,
+        num_classes=dataset.num_classes,
+        in_channels=dataset.shape[0],
+        image_size=dataset.shape[-1],
+        num_groups=config.num_groups,
+        eps=config.eps,
+        pretrained=config.pretrained,
+    ).to(memory_format=torch.channels_last)
+    network = model  # the plain module that is saved and tested, under Fabric's and the compiler's wrappers
+    optimizer = _make_optimizer(model, config)
+    model, optimizer = fabric.setup(torch.compile(model) if config.compile else model, optimizer)
+
+    identity = {
+        "train": asdict(config),
+        "norm": norm,
+        "seed": seed,
+        "data": {
+            "name": dataset.name,
+            "title": dataset.title,
+            "num_classes": dataset.num_classes,
+            "shape": list(dataset.shape),
+            "provenance": dataset.provenance,
+        },
+    }
+    history = _resume(checkpoint, network, optimizer, identity) if checkpoint else []
+    resumed_at = len(history)
+
+    images = torch.as_tensor(dataset.images("train")).to(fabric.device)
+    labels = torch.as_tensor(dataset.labels("train")).to(fabric.device)
+    mean, std = (torch.tensor(values, device=fabric.device) for values in (dataset.mean, dataset.std))
+    started = time.perf_counter()
+    progress = tqdm(
+        total=config.epochs * steps,
+        initial=resumed_at * steps,
+        desc=f"train {dataset.name} {norm} s{seed}",
+        unit="step",
+        file=sys.stderr,
+        mininterval=0.5,
+        disable=fabric.global_rank > 0,
+    )
+    for epoch in range(resumed_at, config.epochs):
+        epoch_seed = seed * 100_003 + epoch  # one number a (seed, epoch): nothing else has to be saved to continue
+        torch.manual_seed(epoch_seed)  # dropout
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed)).to(fabric.device)
+        generator = torch.Generator(fabric.device).manual_seed(epoch_seed + fabric.global_rank)
+        losses = torch.zeros(steps, device=fabric.device)
+        correct = torch.zeros((), device=fabric.device)
+        model.train()
+        for step in range(steps):
+            rate = learning_rate(config, epoch + step / steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            position = (step * fabric.world_size + fabric.global_rank) * config.batch_size
+            chosen = order[position : position + config.batch_size]
+            batch = augment(standardise(images[chosen], mean, std), generator=generator, **config.augment)
+            logits = model(batch.contiguous(memory_format=torch.channels_last))  # (B, num_classes)
+            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=config.label_smoothing)
+            fabric.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[step] = loss.detach()
+            correct += (logits.argmax(1) == labels[chosen]).sum()
+            progress.update()
+        _check_finite(losses, epoch, rate)
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "learning_rate": rate,
+                "train_loss": fabric.all_reduce(losses.mean()).item(),
+                "train_accuracy": fabric.all_reduce(correct / (steps * config.batch_size)).item(),
+                "validation_accuracy": _accuracy(network, dataset, "validation", config.batch_size, norm, fabric),
+            }
+        )
+        progress.set_postfix_str(f"loss {history[-1]['train_loss']:.3f}, val {history[-1]['validation_accuracy']:.3f}")
+        if checkpoint and fabric.is_global_zero:
+            _save_checkpoint(checkpoint, network, optimizer, identity, history)
+        fabric.barrier()
+    progress.close()
+    seconds = time.perf_counter() - started
+    trained = (config.epochs - resumed_at) * steps * config.batch_size * fabric.world_size
+    record = {
+        **identity,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "resumed_at_epoch": resumed_at,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(trained / seconds, 1) if trained else None,
+        "device": _device_name(fabric.device),
+        "processes": fabric.world_size,
+        "threads": torch.get_num_threads(),
+        "versions": {"localnorm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "revision": _revision(),
+    }
+    return TrainedRun(network, history, record)
+
+
+def _check_finite(losses: torch.Tensor, epoch: int, rate: float) -> None:
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        raise FloatingPointError(
+            f"the loss became {losses[step].item()} in epoch {epoch + 1}, step {step + 1}, at learning rate {rate:.3g}; "
+            "lower learning_rate, or look at the images of this data set for constant ones"
+        )
+
+
+def _accuracy(network, dataset: Dataset, part: str, batch_size: int, norm: str, fabric: Fabric) -> float:
+    """Clean accuracy as the network would be used: fixed statistics where it has them, else test batches."""
+    mean, std = (torch.tensor(values, device=fabric.device) for values in (dataset.mean, dataset.std))
+    images = standardise(torch.as_tensor(dataset.images(part)).to(fabric.device), mean, std)
+    labels = torch.as_tensor(dataset.labels(part)).to(fabric.device)
+    logits = predict(network, images, mode="fixed" if norm == "batch" else "batch", batch_size=batch_size)
+    return (logits.argmax(1) == labels).float().mean().item()
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()})"
+
+
+def _revision() -> str | None:
+    """The git revision, with "+" where tracked files were changed; None outside a repository."""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=paths.project(),
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
+
+# ------------------------------------------------------------------------------------------- files: plain tensors, no pickle
+
+
+def _save_checkpoint(path: Path, network, optimizer, identity: dict, history: list[dict]) -> None:
+    tensors = {f"model.{name}": value.contiguous() for name, value in network.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {
+            f"optimizer.{index}.{name}": torch.as_tensor(value).contiguous()
+            for name, value in state.items()
+            if value is not None
+        }
+    metadata = {"identity": json.dumps(identity, sort_keys=True), "history": json.dumps(history)}
+    paths.write(path, safetensors_bytes(tensors, metadata))
+
+
+def _resume(path: Path, network, optimizer, identity: dict) -> list[dict]:
+    """Load what a run of the same settings left; the history so far, empty where there is nothing to continue."""
+    if not path.is_file():
+        return []
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        if metadata["identity"] != json.dumps(identity, sort_keys=True):
+            print(f"{path.name} belongs to other settings or data: training starts anew", file=sys.stderr)
+            return []
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    network.load_state_dict(
+        {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    )
+    state: dict[int, dict] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return json.loads(metadata["history"])
+
+
+def save_run(run: TrainedRun, folder: Path, checkpoint: Path | None = None) -> None:
+    """Write model.safetensors, history.csv and record.json to `folder`, then drop the checkpoint.
+
+    The network's own description travels in the header of model.safetensors, so `load_model` needs no other file.
+    """
+    record = run.record
+    description = {
+        "model": record["train"]["model"],
+        "norm": record["norm"],
+        "num_groups": record["train"]["num_groups"],
+        "eps": record["train"]["eps"],
+        "num_classes": record["data"]["num_classes"],
+        "in_channels": record["data"]["shape"][0],
+        "image_size": record["data"]["shape"][-1],
+    }
+    tensors = {name: value.cpu().contiguous() for name, value in run.model.state_dict().items()}
+    paths.write(folder / "model.safetensors", safetensors_bytes(tensors, {"network": json.dumps(description)}))
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, run.history[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in run.history)
+    paths.write(folder / "history.csv", table.getvalue())
+    paths.write(folder / "record.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+
+
+def load_model(path: Path) -> torch.nn.Module:
+    """The network that `save_run` wrote, in evaluation mode; runs no code from the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no network of this package, or its tensors are another network's.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no trained network at {path}; run the train stage first: dvc repro")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if "network" not in metadata:
+            raise ValueError(f"{path.name} has no description of its network; only files that save_run wrote can be loaded")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    description = json.loads(metadata["network"])
+    name, norm = description.pop("model"), description.pop("norm")
+    model = make_model(name, norm, **description)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path.name} says it is {name} with norm {norm}, but its tensors do not fit: {error}") from None
+    return model.eval().to(memory_format=torch.channels_last)

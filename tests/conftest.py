@@ -1,0 +1,75 @@
+"""Shared parts of the tests: real digits, prepared once, and a copy of the project at smoke size."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)  # the tests' networks are tiny: threads cost more than they give
+os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # keeps jupyter_core from warning in every kernel that the tests start
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: minutes long; run with `pytest -m slow`, left out otherwise")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.markexpr:
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow; run with `pytest -m slow`"))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """scikit-learn's digits, prepared as the pipeline does."""
+    from localnorm.data import load, prepare
+
+    return load(prepare("digits", tmp_path_factory.mktemp("prepared") / "digits", validation=0.1, test=0.25))
+
+
+def copy_project(folder: Path) -> Path:
+    """The files that a clone would have, as they are now; no environment, no results of the pipeline's ignored folders."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode == 0:
+        files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:  # an archive without git
+        files = [file for file in ROOT.rglob("*") if not {".venv", ".dvc", "__pycache__"} & set(file.parts)]
+        files += [ROOT / ".dvc" / "config", ROOT / ".dvc" / ".gitignore"]
+    for file in files:
+        if file.is_file():
+            target = folder / file.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, target)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke_project(tmp_path_factory):
+    """A copy of the project, without git, whose digits experiment is as small as it can be; no results in it."""
+    project = copy_project(tmp_path_factory.mktemp("a project") / "localnorm")  # a space in the path, as people have
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["seeds"] = [0, 1]
+    digits = params["digits-small"]
+    digits["prepare"]["limit"] = 200
+    digits["train"]["epochs"] = 2
+    digits["sweep"] |= {
+        "noises": {"released": ["bernoulli"], "named": ["gaussian"]},
+        "images": 64,
+        "mode_images": {"vote": 16},
+        "max_levels": 2,
+    }
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (project / "dvc.lock").unlink(missing_ok=True)
+    for folder in ("statistics", "sweeps"):
+        shutil.rmtree(project / "data" / folder, ignore_errors=True)
+    (project / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    return project

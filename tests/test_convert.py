@@ -1,0 +1,255 @@
+"""A converted network equals the original, shares nothing with it, and what cannot be converted is named."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from localnorm.convert import convert_to_batchnorm, convert_to_localnorm, estimate_statistics
+from localnorm.layers import ASSIGNMENTS, LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d
+
+torch.set_num_threads(1)
+
+
+def small_net():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.Dropout(),
+        nn.Flatten(),
+    )
+    return randomized(net)
+
+
+def randomized(net):
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.weight.uniform_(0.5, 2)
+                module.bias.uniform_(-1, 1)
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+    return net
+
+
+def without_dropout(net):
+    net.train()
+    for module in net.modules():
+        if "Drop" in type(module).__name__ or type(module).__name__ == "StochasticDepth":
+            module.eval()
+    return net
+
+
+def _torchvision(name):
+    return lambda: getattr(pytest.importorskip("torchvision").models, name)(num_classes=7)
+
+
+def _timm(name):
+    return lambda: pytest.importorskip("timm").create_model(name, num_classes=7)
+
+
+NETWORKS = {
+    "resnet18": _torchvision("resnet18"),
+    "mobilenet_v3_small": _torchvision("mobilenet_v3_small"),
+    "densenet121": _torchvision("densenet121"),
+    "regnet_y_400mf": _torchvision("regnet_y_400mf"),
+    "timm efficientnet_lite0": _timm("efficientnet_lite0"),
+    "timm skresnet18": _timm("skresnet18"),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_group_of_a_known_network_gets_what_the_original_gives_that_group(name):
+    torch.manual_seed(0)
+    net = randomized(NETWORKS[name]()).double()
+    local = convert_to_localnorm(net, 2, assignment="contiguous")
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in local.modules())
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    without_dropout(net), without_dropout(local)
+    with torch.no_grad():
+        want = torch.cat([net(images[:2]), net(images[2:])])
+        torch.testing.assert_close(local(images), want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_one_groups_worth_of_data_gives_the_original_in_every_group(assignment):
+    net = small_net()
+    local = convert_to_localnorm(net, 3, assignment=assignment)
+    group = torch.randn(5, 3, 8, 8)
+    images = group.repeat_interleave(3, 0) if assignment == "interleaved" else group.repeat(3, 1, 1, 1)
+    want = without_dropout(net)(group)
+    want = want.repeat_interleave(3, 0) if assignment == "interleaved" else want.repeat(3, 1)
+    torch.testing.assert_close(without_dropout(local)(images), want)
+
+
+def test_every_rank_is_converted_and_syncbatchnorm_serves_any():
+    net = nn.ModuleList([nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.BatchNorm3d(3), nn.SyncBatchNorm(3)])
+    local = convert_to_localnorm(net, 2)
+    assert [type(m) for m in local] == [LocalNorm1d, LocalNorm2d, LocalNorm3d, LocalNorm]
+    for shape in [(4, 3), (4, 3, 5), (4, 3, 5, 5), (4, 3, 2, 2, 2)]:
+        assert local[3](torch.randn(shape)).shape == shape if len(shape) > 2 else True
+
+
+def test_settings_of_the_original_are_kept():
+    net = nn.Sequential(nn.BatchNorm2d(3, eps=1e-3, momentum=0.2), nn.BatchNorm2d(3, affine=False)).double().eval()
+    net[0].weight.requires_grad_(False)
+    local = convert_to_localnorm(net, 2, track_running_stats=True)
+    assert (local[0].eps, local[0].momentum, local[0].weight.dtype, local[0].training) == (
+        1e-3,
+        0.2,
+        torch.float64,
+        False,
+    )
+    assert not local[0].weight.requires_grad
+    assert local[0].bias.requires_grad
+    assert not local[1].affine
+    assert torch.equal(local[0].running_var, net[0].running_var.expand(2, -1))
+
+
+def _storages(net):
+    return {t.untyped_storage().data_ptr() for t in net.state_dict().values()}
+
+
+def test_a_converted_copy_shares_no_tensor_and_leaves_the_original():
+    net = small_net()
+    before = copy.deepcopy(net.state_dict())
+    local = convert_to_localnorm(net, 2, track_running_stats=True)
+    back = convert_to_batchnorm(local, [torch.randn(4, 3, 8, 8)])
+    assert not _storages(net) & _storages(local)
+    assert not _storages(local) & _storages(back)
+    assert isinstance(net[1], nn.BatchNorm2d)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_inplace_changes_the_network_itself_with_fresh_tensors():
+    net = small_net()
+    old = net[1]
+    assert convert_to_localnorm(net, 2, inplace=True) is net
+    assert isinstance(net[1], LocalNorm2d)
+    assert not _storages(old) & _storages(net)
+
+
+def test_a_norm_in_two_places_stays_one_and_a_root_is_converted():
+    norm = nn.BatchNorm2d(3)
+    local = convert_to_localnorm(nn.Sequential(norm, nn.Sequential(norm)), 2)
+    assert local[0] is local[1][0]
+    assert isinstance(convert_to_localnorm(norm, 2), LocalNorm2d)
+
+
+def test_excluded_names_stay():
+    net = small_net()
+    local = convert_to_localnorm(net, 2, exclude=["4"])
+    assert [type(local[i]) for i in (1, 4)] == [LocalNorm2d, nn.BatchNorm2d]
+    with pytest.raises(ValueError, match="exclude='head' matches no module of the network"):
+        convert_to_localnorm(net, 2, exclude="head")
+
+
+class OwnNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def _hooked():
+    norm = nn.BatchNorm2d(3)
+    norm.register_forward_hook(lambda *_: None)
+    return norm
+
+
+@pytest.mark.parametrize(
+    ("norm", "reason"),
+    [
+        (OwnNorm(3), r"1 \(OwnNorm is a subclass with behaviour of its own\)"),
+        (nn.LazyBatchNorm2d(), r"1 \(LazyBatchNorm2d is a subclass"),
+        (_hooked(), r"1 \(it has hooks, which would be lost\)"),
+        (torch.jit.script(nn.BatchNorm2d(3)), r"1 \(a TorchScript module\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_would_lose_its_behaviour_is_refused_by_name(norm, reason):
+    net = nn.Sequential(nn.BatchNorm2d(3), norm)
+    with pytest.raises(ValueError, match=f"cannot convert faithfully: {reason}"):
+        convert_to_localnorm(net, 2, inplace=True)
+    assert isinstance(net[0], nn.BatchNorm2d)
+    assert isinstance(convert_to_localnorm(net, 2, exclude="1", inplace=True)[0], LocalNorm2d)
+
+
+def test_frozen_batchnorm_is_refused_by_name():
+    frozen = pytest.importorskip("torchvision").ops.FrozenBatchNorm2d(3)
+    with pytest.raises(ValueError, match=r"1 \(its statistics are frozen\); exclude them by name"):
+        convert_to_localnorm(nn.Sequential(nn.BatchNorm2d(3), frozen), 2)
+
+
+def test_a_fused_activation_is_kept():
+    layers = pytest.importorskip("timm.layers")
+    torch.manual_seed(0)
+    net = randomized(nn.Sequential(nn.Conv2d(3, 4, 3), layers.BatchNormAct2d(4)))
+    x = torch.randn(4, 3, 8, 8)
+    got = convert_to_localnorm(net, 1)(x)
+    assert got.min() == 0
+    torch.testing.assert_close(got, net(x))
+
+
+def test_a_network_without_the_norm_is_refused():
+    with pytest.raises(ValueError, match="the network has no BatchNorm to convert"):
+        convert_to_localnorm(nn.Sequential(nn.GroupNorm(1, 3)), 2)
+    with pytest.raises(ValueError, match="the network has no LocalNorm to convert"):
+        convert_to_batchnorm(small_net(), [torch.randn(4, 3, 8, 8)])
+
+
+def test_going_back_gives_the_mean_affine_and_the_loaders_statistics():
+    net = small_net()
+    local = convert_to_localnorm(net, 4)
+    with torch.no_grad():
+        for module in (local[1], local[4]):
+            module.weight.add_(torch.randn_like(module.weight))
+    batches = [torch.randn(8, 3, 8, 8) for _ in range(3)]
+    back = convert_to_batchnorm(local, ((images, None) for images in batches))
+    torch.testing.assert_close(back[1].weight, local[1].weight.mean(0))
+    outputs = [local[0](images) for images in batches]
+    torch.testing.assert_close(back[1].running_mean, torch.stack([y.mean((0, 2, 3)) for y in outputs]).mean(0))
+    torch.testing.assert_close(back[1].running_var, torch.stack([y.var((0, 2, 3)) for y in outputs]).mean(0))
+    assert back[1].momentum == 0.1
+
+
+def test_there_and_back_without_training_is_the_original():
+    net = small_net()
+    batches = [torch.randn(8, 3, 8, 8) for _ in range(3)]
+    estimate_statistics(net, batches)
+    back = convert_to_batchnorm(convert_to_localnorm(net, 4), batches)
+    x = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(back.eval()(x), net.eval()(x))
+
+
+def test_statistics_are_estimated_for_each_group_without_dropout_and_flags_stay():
+    net = without_dropout(convert_to_localnorm(small_net(), 4))
+    net[5].train()
+    images = torch.randn(8, 3, 8, 8)
+    estimate_statistics(net, [images])
+    y = net[0](images)
+    torch.testing.assert_close(net[1].running_mean, y.unflatten(0, (2, 4)).mean((0, 3, 4)))
+    assert net.training
+    assert net[5].training
+    assert net[1].momentum == 0.1
+    assert net[1].track_running_stats
+
+
+def test_a_failing_loader_leaves_the_statistics():
+    net = small_net()
+    before = copy.deepcopy(net.state_dict())
+
+    def loader():
+        yield torch.randn(4, 3, 8, 8)
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        estimate_statistics(net, loader())
+    with pytest.raises(ValueError, match="at least one batch, got an empty loader"):
+        estimate_statistics(net, [])
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    with pytest.raises(ValueError, match="neither a LocalNorm nor a BatchNorm"):
+        estimate_statistics(nn.ReLU(), [torch.randn(1)])

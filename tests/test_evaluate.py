@@ -1,0 +1,157 @@
+"""The sweep: the same noise for every network, every image scored, and scores that can be worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from localnorm import noise
+from localnorm.evaluate import (
+    SweepConfig,
+    arm_label,
+    calibration_error,
+    conditions,
+    load_predictions,
+    noisy_images,
+    save_sweep,
+    sweep,
+    test_images,
+)
+from localnorm.train import TrainConfig, fit
+
+CONFIG = SweepConfig(
+    noises={"released": ["bernoulli"], "named": ["gaussian", "contrast"]},
+    modes={"batch": ["fixed", "batch", "prior"], "local": ["batch", "single", "vote", "prior"]},
+    batch_size=64,
+    images=192,
+    mode_images={"vote": 64},
+    max_levels=3,
+    prior=16,
+)
+
+
+@pytest.fixture(scope="module")
+def networks(digits):
+    config = TrainConfig("small", epochs=4, batch_size=64, num_groups=4, augment={"shift": 0.125}, threads=1)
+    return {norm: fit(digits, config, norm, seed=0).model for norm in ("batch", "local")}
+
+
+@pytest.fixture(scope="module")
+def tables(digits, networks):
+    return {norm: sweep(network, digits, CONFIG, norm) for norm, network in networks.items()}
+
+
+def test_a_row_for_every_mode_noise_and_level(tables):
+    for norm, (table, classes) in tables.items():
+        assert len(table) == len(classes) == len(CONFIG.modes[norm]) * len(conditions(CONFIG))
+        assert not table.duplicated(["mode", "suite", "noise", "level"]).any()
+
+
+def test_clean_images_are_right_and_noise_costs_accuracy(tables):
+    for table, _ in tables.values():
+        batch = table[table["mode"].isin(["fixed", "batch"])]
+        clean = batch[batch.level == 0].accuracy
+        assert clean.min() > 0.85
+        assert batch[(batch.noise == "gaussian") & (batch.level == 0.5)].accuracy.max() < clean.min()
+
+
+def test_statistics_of_the_test_batch_undo_a_loss_of_contrast_that_fixed_ones_cannot(tables):
+    table, _ = tables["batch"]
+    lost = table[(table.noise == "contrast") & (table.level == 0.95)].set_index("mode").accuracy
+    assert lost["batch"] > lost["fixed"] + 0.2
+
+
+def test_accuracy_is_that_of_the_stored_classes(tables, digits):
+    _, labels = test_images(digits, CONFIG)
+    for table, classes in tables.values():
+        for row, predicted in zip(table.itertuples(), classes, strict=True):
+            scored = predicted >= 0
+            assert scored.sum() == row.images
+            assert (predicted[scored] == labels.numpy()[scored]).mean() == pytest.approx(row.accuracy)
+
+
+def test_vote_scores_only_the_images_it_was_given_and_its_members_disagree(tables):
+    table, classes = tables["local"]
+    vote = table[table["mode"] == "vote"]
+    assert (vote.images == 64).all()
+    assert (classes[vote.index][:, 64:] == -1).all()
+    assert vote.disagreement.max() > 0
+    assert (table[table["mode"] == "batch"].disagreement == 0).all()
+
+
+def test_noise_is_the_same_for_every_call_and_another_for_another_seed(digits):
+    images, _ = test_images(digits, CONFIG)
+    limits = noise.Extrema(torch.tensor([0.0]), torch.tensor([255.0]))
+    args = digits, "named", "gaussian", 0.3
+    first, again = (noisy_images(images, *args, CONFIG, limits) for _ in range(2))
+    other = noisy_images(images, *args, SweepConfig(CONFIG.noises, CONFIG.modes, 64, seed=1), limits)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+def test_rescaling_maps_the_noisy_set_onto_the_range_of_the_training_part(digits):
+    images, _ = test_images(digits, CONFIG)
+    limits = noise.Extrema(torch.tensor([0.0]), torch.tensor([255.0]))
+    noisy = noisy_images(images, digits, "released", "gaussian_pos", 2.0, CONFIG, limits)
+    (mean,), (std,) = digits.mean, digits.std
+    assert noisy.min().item() == pytest.approx((0 - mean) / std, abs=1e-4)
+    assert noisy.max().item() == pytest.approx((255 - mean) / std, abs=1e-4)
+
+
+def test_images_of_a_batch_are_of_many_classes(digits):
+    _, labels = test_images(digits, CONFIG)
+    assert len(labels[:64].unique()) >= 8
+
+
+def test_calibration_error_is_confidence_minus_accuracy_in_its_bins():
+    sure = torch.tensor([[0.9, 0.1]] * 10)
+    labels = torch.tensor([0] * 6 + [1] * 4)
+    assert calibration_error(sure, labels) == pytest.approx(0.3)
+    mixed = torch.tensor([[0.9, 0.1]] * 5 + [[0.4, 0.6]] * 5)
+    assert calibration_error(mixed, torch.tensor([0] * 5 + [1] * 5)) == pytest.approx((0.1 + 0.4) / 2)
+
+
+def test_scores_of_certain_and_uniform_predictions():
+    from localnorm.evaluate import _score
+
+    labels = torch.tensor([0, 1])
+    assert _score(torch.eye(2), labels) == pytest.approx({"accuracy": 1, "nll": 0, "brier": 0, "ece": 0})
+    uniform = _score(torch.full((2, 2), 0.5), labels)
+    assert uniform["nll"] == pytest.approx(np.log(2))
+    assert uniform["brier"] == pytest.approx(0.5)
+
+
+def test_saved_sweep_comes_back(tables, digits, tmp_path):
+    table, classes = tables["local"]
+    _, labels = test_images(digits, CONFIG)
+    save_sweep(table, classes, labels, tmp_path)
+    again, stored, truth = load_predictions(tmp_path)
+    assert again.accuracy.to_numpy() == pytest.approx(table.accuracy.to_numpy(), abs=1e-5)
+    assert (stored == classes).all()
+    assert (truth == labels.numpy()).all()
+
+
+def test_the_sweep_leaves_the_network_as_it_was(digits, networks):
+    before = {name: value.clone() for name, value in networks["batch"].state_dict().items()}
+    sweep(networks["batch"], digits, CONFIG, "batch")
+    assert all(torch.equal(value, before[name]) for name, value in networks["batch"].state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"domain": "log"}, "unknown domain 'log'; choose one of standardised, raw"),
+        ({"rescale": "batch"}, "unknown rescale 'batch'; choose one of set, image, none"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"modes": {"local": ["fix"]}}, r"unknown arm \(local, fix\); norm and mode are one of \(batch, fixed\)"),
+    ],
+)
+def test_wrong_settings_name_the_valid_ones(change, message):
+    with pytest.raises(ValueError, match=message):
+        SweepConfig(**{"noises": {}, "modes": {}, "batch_size": 8} | change)
+
+
+def test_a_norm_without_modes_is_named(digits, networks):
+    with pytest.raises(ValueError, match="names no modes for norm 'group', only for batch, local"):
+        sweep(networks["batch"], digits, CONFIG, "group")
+    with pytest.raises(ValueError, match=r"unknown arm \(batch, vote\)"):
+        arm_label("batch", "vote")

@@ -1,0 +1,546 @@
+"""The layer equals its formula, keeps to it under every transform of torch, and says what is wrong with bad input."""
+
+import copy
+import math
+import pickle
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from localnorm.layers import ASSIGNMENTS, LocalNorm1d, LocalNorm2d, LocalNorm3d, local_norm, use_mode
+
+torch.set_num_threads(1)
+
+INPUTS = [
+    (LocalNorm1d, (12, 3)),
+    (LocalNorm1d, (8, 3, 5)),
+    (LocalNorm2d, (8, 3, 4, 5)),
+    (LocalNorm3d, (8, 3, 2, 3, 2)),
+]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def groups_of(batch, num_groups, assignment):
+    """The images of each group, written down without a reshape."""
+    groups = min(batch, num_groups)
+    if assignment == "interleaved":
+        return [list(range(k, batch, groups)) for k in range(groups)]
+    sizes = [batch // groups + (k < batch % groups) for k in range(groups)]
+    starts = [sum(sizes[:k]) for k in range(groups)]
+    return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+
+
+def formula(x, weight, bias, num_groups, assignment, eps=1e-5):
+    y = torch.empty_like(x)
+    ones = (1,) * (x.dim() - 2)
+    for k, images in enumerate(groups_of(len(x), num_groups, assignment)):
+        part = x[images].transpose(0, 1).flatten(1)  # (C, S*H*W)
+        mean = part.mean(1)
+        var = ((part - mean[:, None]) ** 2).mean(1)
+        shape = (1, -1, *ones)
+        y[images] = (x[images] - mean.view(shape)) / torch.sqrt(var.view(shape) + eps) * weight[k].view(shape) + bias[
+            k
+        ].view(shape)
+    return y
+
+
+def randomized(layer):
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.uniform_(0.5, 2)
+    return layer
+
+
+def equals_formula(layer, x, atol):
+    """Values and the gradients of input, weight and bias."""
+    probe = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+    inputs = (x.requires_grad_(), layer.weight, layer.bias)
+    got = layer(x)
+    want = formula(x, layer.weight, layer.bias, layer.num_groups, layer.assignment, layer.eps)
+    grads = torch.autograd.grad((got * probe).sum(), inputs)
+    wants = torch.autograd.grad((want * probe).sum(), inputs)
+    for a, b in zip((got, *grads), (want, *wants), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize(("kind", "shape"), INPUTS)
+@pytest.mark.parametrize("num_groups", [1, 3, 4])
+def test_layer_equals_the_formula_with_its_gradients(kind, shape, num_groups, assignment):
+    torch.manual_seed(0)
+    layer = randomized(kind(3, num_groups, assignment=assignment, dtype=torch.float64))
+    equals_formula(layer, torch.randn(shape, dtype=torch.float64), 1e-10)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 13),
+    num_groups=st.integers(1, 9),
+    assignment=st.sampled_from(ASSIGNMENTS),
+    layout=st.sampled_from(LAYOUTS),
+    seed=st.integers(0, 9),
+)
+def test_any_batch_in_any_layout_equals_the_formula(batch, num_groups, assignment, layout, seed):
+    torch.manual_seed(seed)
+    layer = randomized(LocalNorm2d(2, num_groups, assignment=assignment, dtype=torch.float64))
+    x = torch.randn(batch, 2, 3, 4, dtype=torch.float64).contiguous(memory_format=layout)
+    equals_formula(layer, x, 1e-10)
+    assert layer(x).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch", [4, 5])
+def test_gradcheck_and_gradgradcheck(batch, layout, assignment):
+    torch.manual_seed(0)
+    x = torch.randn(batch, 2, 2, 3, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    weight, bias = (torch.rand(2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def f(x, weight, bias):
+        return local_norm(x, 2, weight, bias, assignment=assignment)
+
+    assert torch.autograd.gradcheck(f, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(f, (x, weight, bias))
+
+
+@pytest.mark.parametrize(
+    "strided", [lambda x: x.transpose(2, 3), lambda x: x[::2], lambda x: x[:, :, ::2], lambda x: x[:, :2]]
+)
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_strided_input_equals_the_formula(strided, assignment):
+    torch.manual_seed(0)
+    x = strided(torch.randn(12, 4, 6, 6, dtype=torch.float64))
+    equals_formula(randomized(LocalNorm2d(x.shape[1], 3, assignment=assignment, dtype=torch.float64)), x, 1e-10)
+
+
+def test_one_group_is_batchnorm_in_training():
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 5, 5, dtype=torch.float64)
+    local, batch = (
+        randomized(n) for n in (LocalNorm2d(3, 1, dtype=torch.float64), nn.BatchNorm2d(3, dtype=torch.float64))
+    )
+    local.load_state_dict({"weight": batch.weight.detach()[None], "bias": batch.bias.detach()[None]})
+    torch.testing.assert_close(local(x), batch(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_one_image_a_group_is_instancenorm_with_the_groups_affine(assignment):
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    layer = randomized(LocalNorm2d(3, 4, assignment=assignment, dtype=torch.float64))
+    want = F.instance_norm(x) * layer.weight[..., None, None] + layer.bias[..., None, None]
+    torch.testing.assert_close(layer(x), want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_a_group_does_not_see_the_others(assignment):
+    torch.manual_seed(0)
+    x = torch.randn(7, 3, 4, 4)
+    layer = LocalNorm2d(3, 3, assignment=assignment)
+    for images in groups_of(7, 3, assignment):
+        changed = torch.randn_like(x)
+        changed[images] = x[images]
+        torch.testing.assert_close(layer(changed)[images], layer(x)[images])
+        outside = [i for i in range(7) if i not in images]
+        assert not torch.allclose(layer(changed)[outside], layer(x)[outside], atol=0.1)
+
+
+def test_training_and_evaluation_normalise_alike():
+    x = torch.randn(9, 3, 4, 4)
+    layer = LocalNorm2d(3, 4)
+    assert torch.equal(layer.train()(x), layer.eval()(x))
+
+
+def test_without_affine_there_is_nothing_to_train():
+    x = torch.randn(8, 3, 4, 4)
+    layer = LocalNorm2d(3, 4, affine=False)
+    assert list(layer.state_dict()) == []
+    torch.testing.assert_close(layer(x), LocalNorm2d(3, 4)(x))
+    for layout in LAYOUTS:
+        x = torch.randn(8, 3, 4, 4).contiguous(memory_format=layout).requires_grad_()
+        LocalNorm2d(3, 4, affine=False, assignment="contiguous")(x).square().sum().backward()
+        assert x.grad.isfinite().all()
+
+
+def test_device_and_dtype_reach_every_tensor():
+    layer = LocalNorm2d(3, 4, track_running_stats=True, device="meta", dtype=torch.float64)
+    floating = [t for t in layer.state_dict().values() if t.is_floating_point()]
+    assert len(floating) == 4
+    assert all(t.device.type == "meta" and t.dtype == torch.float64 for t in floating)
+    assert layer.num_batches_tracked.device.type == "meta"
+
+
+def test_meta_layer_gives_shapes():
+    for assignment in ASSIGNMENTS:
+        layer = LocalNorm2d(3, 4, assignment=assignment, device="meta")
+        assert layer(torch.empty(10, 3, 5, 5, device="meta")).shape == (10, 3, 5, 5)
+
+
+def test_repr_shows_the_arguments():
+    layer = LocalNorm2d(3, 4, eps=1e-3, assignment="contiguous", track_running_stats=True, momentum=0.2)
+    assert repr(layer) == (
+        "LocalNorm2d(3, num_groups=4, eps=0.001, affine=True, assignment='contiguous', "
+        "track_running_stats=True, momentum=0.2)"
+    )
+    assert eval(repr(layer)).state_dict().keys() == layer.state_dict().keys()
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_equal_the_layer_and_share_nothing(again):
+    x = torch.randn(8, 3, 4, 4)
+    layer = randomized(LocalNorm2d(3, 4, track_running_stats=True))
+    other = again(layer)
+    assert torch.equal(other(x), layer(x))
+    assert not {t.data_ptr() for t in other.state_dict().values()} & {t.data_ptr() for t in layer.state_dict().values()}
+
+
+def test_state_dict_round_trip_and_shapes():
+    layer = randomized(LocalNorm2d(3, 4, track_running_stats=True))
+    layer(torch.randn(8, 3, 4, 4))
+    state = layer.state_dict()
+    assert {k: tuple(v.shape) for k, v in state.items()} == {
+        "weight": (4, 3), "bias": (4, 3), "running_mean": (4, 3), "running_var": (4, 3), "num_batches_tracked": (),
+    }  # fmt: skip
+    other = LocalNorm2d(3, 4, track_running_stats=True)
+    other.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), state.values(), strict=True))
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_empty_batch_gives_an_empty_output_and_zero_gradients(assignment):
+    layer = LocalNorm2d(3, 4, assignment=assignment)
+    y = layer(torch.empty(0, 3, 4, 4))
+    assert y.shape == (0, 3, 4, 4)
+    y.sum().backward()
+    assert torch.equal(layer.weight.grad, torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("batch", [8, 9])
+def test_running_statistics_are_the_moving_groups_with_unbiased_variance(batch, assignment, layout):
+    torch.manual_seed(0)
+    layer = LocalNorm2d(3, 4, assignment=assignment, track_running_stats=True, momentum=0.25)
+    x = (torch.randn(batch, 3, 5, 5) * 3 + 2).contiguous(memory_format=layout)
+    layer(x)
+    for k, images in enumerate(groups_of(batch, 4, assignment)):
+        part = x[images].transpose(0, 1).flatten(1)
+        torch.testing.assert_close(layer.running_mean[k], 0.25 * part.mean(1))
+        torch.testing.assert_close(layer.running_var[k], 0.75 + 0.25 * part.var(1))
+    assert layer.num_batches_tracked == 1
+    kept = layer.running_mean.clone()
+    layer.eval()(x)
+    with use_mode("single"):
+        layer.train()(x)
+    assert torch.equal(layer.running_mean, kept)
+
+
+def test_momentum_none_averages_the_batches():
+    torch.manual_seed(0)
+    layer = LocalNorm2d(3, 2, track_running_stats=True, momentum=None)
+    batches = [torch.randn(4, 3, 5, 5) + i for i in range(3)]
+    for x in batches:
+        layer(x)
+    want = torch.stack([x.unflatten(0, (2, 2)).mean((0, 3, 4)) for x in batches]).mean(0)
+    torch.testing.assert_close(layer.running_mean, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("affine", ["none", "float32", "half"])
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_half_inputs_have_float32_statistics(dtype, affine, assignment):
+    torch.manual_seed(0)
+    x = (torch.randn(16, 3, 8, 8) + 3).to(dtype)
+    layer = LocalNorm2d(3, 4, assignment=assignment, affine=affine != "none", track_running_stats=True, momentum=1.0)
+    if affine == "half":
+        layer.to(dtype)
+    y = layer(x)
+    assert y.dtype == dtype
+    want = formula(x.double(), *torch.tensor([[1.0], [0.0]]).expand(2, 4).double()[..., None], 4, assignment)
+    # Half an ulp at the largest output (between 2 and 4); statistics in half precision miss this bound.
+    assert (y.double() - want).abs().max() <= 1.01 * torch.finfo(dtype).eps * 2 / 2 + 1e-5
+    torch.testing.assert_close(layer.running_mean.double().mean(), x.double().mean(), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_the_affine_in_float32(dtype):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), LocalNorm2d(4, 2))
+    with torch.autocast("cpu", dtype=dtype):
+        y = net(torch.randn(4, 3, 8, 8))
+    assert y.dtype == dtype
+    y.float().square().sum().backward()
+    assert net[1].weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize(("layout", "atol"), [(torch.contiguous_format, 2e-3), (torch.channels_last, 2e-2)])
+def test_a_large_mean_costs_no_more_than_the_inputs_own_rounding(assignment, layout, atol):
+    # float32 holds 1e4 to 5e-4; E[x^2] - E[x]^2 would be wrong by whole units. torch's channels_last kernel adds a
+    # plain
+    # float32 sum.
+    torch.manual_seed(0)
+    x = (torch.randn(32, 3, 16, 16) + 1e4).contiguous(memory_format=layout)
+    want = local_norm(x.double(), 4, assignment=assignment)
+    assert (local_norm(x, 4, assignment=assignment) - want).abs().max() < atol
+
+
+# Modes
+
+
+def test_single_mode_normalises_each_image_alone_with_one_groups_affine():
+    torch.manual_seed(0)
+    layer = randomized(LocalNorm2d(3, 4))
+    for layout in LAYOUTS:
+        x = torch.randn(5, 3, 6, 6).contiguous(memory_format=layout)
+        with use_mode("single", group=2):
+            y = layer(x)
+        want = F.instance_norm(x) * layer.weight[2, :, None, None] + layer.bias[2, :, None, None]
+        torch.testing.assert_close(y, want)
+        assert y.is_contiguous(memory_format=layout)
+
+
+def test_prior_mode_is_its_formula_and_ends_in_single_and_fixed():
+    torch.manual_seed(0)
+    layer = randomized(LocalNorm2d(3, 4, track_running_stats=True, dtype=torch.float64))
+    x = torch.randn(5, 3, 6, 6, dtype=torch.float64) * 2 + 1
+    layer(torch.randn(16, 3, 6, 6, dtype=torch.float64))
+    image_mean, image_var = x.mean((2, 3)), x.var((2, 3), correction=0)
+    train_mean, train_var = layer.running_mean[1], layer.running_var[1]
+    a = 100 / (100 + 36)
+    mean = a * train_mean + (1 - a) * image_mean
+    var = a * train_var + (1 - a) * image_var + a * (1 - a) * (train_mean - image_mean) ** 2
+    want = (x - mean[..., None, None]) / torch.sqrt(var + 1e-5)[..., None, None]
+    want = want * layer.weight[1, :, None, None] + layer.bias[1, :, None, None]
+
+    def run(mode, **options):
+        with use_mode(mode, group=1, **options):
+            return layer(x)
+
+    torch.testing.assert_close(run("prior", prior=100), want, rtol=0, atol=1e-10)
+    torch.testing.assert_close(run("prior", prior=0), run("single"), rtol=0, atol=1e-10)
+    torch.testing.assert_close(run("prior", prior=math.inf), run("fixed"), rtol=0, atol=0)
+    want = F.batch_norm(x, train_mean, train_var, layer.weight[1], layer.bias[1])
+    torch.testing.assert_close(run("fixed"), want, rtol=0, atol=1e-10)
+
+
+def test_fixed_mode_with_one_group_is_batchnorm_in_evaluation():
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 5, 5)
+    local, batch = LocalNorm2d(3, 1, track_running_stats=True), nn.BatchNorm2d(3)
+    for norm in (local, batch):
+        norm(x)
+    with use_mode("fixed"):
+        torch.testing.assert_close(local(x), batch.eval()(x))
+
+
+def test_a_mode_ends_with_its_block_and_after_an_exception():
+    layer, x = LocalNorm2d(3, 2), torch.randn(4, 3, 4, 4)
+    before = layer(x)
+    with use_mode("single"):
+        with use_mode("batch"):
+            assert torch.equal(layer(x), before)
+        assert not torch.allclose(layer(x), before)
+    assert torch.equal(layer(x), before)
+    with pytest.raises(ValueError, match="needs 3 channels"), use_mode("single"):
+        layer(x[:, :2])
+    assert torch.equal(layer(x), before)
+
+
+def test_a_mode_stays_in_its_thread():
+    layer, x = LocalNorm2d(3, 2), torch.randn(4, 3, 4, 4)
+    before, seen = layer(x), []
+    with use_mode("single"):
+        thread = threading.Thread(target=lambda: seen.append(layer(x)))
+        thread.start()
+        thread.join()
+    assert torch.equal(seen[0], before)
+
+
+# Transforms and export
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_compiles_whole_and_does_not_compile_again(assignment, dynamic):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    layer = randomized(LocalNorm2d(3, 4, assignment=assignment))
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in (8, 8, 16, 24) if dynamic else (8, 8):
+            x = torch.randn(batch, 3, 5, 5)
+            torch.testing.assert_close(compiled(x), layer(x))
+
+
+def test_compiled_layer_follows_the_mode():
+    torch._dynamo.reset()
+    layer = randomized(LocalNorm2d(3, 4))
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    x = torch.randn(8, 3, 5, 5)
+    for mode in ("batch", "single", "batch"):
+        with use_mode(mode, group=0):
+            torch.testing.assert_close(compiled(x), layer(x))
+
+
+def test_exports_in_single_mode_with_a_dynamic_batch():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), randomized(LocalNorm2d(4, 2))).eval()
+    x = torch.randn(4, 3, 8, 8)
+    with use_mode("single", group=1):
+        exported = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},)).module()
+        for batch in (4, 7):
+            x = torch.randn(batch, 3, 8, 8)
+            torch.testing.assert_close(exported(x), net(x))
+
+
+def test_onnx_runtime_agrees_in_single_mode(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), randomized(LocalNorm2d(4, 2)), nn.ReLU()).eval()
+    x = torch.randn(2, 3, 8, 8)
+    with use_mode("single", group=1):
+        want = net(x)
+        torch.onnx.export(net, (x,), tmp_path / "net.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_functional_gradients_and_vmap_over_weights(assignment, layout):
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 4, 4, dtype=torch.float64).contiguous(memory_format=layout)
+    weights, biases = torch.rand(2, 5, 4, 3, dtype=torch.float64)
+
+    def loss(weight, bias):
+        return local_norm(x, 4, weight, bias, assignment=assignment).square().sum()
+
+    for f in (loss, torch.func.grad(loss)):
+        got = torch.func.vmap(f)(weights, biases)
+        want = torch.stack([f(w, b) for w, b in zip(weights, biases, strict=True)])
+        torch.testing.assert_close(got, want)
+
+
+def _train_in_a_process(rank, port, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), randomized(LocalNorm2d(4, 2)))
+    x = torch.randn(2, 4, 3, 6, 6)
+    wrapped = nn.parallel.DistributedDataParallel(net)
+    wrapped(x[rank]).pow(3).mean().backward()
+    if rank == 0:
+        torch.save({"x": x, "net": copy.deepcopy(net).state_dict(), "grad": net[1].weight.grad}, folder / "out.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_group_their_own_images_and_average_the_gradients(tmp_path):
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(_train_in_a_process, (port, tmp_path), nprocs=2)
+    saved = torch.load(tmp_path / "out.pt")
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), LocalNorm2d(4, 2))
+    net.load_state_dict(saved["net"])
+    loss = sum(net(half).pow(3).mean() for half in saved["x"]) / 2
+    (want,) = torch.autograd.grad(loss, net[1].weight)
+    torch.testing.assert_close(saved["grad"], want)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("batch", [8, 9])
+def test_cuda_equals_the_formula(batch, assignment, layout):
+    layer = randomized(LocalNorm2d(3, 4, assignment=assignment, device="cuda"))
+    x = torch.randn(batch, 3, 6, 6, device="cuda").contiguous(memory_format=layout)
+    want = formula(x, layer.weight, layer.bias, 4, assignment)
+    torch.testing.assert_close(layer(x), want, rtol=1e-4, atol=1e-4)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("kind", "x", "message"),
+    [
+        (
+            LocalNorm1d,
+            torch.zeros(2, 3, 4, 4),
+            r"LocalNorm1d takes input \(N, C\) or \(N, C, L\), got shape \(2, 3, 4, 4\)",
+        ),
+        (LocalNorm2d, torch.zeros(2, 3), r"LocalNorm2d takes input \(N, C, H, W\), got shape \(2, 3\)"),
+        (LocalNorm3d, torch.zeros(2, 3, 4, 4), r"LocalNorm3d takes input \(N, C, D, H, W\), got"),
+        (
+            LocalNorm2d,
+            torch.zeros(2, 5, 4, 4),
+            r"num_features=3 needs 3 channels in dimension 1, got shape \(2, 5, 4, 4\)",
+        ),
+        (
+            LocalNorm2d,
+            torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+            r"takes floating input, got torch.uint8; convert with x.float\(\)",
+        ),
+        (
+            LocalNorm1d,
+            torch.zeros(5, 3),
+            r"more than 1 value per channel, got input \(5, 3\) in 4 groups; use a larger batch",
+        ),
+    ],
+)
+def test_wrong_input_is_named(kind, x, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        kind(3, 4)(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_groups": 0}, "num_groups must be at least 1, got 0"),
+        ({"num_features": 0}, "num_features must be at least 1, got 0"),
+        ({"assignment": "random"}, "assignment must be one of interleaved, contiguous; got 'random'"),
+    ],
+)
+def test_wrong_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        LocalNorm2d(**{"num_features": 3, **options})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (["vote"], {}, "mode must be one of batch, single, prior, fixed; got 'vote'"),
+        (["single"], {"group": -1}, "group must be at least 0, got -1"),
+        (["single"], {"prior": 3}, "prior=3 belongs to mode='prior', got mode='single'"),
+        (["prior"], {}, "mode='prior' needs prior, a number of positions of at least 0"),
+        (["prior"], {"prior": math.nan}, "needs prior, a number of positions"),
+    ],
+)
+def test_a_wrong_mode_is_named_before_it_is_set(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        use_mode(*arguments, **options)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "prior"])
+def test_a_mode_without_its_statistics_says_how_to_get_them(mode):
+    message = rf"mode='{mode}' needs stored training statistics.*track_running_stats=True"
+    with pytest.raises(ValueError, match=message), use_mode(mode, prior=4 if mode == "prior" else None):
+        LocalNorm2d(3, 2)(torch.zeros(2, 3, 4, 4))
+
+
+def test_a_group_that_the_layer_lacks_is_named():
+    with (
+        pytest.raises(ValueError, match="group=2 needs more than 2 groups, got num_groups=2"),
+        use_mode("single", group=2),
+    ):
+        LocalNorm2d(3, 2)(torch.zeros(2, 3, 4, 4))

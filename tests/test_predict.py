@@ -1,0 +1,286 @@
+"""Each mode is its definition on LocalNorm and BatchNorm networks alike, and a prediction leaves no trace."""
+
+import copy
+import math
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from localnorm.convert import convert_to_localnorm, estimate_statistics
+from localnorm.layers import LocalNorm2d, use_mode
+from localnorm.predict import (
+    disagreement,
+    majority_vote,
+    mean_probability,
+    mutual_information,
+    predict,
+    spread,
+)
+
+torch.set_num_threads(1)
+GROUPS = 3
+
+
+def batch_net():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Dropout(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5),
+    )  # fmt: skip
+    return net.double()
+
+
+def local_net():
+    net = convert_to_localnorm(batch_net(), GROUPS, track_running_stats=True)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, LocalNorm2d):
+                module.weight.uniform_(0.5, 2)
+                module.bias.normal_()
+    estimate_statistics(net, [images_of(12)])
+    return net
+
+
+def images_of(n):
+    return torch.randn(n, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+
+
+def trained_batch_net():
+    net = batch_net()
+    estimate_statistics(net, [images_of(12)])
+    return net
+
+
+NETS = {"local": local_net, "batch": trained_batch_net}
+OPTIONS = {
+    "batch": {},
+    "single": {},
+    "vote": {},
+    "companions": {"companions": images_of(4)},
+    "prior": {"prior": 20},
+    "fixed": {},
+}
+
+
+@pytest.mark.parametrize("norm", NETS)
+@pytest.mark.parametrize("mode", OPTIONS)
+def test_a_prediction_changes_nothing_and_records_no_gradient(norm, mode):
+    net = NETS[norm]().train()
+    net[6].eval()
+    state, flags = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
+    logits = predict(net, images_of(7), mode, **OPTIONS[mode])
+    assert logits.shape == (7, 5)
+    assert logits.isfinite().all()
+    assert not logits.requires_grad
+    assert [m.training for m in net.modules()] == flags
+    assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", NETS)
+@pytest.mark.parametrize("mode", [m for m in OPTIONS if m != "batch"])
+@pytest.mark.parametrize("batch_size", [1, 5, None])
+def test_outside_batch_mode_an_image_is_predicted_alone_whatever_the_chunks(norm, mode, batch_size):
+    net, images = NETS[norm](), images_of(7)
+    logits = predict(net, images, mode, batch_size=batch_size, **OPTIONS[mode])
+    alone = torch.cat([predict(net, image[None], mode, **OPTIONS[mode]) for image in images])
+    torch.testing.assert_close(logits, alone)
+
+
+def test_batch_mode_is_the_networks_own_forward_in_evaluation():
+    net, images = local_net(), images_of(7)
+    torch.testing.assert_close(predict(net, images), net.eval()(images))
+
+
+def test_batch_mode_of_a_batchnorm_network_is_its_training_forward_without_dropout():
+    net, images = trained_batch_net(), images_of(7)
+    logits = predict(net, images)
+    own = copy.deepcopy(net).train()
+    own[6].eval()
+    torch.testing.assert_close(logits, own(images))
+
+
+def test_batch_mode_cuts_into_nearly_equal_batches():
+    net, images = local_net(), images_of(10)
+    parts = [images[:4], images[4:7], images[7:]]
+    torch.testing.assert_close(predict(net, images, batch_size=4), torch.cat([net.eval()(part) for part in parts]))
+
+
+def test_fixed_mode_of_a_batchnorm_network_is_evaluation():
+    net, images = trained_batch_net(), images_of(7)
+    torch.testing.assert_close(predict(net, images, "fixed"), net.eval()(images))
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_single_mode_uses_the_groups_affine(group):
+    net, images = local_net().eval(), images_of(4)
+    logits = predict(net, images, "single", group=group)
+    with use_mode("single", group=group):
+        torch.testing.assert_close(logits, net(images))
+    other = predict(net, images, "single", group=(group + 1) % GROUPS)
+    assert not torch.allclose(logits, other, atol=1e-2)
+
+
+def test_vote_has_the_single_predictions_of_all_groups_as_members():
+    net, images = local_net(), images_of(4)
+    members = predict(net, images, "vote", return_members=True)
+    want = torch.stack([predict(net, images, "single", group=k) for k in range(GROUPS)])
+    torch.testing.assert_close(members, want)
+    torch.testing.assert_close(predict(net, images, "vote").exp(), want.softmax(-1).mean(0))
+    chunked = predict(net, images, "vote", batch_size=2, return_members=True)
+    torch.testing.assert_close(chunked, want)
+
+
+@pytest.mark.parametrize("norm", NETS)
+def test_an_image_with_companions_is_predicted_as_a_batch_of_one_group(norm):
+    net, images, companions = NETS[norm](), images_of(3), images_of(4)
+    members = predict(net, images, "companions", companions=companions, return_members=True)
+    for k in range(GROUPS if norm == "local" else 1):
+        one = copy.deepcopy(net).eval()
+        for module in one.modules():
+            if isinstance(module, LocalNorm2d):  # the group as a network of one group
+                module.num_groups = 1
+                module.weight, module.bias = (nn.Parameter(t[k : k + 1].detach()) for t in (module.weight, module.bias))
+        want = torch.cat([predict(one, torch.cat([image[None], companions]))[:1] for image in images])
+        torch.testing.assert_close(members[k], want)
+    torch.testing.assert_close(predict(net, images, "companions", companions=companions), members[0])
+
+
+@pytest.mark.parametrize("norm", NETS)
+def test_prior_leads_from_single_to_fixed(norm):
+    net, images = NETS[norm](), images_of(5)
+    single, fixed = (predict(net, images, mode) for mode in ("single", "fixed"))
+    torch.testing.assert_close(predict(net, images, "prior", prior=0), single)
+    torch.testing.assert_close(predict(net, images, "prior", prior=math.inf), fixed)
+    distance = [(predict(net, images, "prior", prior=n) - fixed).norm() for n in (0, 10, 100, 1000, 1e6)]
+    assert distance == sorted(distance, reverse=True)
+    assert distance[-1] < 1e-3 * distance[0]
+
+
+def test_a_network_that_mixes_the_norms_is_predicted_in_every_mode():
+    net, images = local_net(), images_of(6)
+    net[4] = trained_batch_net()[4]
+    for mode, options in OPTIONS.items():
+        assert predict(net, images, mode, **options).shape == (6, 5)
+    assert predict(net, images, "vote", return_members=True).shape == (GROUPS, 6, 5)
+
+
+def test_a_network_without_such_a_norm_is_its_own_forward():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(243, 5)).double()
+    torch.testing.assert_close(predict(net, images_of(3), "single"), net(images_of(3)))
+
+
+def test_frozen_batchnorm_stays_fixed_in_every_mode():
+    frozen = pytest.importorskip("torchvision").ops.FrozenBatchNorm2d
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), frozen(4), nn.Flatten(), nn.BatchNorm1d(4 * 49)).double()
+    assert predict(net, images_of(3), "batch").shape == (3, 196)
+
+
+def test_wrappers_are_taken_off():
+    net = local_net()
+    torch.testing.assert_close(predict(torch.compile(net, backend="eager"), images_of(3)), predict(net, images_of(3)))
+
+
+class Fails(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("inside the network")
+
+
+def test_a_failing_network_leaves_its_modes():
+    net = local_net().train()
+    broken = nn.Sequential(*net, Fails())
+    with pytest.raises(RuntimeError, match="inside the network"):
+        predict(broken, images_of(3), "single")
+    assert broken.training
+    before = net.eval()(images_of(6))
+    torch.testing.assert_close(predict(net, images_of(6)), before)
+
+
+def test_threads_predict_in_their_own_modes():
+    net, images = local_net(), images_of(6)
+    want = {mode: predict(net, images, mode, **options) for mode, options in OPTIONS.items()}
+    wrong = []
+
+    def work(mode):
+        for _ in range(5):
+            if not torch.allclose(predict(net, images, mode, **OPTIONS[mode]), want[mode]):
+                wrong.append(mode)
+
+    threads = [threading.Thread(target=work, args=(mode,)) for mode in OPTIONS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# Members (K = 4, N = 3, 2 classes): all certain of 0; half certain of each; all undecided.
+MEMBERS = torch.tensor(
+    [
+        [[50.0, 0.0], [50.0, 0.0], [0.0, 0.0]],
+        [[50.0, 0.0], [50.0, 0.0], [0.0, 0.0]],
+        [[50.0, 0.0], [0.0, 50.0], [0.0, 0.0]],
+        [[50.0, 0.0], [0.0, 50.0], [0.0, 0.0]],
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("summary", "want"),
+    [
+        (lambda m: mean_probability(m)[:, 0], [1.0, 0.5, 0.5]),
+        (disagreement, [0.0, 0.5, 0.0]),
+        (spread, [0.0, 0.5, 0.0]),
+        (mutual_information, [0.0, math.log(2), 0.0]),
+    ],
+)
+def test_summaries_tell_agreement_conflict_and_indecision_apart(summary, want):
+    torch.testing.assert_close(summary(MEMBERS), torch.tensor(want), rtol=0, atol=1e-6)
+
+
+def test_majority_and_mean_can_differ():
+    members = torch.tensor([[[0.1, 0.0]], [[0.1, 0.0]], [[0.0, 5.0]]])
+    assert majority_vote(members).item() == 0
+    assert mean_probability(members).argmax(-1).item() == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "message"),
+    [
+        ("mean", {}, "mode must be one of batch, single, vote, companions, prior, fixed; got 'mean'"),
+        ("batch", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ("single", {"group": 3}, "group must be from 0 to 2 in this network, got 3"),
+        ("single", {"group": -1}, "group must be from 0 to 2 in this network, got -1"),
+        ("prior", {}, "mode='prior' needs prior, a number of positions"),
+        ("single", {"prior": 5}, "prior=5 belongs to mode='prior'"),
+        ("companions", {}, r"mode='companions' needs companions, a tensor \(S - 1, C, H, W\)"),
+        ("single", {"companions": images_of(1)}, "companions belong to mode='companions', got mode='single'"),
+        ("batch", {"return_members": True}, "return_members=True needs a mode in which an image meets every group"),
+    ],
+)
+def test_wrong_options_are_named_before_any_work(mode, options, message):
+    broken = nn.Sequential(*local_net(), Fails())
+    with pytest.raises(ValueError, match=message):
+        predict(broken, images_of(2), mode, **options)
+
+
+@pytest.mark.parametrize(("mode", "options"), [("prior", {"prior": 5}), ("fixed", {})])
+def test_layers_without_statistics_are_named_before_any_work(mode, options):
+    net = nn.Sequential(*convert_to_localnorm(batch_net(), 2), Fails())
+    with pytest.raises(ValueError, match=rf"mode='{mode}' needs stored training statistics, and 1, 4 keep none"):
+        predict(net, images_of(2), mode, **options)
+
+
+def test_layers_that_disagree_on_groups_are_refused():
+    net = nn.Sequential(LocalNorm2d(3, 2), LocalNorm2d(3, 4))
+    with pytest.raises(ValueError, match=r"must agree on num_groups, got \[2, 4\]"):
+        predict(net, torch.randn(2, 3, 4, 4), "single")
+
+
+def test_a_batchnorm_of_its_own_kind_is_refused_by_name():
+    class OwnNorm(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(ValueError, match=r"cannot choose the statistics of 0 \(OwnNorm is a subclass"):
+        predict(nn.Sequential(OwnNorm(3)), torch.randn(2, 3, 4, 4))

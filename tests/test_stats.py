@@ -1,0 +1,144 @@
+"""Intervals and tests against values that can be worked out by hand, and against scipy on known distributions."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from localnorm import stats
+
+
+def test_interval_holds_the_true_mean_about_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(3, 1, (60, 12))
+    covered = sum(low <= 3 <= high for _, low, high in map(stats.interval, draws))
+    assert 48 <= covered <= 60  # BCa on 12 values covers a little less than 95 %
+
+
+def test_interval_of_one_value_is_unknown_and_of_equal_values_has_no_width():
+    estimate, low, high = stats.interval([0.5])
+    assert estimate == 0.5
+    assert np.isnan([low, high]).all()
+    assert stats.interval([0.25, 0.25, 0.25]) == (0.25, 0.25, 0.25)
+
+
+def test_interval_is_the_same_twice():
+    values = [0.1, 0.4, 0.2, 0.9, 0.3, 0.35]
+    assert stats.interval(values) == stats.interval(values)
+
+
+@pytest.mark.parametrize(("count", "smallest"), [(2, 1 / 2), (5, 1 / 16), (6, 1 / 32)])
+def test_sign_flip_of_n_differences_of_one_sign_gives_two_over_two_to_the_n(count, smallest):
+    assert stats.sign_flip(np.arange(1, count + 1)) == pytest.approx(smallest)
+
+
+def test_five_pairs_cannot_reach_five_percent_and_six_can():
+    assert stats.sign_flip([1, 2, 3, 4, 5]) > 0.05 > stats.sign_flip([1, 2, 3, 4, 5, 6])
+
+
+def test_sign_flip_of_balanced_differences_finds_nothing():
+    assert stats.sign_flip([1, -1, 2, -2, 0.5, -0.5]) == pytest.approx(1)
+
+
+def test_mcnemar_counts_images_that_one_arm_alone_got_right():
+    first = np.array([True] * 10 + [False] * 2 + [True] * 5)
+    second = np.array([False] * 10 + [True] * 2 + [True] * 5)
+    only_first, only_second, p = stats.mcnemar(first, second)
+    assert (only_first, only_second) == (10, 2)
+    assert p == pytest.approx(2 * sum(scipy.stats.binom.pmf(k, 12, 0.5) for k in range(3)))
+    assert stats.mcnemar(first, first) == (0, 0, 1.0)
+
+
+def test_holm_is_the_textbook_example():
+    # sorted: .01 x 4, .02 x 3, .03 x 2, .04 x 1, made to rise
+    assert stats.holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert stats.holm([0.9, 0.8]).max() == 1
+
+
+def table(accuracies: dict[tuple[str, str], list[tuple[float, float, float]]]) -> pd.DataFrame:
+    """Accuracy at levels 0, 1, 3 of one noise: (norm, mode) -> a triple a seed."""
+    return pd.DataFrame(
+        {"norm": norm, "mode": mode, "seed": seed, "suite": "named", "noise": "gaussian", "level": level, "accuracy": value, "images": 9}
+        for (norm, mode), seeds in accuracies.items()
+        for seed, triple in enumerate(seeds)
+        for level, value in zip((0.0, 1.0, 3.0), triple, strict=True)
+    )
+
+
+@pytest.fixture
+def sweep():
+    wobble = [0, 0.01, -0.01, 0.02, -0.02, 0.005]
+    return table(
+        {
+            ("batch", "fixed"): [(0.9 + w, 0.4 + w, 0.1) for w in wobble],
+            ("batch", "batch"): [(0.88 + w, 0.6, 0.3 + w) for w in wobble],
+            ("local", "batch"): [(0.9 + w, 0.7 + w, 0.4 - w) for w in wobble],
+        }
+    )
+
+
+def test_area_is_the_trapezoid_over_the_range_of_levels(sweep):
+    areas = stats.areas(sweep).set_index("arm").area
+    assert areas["BN fixed"] == pytest.approx(((0.9 + 0.4) / 2 * 1 + (0.4 + 0.1) / 2 * 2) / 3, abs=2e-3)
+
+
+def test_summary_separates_clean_from_noisy_and_puts_arms_in_order(sweep):
+    summary = stats.summary(sweep).set_index("arm")
+    assert list(summary.index) == ["BN fixed", "BN-batch", "LN batch"]
+    assert summary.clean["BN fixed"] == pytest.approx(0.9, abs=2e-3)
+    assert summary.noisy["LN batch"] == pytest.approx(0.55, abs=2e-3)
+    assert (summary.clean_low <= summary.clean).all()
+    assert (summary.clean <= summary.clean_high).all()
+    assert summary.clean_low.between(0.85, 0.9).all()
+
+
+def test_comparison_is_paired_within_seeds(sweep):
+    # clean accuracies move by 0.04 over seeds, together: the paired difference does not move at all
+    clean = stats.compare(sweep, "LN batch", "BN-batch").set_index("part").loc["clean"]
+    assert clean.difference == pytest.approx(0.02)
+    assert clean.high - clean.low < 1e-9
+    assert clean.p == pytest.approx(2 / 2**6)
+
+
+def test_largest_ratio_is_found_at_the_level_where_it_is(sweep):
+    best = stats.largest_ratio(sweep, "LN batch", "BN fixed")
+    assert (best["noise"], best["level"]) == ("gaussian", 3.0)
+    assert best["ratio"] == pytest.approx(4, abs=0.1)
+    assert best["low"] < best["ratio"] < best["high"]
+
+
+def test_verdicts_follow_from_the_intervals(sweep):
+    verdicts = stats.claims(sweep, margin=0.01, ratio=3).set_index(["claim", "part"]).verdict
+    assert verdicts["C2", "noisy"] == "holds"
+    assert verdicts["C2", "clean"] == "holds"  # BN-batch loses two points
+    assert verdicts["C3", "largest ratio"] == "holds"
+    assert verdicts["C4", "clean"] == "holds"
+    assert stats.claims(sweep, margin=0.01, ratio=5).set_index(["claim", "part"]).verdict["C3", "largest ratio"] == "holds in part"
+
+
+def test_a_claim_that_fails_is_said_to_fail():
+    seeds = [0, 0.01, -0.01, 0.02, -0.02, 0.005]
+    worse = table(
+        {
+            ("batch", "fixed"): [(0.9 + w, 0.6, 0.5) for w in seeds],
+            ("batch", "batch"): [(0.9 + w, 0.5, 0.4 + w) for w in seeds],
+            ("local", "batch"): [(0.8 + w, 0.4, 0.3 - w) for w in seeds],
+        }
+    )
+    verdicts = stats.claims(worse, margin=0.01, ratio=3).set_index(["claim", "part"]).verdict
+    for key in [("C2", "noisy"), ("C3", "noisy"), ("C3", "largest ratio"), ("control", "noisy"), ("C4", "clean")]:
+        assert verdicts[key] == "does not hold here", key
+
+
+def test_mcnemar_table_adjusts_within_a_seed_and_leaves_out_images_that_one_arm_did_not_see():
+    labels = np.zeros(40, np.int16)
+    rows = pd.DataFrame({"mode": "batch", "suite": "named", "noise": "gaussian", "level": [0.0, 0.1, 0.2]})
+    right = np.zeros((3, 40), np.int16)
+    wrong = right.copy()
+    wrong[1, :20] = 1  # twenty images wrong at level 0.1
+    wrong[2, 30:] = -1  # ten images not scored at level 0.2
+    result = stats.mcnemar_table(
+        {("local", 0): (rows, right, labels), ("batch", 0): (rows, wrong, labels)}, ("local", "batch"), ("batch", "batch")
+    ).set_index("level")
+    assert result.loc[0.1, ["only_first", "only_second"]].tolist() == [20, 0]
+    assert result.loc[0.1, "p_holm"] == pytest.approx(3 * 2 / 2**20)
+    assert result.loc[0.2, "images"] == 30

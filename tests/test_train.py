@@ -1,0 +1,159 @@
+"""Training: it learns, it is paired, it continues after a kill, and what it saves comes back."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
+
+from localnorm.train import TrainConfig, fit, learning_rate, load_model, make_fabric, save_run
+
+SMALL = TrainConfig("small", epochs=3, batch_size=64, num_groups=4, augment={"shift": 0.125}, weight_decay=5e-4, threads=1)
+
+
+@pytest.mark.parametrize("norm", ["batch", "local"])
+def test_three_epochs_learn_digits(digits, norm):
+    run = fit(digits, SMALL, norm, seed=0)
+    assert run.history[-1]["validation_accuracy"] > 0.8
+    assert run.history[-1]["train_loss"] < run.history[0]["train_loss"] / 2
+
+
+def test_same_seed_gives_the_same_network_and_another_seed_another(digits):
+    first, again, other = (fit(digits, SMALL, "local", seed).model.state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_saved_network_comes_back_whole_and_predicts_the_same(digits, tmp_path):
+    run = fit(digits, SMALL, "local", seed=0)
+    save_run(run, tmp_path)
+    model = load_model(tmp_path / "model.safetensors")
+    images = torch.randn(32, 1, 8, 8)
+    assert torch.equal(model(images), run.model.eval()(images))
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["data"]["title"] == digits.title
+    assert record["images_per_second"] > 0
+    assert record["versions"]["torch"] == torch.__version__
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + SMALL.epochs
+
+
+def test_a_checkpoint_of_another_network_is_refused_by_name(digits, tmp_path):
+    save_run(fit(digits, SMALL, "batch", seed=0), tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors, path, {"network": json.dumps({"model": "small", "norm": "local", "num_classes": 10, "in_channels": 1})})
+    with pytest.raises(ValueError, match="says it is small with norm local, but its tensors do not fit"):
+        load_model(path)
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="has no description of its network"):
+        load_model(path)
+    with pytest.raises(FileNotFoundError, match="run the train stage first"):
+        load_model(tmp_path / "none.safetensors")
+
+
+# -------------------------------------------------------------------------------------------------------- interruptions
+
+
+def test_a_killed_run_continues_and_ends_with_the_same_weights_to_the_bit(digits, tmp_path):
+    config = TrainConfig("small", epochs=60, batch_size=64, num_groups=4, augment={"shift": 0.125}, threads=1)
+    checkpoint = tmp_path / "run.safetensors"
+    script = f"""
+import sys; from pathlib import Path; from localnorm.data import load; from localnorm.train import TrainConfig, fit
+config = TrainConfig("small", epochs=60, batch_size=64, num_groups=4, augment={{"shift": 0.125}}, threads=1)
+fit(load({str(digits.folder)!r}), config, "local", 3, checkpoint=Path({str(checkpoint)!r}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)  # somewhere within a later epoch
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run was to be killed on its way"
+    continued = fit(digits, config, "local", seed=3, checkpoint=checkpoint)
+    assert 0 < continued.record["resumed_at_epoch"] < 60
+    whole = fit(digits, config, "local", seed=3)
+    assert continued.history == whole.history
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, continued.model.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(digits, tmp_path, capsys):
+    checkpoint = tmp_path / "run.safetensors"
+    fit(digits, SMALL, "local", seed=0, checkpoint=checkpoint)
+    run = fit(digits, SMALL, "local", seed=1, checkpoint=checkpoint)
+    assert run.record["resumed_at_epoch"] == 0
+    assert "belongs to other settings or data" in capsys.readouterr().err
+
+
+def test_saving_the_run_removes_its_checkpoint(digits, tmp_path):
+    checkpoint = tmp_path / "run.safetensors"
+    run = fit(digits, SMALL, "batch", seed=0, checkpoint=checkpoint)
+    assert checkpoint.exists()
+    save_run(run, tmp_path / "out", checkpoint)
+    assert not checkpoint.exists()
+    assert not list(tmp_path.glob(".*")), "no temporary file is left"
+
+
+# ---------------------------------------------------------------------------------------------------------- bad settings
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_divergence_stops_with_the_step_and_the_rate(digits):
+    config = TrainConfig("small", epochs=3, batch_size=64, num_groups=4, learning_rate=1e30, schedule="constant")
+    with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) in epoch 1, step \d+, at learning rate 1e\+30"):
+        fit(digits, config, "batch", seed=0)
+
+
+def test_more_groups_than_images_in_a_batch_names_both():
+    with pytest.raises(ValueError, match="num_groups=16 needs at least 16 images in a training batch, got batch_size=8"):
+        TrainConfig("small", epochs=1, batch_size=8, num_groups=16)
+
+
+def test_a_batch_larger_than_the_training_part_names_both(digits):
+    with pytest.raises(ValueError, match=r"batch_size=5000 on 1 process\(es\) needs as many training images, .* has \d+"):
+        fit(digits, TrainConfig("small", epochs=1, batch_size=5000), "batch", seed=0)
+
+
+def test_an_unknown_norm_names_the_valid_ones(digits):
+    with pytest.raises(ValueError, match="unknown norm 'layer'; choose one of batch, local, group, instance"):
+        fit(digits, SMALL, "layer", seed=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- schedules
+
+
+def test_released_schedules_have_the_released_rates():
+    steps = TrainConfig("small", epochs=200, batch_size=64, schedule="steps", milestones={50: 0.01, 122: 0.003})
+    assert [learning_rate(steps, epoch) for epoch in (0, 49.9, 50, 121, 122, 199)] == [0.1, 0.1, 0.01, 0.01, 0.003, 0.003]
+    adam = TrainConfig("small", epochs=50, batch_size=64, optimizer="adam", learning_rate=1e-3, schedule="exponential", decay=0.9)
+    assert learning_rate(adam, 2.5) == pytest.approx(1e-3 * 0.81)
+    vgg = TrainConfig("small", epochs=250, batch_size=64, schedule="exponential", decay=0.75, decay_every=30)
+    assert learning_rate(vgg, 89) == pytest.approx(0.1 * 0.75**2)
+
+
+def test_weight_decay_acts_on_kernels_and_not_on_affines(digits):
+    from localnorm.models import make_model
+    from localnorm.train import _make_optimizer
+
+    model = make_model("small", "local", num_classes=10, in_channels=1, num_groups=4)
+    kernels, others = _make_optimizer(model, SMALL).param_groups
+    assert kernels["weight_decay"] == 5e-4
+    assert others["weight_decay"] == 0
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    modules = dict(model.named_modules())
+    for parameter in kernels["params"]:
+        owner = modules[names[id(parameter)].rpartition(".")[0]]
+        assert isinstance(owner, torch.nn.Conv2d | torch.nn.Linear)
+    assert len(kernels["params"]) + len(others["params"]) == len(names)
+
+
+def test_bf16_trains_too(digits):
+    config = TrainConfig("small", epochs=2, batch_size=64, num_groups=4, precision="bf16-mixed", threads=1)
+    run = fit(digits, config, "local", seed=0, fabric=make_fabric("bf16-mixed"))
+    assert run.history[-1]["validation_accuracy"] > 0.5
+    assert all(value.dtype == torch.float32 for value in run.model.state_dict().values() if value.is_floating_point())
