@@ -1,5 +1,16 @@
 """LocalNorm: group statistics and group affines, for image classifiers that stay right under noise."""
 
 from localnorm._version import __version__
+from localnorm.convert import convert_to_batchnorm, convert_to_localnorm
+from localnorm.layers import LocalNorm1d, LocalNorm2d, LocalNorm3d
+from localnorm.predict import predict
 
-__all__ = ["__version__"]
+__all__ = [
+    "LocalNorm1d",
+    "LocalNorm2d",
+    "LocalNorm3d",
+    "__version__",
+    "convert_to_batchnorm",
+    "convert_to_localnorm",
+    "predict",
+]

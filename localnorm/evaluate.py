@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from localnorm import noise, paths
 from localnorm.data.augment import standardise
-from localnorm.data.prepare import Dataset
+from localnorm.data.dataset import Dataset
 from localnorm.predict import estimate_statistics, predict
 
 __all__ = ["ARMS", "SweepConfig", "arm_label", "conditions", "load_predictions", "noisy_images", "save_sweep", "sweep"]
@@ -132,7 +132,13 @@ def _thin(levels: tuple[float, ...], most: int | None) -> list[float]:
 
 
 def noisy_images(
-    images: Tensor, dataset: Dataset, suite: str, name: str, level: float, config: SweepConfig, training_range: noise.Extrema
+    images: Tensor,
+    dataset: Dataset,
+    suite: str,
+    name: str,
+    level: float,
+    config: SweepConfig,
+    training_range: noise.Extrema,
 ) -> Tensor:
     """Standardised noisy images, as the network gets them.
 
@@ -244,7 +250,9 @@ def sweep(
         estimate_statistics(model, _training_batches(dataset, config.batch_size, device))
     rows, classes = [], []
     clean: dict[tuple[str, str], tuple[dict, np.ndarray]] = {}  # level 0 is the same images for every noise
-    for suite, name, level in tqdm(conditions(config), desc=description, unit="condition", file=sys.stderr, mininterval=0.5):
+    for suite, name, level in tqdm(
+        conditions(config), desc=description, unit="condition", file=sys.stderr, mininterval=0.5
+    ):
         noisy = noisy_images(images, dataset, suite, name, level, config, training_range)
         for mode in config.modes[norm]:
             if level == 0 and mode in clean:

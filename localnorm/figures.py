@@ -16,7 +16,17 @@ from matplotlib.figure import Figure
 from localnorm import noise, paths
 from localnorm.evaluate import ARMS
 
-__all__ = ["ARM_STYLES", "noise_wall", "noisy_photographs", "photograph", "plot_accuracy", "plot_history", "plot_images", "plot_noises", "plot_summary", "rgb_histograms", "save"]
+__all__ = [
+    "ARM_STYLES",
+    "noise_wall",
+    "noisy_photographs",
+    "photograph",
+    "plot_accuracy",
+    "plot_noises",
+    "plot_summary",
+    "rgb_histograms",
+    "save",
+]
 
 WIDTH = 6.75  # inches: a full text width; a column is half of it
 
@@ -36,12 +46,19 @@ assert set(ARM_STYLES) == set(ARMS.values())
 
 STYLE = {
     "figure.dpi": 100,
-    "savefig.dpi": 200,
+    "savefig.dpi": 170,
     "pdf.fonttype": 42,
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.linewidth": 0.8,
+    "xtick.major.width": 0.8,
+    "ytick.major.width": 0.8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
     "legend.fontsize": 7.5,
     "lines.linewidth": 1.3,
     "lines.markersize": 3.5,
@@ -63,13 +80,15 @@ def save(figure: Figure, name: str) -> None:
         paths.write(paths.paper() / "figures" / f"{name}.{suffix}", buffer.getvalue())
 
 
-def photograph(name: str) -> torch.Tensor:
-    """One of scikit-learn's two photographs, "flower" or "china", as (1, 3, H, W) in [0, 1]."""
+def photograph(name: str, height: int) -> torch.Tensor:
+    """One of scikit-learn's two photographs, "flower" or "china", as (1, 3, height, W) in [0, 1]."""
     from sklearn.datasets import load_sample_image
 
     if name not in ("flower", "china"):
         raise ValueError(f"unknown photograph {name!r}; choose one of flower, china")
-    return torch.tensor(load_sample_image(f"{name}.jpg")).movedim(-1, 0)[None] / 255
+    image = torch.tensor(load_sample_image(f"{name}.jpg")).movedim(-1, 0)[None] / 255  # (1, 3, H, W)
+    size = height, round(image.shape[-1] * height / image.shape[-2])
+    return torch.nn.functional.interpolate(image, size=size, mode="bilinear", antialias=True).clamp(0, 1)
 
 
 def _displayed(image: torch.Tensor) -> np.ndarray:
@@ -78,22 +97,20 @@ def _displayed(image: torch.Tensor) -> np.ndarray:
 
 def noisy_photographs(name: str, noises: dict[str, float], seed: int) -> dict[str, np.ndarray]:
     """A photograph clean and under noises of the named suite: title -> (H, W, 3) in [0, 1]."""
-    clean = photograph(name)
+    clean = photograph(name, height=213)
     images = {"clean": _displayed(clean)}
     for key, level in noises.items():
         generator = noise.generator_for("named", key, level, 0, seed)
         noisy = noise.apply(clean, key, level, generator, suite="named")
-        images[f"{noise.noises('named')[key].label} {level:g}"] = _displayed(noisy)
+        images[f"{noise.noises('named')[key].label}\n{level:g}"] = _displayed(noisy)
     return images
 
 
 def noise_wall(name: str, columns: int, size: int, seed: int) -> dict[str, list[tuple[str, np.ndarray]]]:
     """A photograph, cut to a square, under every noise of both suites, for `plot_noises`; MNIST's noises are for grey digits."""
-    clean = photograph(name)
-    side = min(clean.shape[-2:])
-    top, left = ((length - side) // 2 for length in clean.shape[-2:])
-    clean = clean[..., top : top + side, left : left + side]
-    clean = torch.nn.functional.interpolate(clean, size=(size, size), mode="bilinear", antialias=True).clamp(0, 1)
+    clean = photograph(name, height=size)
+    left = (clean.shape[-1] - size) // 2
+    clean = clean[..., left : left + size]
     wall = {}
     for suite in ("released", "named"):
         for key, known in noise.noises(suite).items():
@@ -101,19 +118,22 @@ def noise_wall(name: str, columns: int, size: int, seed: int) -> dict[str, list[
                 continue
             chosen = np.linspace(0, len(known.levels) - 1, columns).round().astype(int)
             wall[f"{_short(known.label)}\n({suite})"] = [
-                (f"{level:g}", _displayed(noise.apply(clean, key, level, noise.generator_for(suite, key, level, 0, seed), suite)))
+                (
+                    f"{level:g}",
+                    _displayed(noise.apply(clean, key, level, noise.generator_for(suite, key, level, 0, seed), suite)),
+                )
                 for level in (known.levels[index] for index in chosen)
             ]
     return wall
 
 
-def rgb_histograms(images: dict[str, np.ndarray], bins: int = 64) -> Figure:
+def rgb_histograms(images: dict[str, np.ndarray], bins: int = 48) -> Figure:
     """An image and its noisy versions above, the histogram of each colour channel below (claim C1).
 
     Args:
         images: title -> (H, W, 3) in [0, 1].
     """
-    figure, axes = _new(2, len(images), 2.9, height_ratios=[1.1, 1])
+    figure, axes = _new(2, len(images), 2.6)
     edges = np.linspace(0, 1, bins + 1)
     tallest = 0
     for column, (title, image) in enumerate(images.items()):
@@ -122,7 +142,9 @@ def rgb_histograms(images: dict[str, np.ndarray], bins: int = 64) -> Figure:
         sns.despine(ax=axes[0, column], left=True, bottom=True)
         for channel, colour in enumerate(("#D55E00", "#009E73", "#0072B2")):
             density, _ = np.histogram(image[..., channel], edges, density=True)
-            axes[1, column].stairs(density, edges, color=colour, label="RGB"[channel], linestyle=("-", "--", ":")[channel])
+            axes[1, column].stairs(
+                density, edges, color=colour, label="RGB"[channel], linestyle=("-", "--", ":")[channel]
+            )
             # black and white pile up at the ends: they are cut off rather than hiding the rest
             tallest = max(tallest, np.quantile(density[1:-1], 0.98))
         axes[1, column].set(xlim=(0, 1), xlabel="pixel value", yticks=[])
@@ -163,15 +185,17 @@ def plot_accuracy(curves: pd.DataFrame, arms: Sequence[str] | None = None) -> Fi
     panels = list(curves.groupby(["suite", "noise"], sort=False))
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = _new(rows, columns, 1.55 * rows + 0.5, sharey=True)
+    figure, axes = _new(rows, columns, 1.7 * rows + 0.4, sharey=True)
     for axis, ((suite, name), panel) in zip(axes.flat, panels, strict=False):
         known = noise.noises(suite)[name]
         for arm in arms:
             colour, marker, line = ARM_STYLES[arm]
             data = panel[panel.arm == arm].sort_values("level")
-            axis.plot(data.level, data.accuracy, color=colour, marker=marker, linestyle=line, label=arm)
+            above = 2.5 if line != "-" else 2  # arms may coincide: a dashed line over a solid one shows both
+            axis.plot(data.level, data.accuracy, color=colour, marker=marker, linestyle=line, label=arm, zorder=above)
             axis.fill_between(data.level, data.low, data.high, color=colour, alpha=0.2, linewidth=0)
-        axis.set_title(f"{_short(known.label)}\n({suite})", fontsize=7)
+        title = _short(known.label).replace(", ", ",\n")
+        axis.set_title(f"{title} ({suite})", fontsize=7)
         axis.set(ylim=(0, 1), xlabel=known.unit)
         axis.xaxis.label.set_fontsize(6.5)
     for axis in axes.flat[len(panels) :]:
@@ -184,32 +208,6 @@ def plot_accuracy(curves: pd.DataFrame, arms: Sequence[str] | None = None) -> Fi
 
 def _short(label: str) -> str:
     return label.split(" (released")[0]
-
-
-def plot_history(history: pd.DataFrame) -> Figure:
-    """Loss and accuracy against epoch of one training run."""
-    figure, axes = _new(1, 2, 2.2)
-    axes[0, 0].plot(history.epoch, history.train_loss, color="#000000")
-    axes[0, 0].set(xlabel="epoch", ylabel="training loss")
-    axes[0, 1].plot(history.epoch, history.train_accuracy, color="#000000", label="training batches")
-    axes[0, 1].plot(history.epoch, history.validation_accuracy, color="#0072B2", linestyle="--", label="validation")
-    axes[0, 1].set(xlabel="epoch", ylabel="accuracy", ylim=(None, 1))
-    axes[0, 1].legend(frameon=False)
-    return figure
-
-
-def plot_images(images: np.ndarray | torch.Tensor, titles: Sequence[str], columns: int = 10) -> Figure:
-    """A grid of uint8 images (N, C, H, W) with their titles."""
-    images = np.asarray(images)
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    figure, axes = _new(rows, columns, 0.95 * rows)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, image, title in zip(axes.flat, images, titles, strict=False):
-        axis.imshow(np.moveaxis(image, 0, -1), cmap="gray", interpolation="none")
-        axis.set_title(title, fontsize=7, pad=2)
-    return figure
 
 
 def plot_summary(summary: pd.DataFrame) -> Figure:
@@ -225,5 +223,3 @@ def plot_summary(summary: pd.DataFrame) -> Figure:
     axes[0, 0].set_yticks(range(len(summary)), summary.arm)
     axes[0, 0].invert_yaxis()
     return figure
-
-

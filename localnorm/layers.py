@@ -150,11 +150,13 @@ def local_norm(
             "use a larger batch or fewer groups, or predict with mode 'prior', 'companions' or 'fixed'"
         )
     stored = (running_mean, running_var)
-    if x.dtype in (torch.float16, torch.bfloat16):
-        # The kernels keep statistics in the precision of the affine.
-        weight = x.new_ones(groups, channels, dtype=torch.float32) if weight is None else weight.float()
-        bias = x.new_zeros(groups, channels, dtype=torch.float32) if bias is None else bias.float()
-        running_mean, running_var = (None if t is None else t.float() for t in stored)
+    # The kernels keep statistics in the precision of these tensors: float32 for half inputs, and never none of them.
+    precision = torch.promote_types(x.dtype, torch.float32)
+    if weight is None and x.dtype != precision:
+        weight, bias = x.new_ones(groups, channels), x.new_zeros(groups, channels)
+    weight, bias, running_mean, running_var = (
+        None if t is None else t.to(precision) for t in (weight, bias, running_mean, running_var)
+    )
     per_group = (weight, bias, running_mean, running_var)
 
     def block(part: Tensor, start: int, stop: int) -> Tensor:
@@ -170,12 +172,7 @@ def local_norm(
         cut = larger * (size + 1)
         y = torch.cat([block(x[:cut], 0, larger), block(x[cut:], larger, groups)])
     else:
-        # In the plain layout: torch 2.14 mistakes the gradient of one channels_last image with a short batch stride.
-        rows = x.contiguous()
-        rounds, tail = (
-            rows[: size * groups].unflatten(0, (size, groups)),
-            rows[size * groups :],
-        )  # (S, K, ...), (larger, ...)
+        rounds, tail = x[: size * groups].unflatten(0, (size, groups)), x[size * groups :]  # (S, K, ...), (larger, ...)
         first = block(torch.cat([rounds[:, :larger].flatten(0, 1), tail]), 0, larger)
         rest = block(rounds[:, larger:].flatten(0, 1), larger, groups)
         rounds = [first[: size * larger].unflatten(0, (size, larger)), rest.unflatten(0, (size, groups - larger))]
@@ -185,6 +182,11 @@ def local_norm(
         if kept is not moved:
             kept.copy_(moved)
     return y
+
+
+def _runs_eagerly_on_cpu(x: Tensor) -> bool:
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return x.device.type == "cpu" and not traced
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
@@ -201,7 +203,8 @@ def _equal_groups(x, groups, weight, bias, running_mean, running_var, *, assignm
     layout = _memory_format(x)
     x = x.contiguous(memory_format=layout)
     per_group = (running_mean, running_var, weight, bias)
-    flat = (None if t is None else t.reshape(-1) for t in per_group)
+    flat = [None if t is None else t.reshape(-1) for t in per_group]
+    # Not for one image: torch 2.14 gets the gradient of a channels_last batch of one with a short batch stride wrong.
     if groups == 1 < x.shape[0]:
         return F.batch_norm(x, *flat, training=True, momentum=momentum, eps=eps)
     if groups == x.shape[0] or (assignment == "interleaved" and layout == torch.contiguous_format):
@@ -209,9 +212,24 @@ def _equal_groups(x, groups, weight, bias, running_mean, running_var, *, assignm
         view = x.contiguous().view(x.shape[0] // groups, groups * x.shape[1], *x.shape[2:])  # (B/K, K*C, H, W)
         y = F.batch_norm(view, *flat, training=True, momentum=momentum, eps=eps).view(x.shape)
         return y.contiguous(memory_format=layout)
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    walk = _GroupByGroup.apply if x.device.type == "cpu" and not traced else _group_by_group
+    walk = _GroupByGroup.apply if _runs_eagerly_on_cpu(x) else _group_by_group
     return walk(x, *per_group, groups, assignment, eps, momentum)
+
+
+def _each_image(x: Tensor, weight: Tensor | None, bias: Tensor | None, group: int | Tensor, eps: float) -> Tensor:
+    """`local_norm` of groups of one image, by the kernel that is fastest for them on a CPU.
+
+    Not in channels_last itself, where torch 2.14's kernel subtracts E[x]^2 from E[x^2].
+    """
+    rows = (None if t is None else t[group] for t in (weight, bias))  # (C,), or (N, C) where each image has its own
+    plain = x.contiguous()
+    if isinstance(group, int):
+        y = F.group_norm(plain, x.shape[1], *rows, eps=eps)
+    else:
+        channels = x.shape[0] * x.shape[1]
+        flat = (None if t is None else t.reshape(-1) for t in rows)
+        y = F.group_norm(plain.view(1, channels, *x.shape[2:]), channels, *flat, eps=eps).view(x.shape)
+    return y.contiguous(memory_format=_memory_format(x))
 
 
 def _group(x: Tensor, k: int, groups: int, assignment: str) -> Tensor:
@@ -248,21 +266,14 @@ class _GroupByGroup(torch.autograd.Function):
             else:
                 normalized, means[k], inverse_deviations[k] = torch.native_batch_norm(part, *rows, True, momentum, eps)
                 place.copy_(normalized)
-        ctx.save_for_backward(x, weight, bias, means, inverse_deviations)
+        ctx.save_for_backward(x, weight, means, inverse_deviations)
         ctx.options = groups, assignment, eps
         return y
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, bias, means, inverse_deviations = ctx.saved_tensors
+        x, weight, means, inverse_deviations = ctx.saved_tensors
         groups, assignment, eps = ctx.options
-        if torch.is_grad_enabled():  # create_graph=True: only the plain form can be differentiated again
-            inputs = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
-            y = _group_by_group(x, None, None, weight, bias, groups, assignment, eps, 0.0)
-            grads = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
-            wanted = (t is not None and t.requires_grad for t in (x, weight, bias))
-            grad_x, grad_weight, grad_bias = (next(grads) if want else None for want in wanted)
-            return grad_x, None, None, grad_weight, grad_bias, None, None, None, None
         layout = _memory_format(x)
         grad_x = torch.empty_like(x)
         grad_rows = []
@@ -383,8 +394,11 @@ class LocalNorm(nn.Module):
         self.reset_parameters()
 
     def keep_running_stats(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
-        """From now on store training statistics, one row a group; they start at mean 0 and variance 1."""
-        if self.affine and device is None and dtype is None:
+        """From now on store training statistics, one row a group; they start at mean 0 and variance 1.
+
+        They lie where the affine does; ``device`` and ``dtype`` serve a layer without one.
+        """
+        if self.affine:
             device, dtype = self.weight.device, self.weight.dtype
         shape = (self.num_groups, self.num_features)
         self.running_mean = torch.zeros(shape, device=device, dtype=dtype)
@@ -417,9 +431,7 @@ class LocalNorm(nn.Module):
         if mode.name == "batch":
             return self._normalize_batch(x)
         if mode.name == "single":
-            groups = x.shape[0] // mode.group_size
-            weight, bias = (self._affine_of(t, mode.group, groups) for t in (self.weight, self.bias))
-            return local_norm(x, groups, weight, bias, eps=self.eps)
+            return self._normalize_alone(x, mode)
         return self._normalize_with_stored(x, mode)
 
     def _check_input(self, x: Tensor) -> None:
@@ -433,15 +445,24 @@ class LocalNorm(nn.Module):
         if not x.is_floating_point():
             raise TypeError(f"{type(self).__name__} takes floating input, got {x.dtype}; convert with x.float()")
 
+    def _row(self, group: int | Tensor) -> int | Tensor:
+        if self.num_groups == 1:
+            return 0
+        if isinstance(group, int) and group >= self.num_groups:
+            raise ValueError(f"group={group} needs more than {group} groups, got num_groups={self.num_groups}")
+        return group
+
     def _affine_of(self, t: Tensor | None, group: int | Tensor, count: int) -> Tensor | None:
         """Rows of a (K, C) tensor for `count` groups of images: (count, C)."""
-        if t is None:
-            return None
-        if self.num_groups == 1:
-            group = 0
-        elif isinstance(group, int) and group >= self.num_groups:
-            raise ValueError(f"group={group} needs more than {group} groups, got num_groups={self.num_groups}")
-        return t[group].expand(count, -1)
+        return None if t is None else t[self._row(group)].expand(count, -1)
+
+    def _normalize_alone(self, x: Tensor, mode: Mode) -> Tensor:
+        full = x.dtype in (torch.float32, torch.float64)
+        if mode.group_size == 1 and full and x[:1, :1].numel() > 1 and _runs_eagerly_on_cpu(x):
+            return _each_image(x, self.weight, self.bias, self._row(mode.group), self.eps)
+        groups = x.shape[0] // mode.group_size
+        weight, bias = (self._affine_of(t, mode.group, groups) for t in (self.weight, self.bias))
+        return local_norm(x, groups, weight, bias, eps=self.eps)
 
     def _normalize_batch(self, x: Tensor) -> Tensor:
         running_mean = running_var = None

@@ -12,19 +12,24 @@ A norm of your own takes three lines:
     model = make_model("resnet32", "layer", num_classes=10)
 """
 
+import json
 from collections.abc import Callable
 from importlib import import_module
 from math import gcd
+from pathlib import Path
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+from localnorm import paths
 from localnorm.convert import convert_to_localnorm
 from localnorm.layers import LocalNorm2d
 
-__all__ = ["MODELS", "NORMS", "in_place_of_batchnorm", "make_model"]
+__all__ = ["MODELS", "NORMS", "PRETRAINED", "in_place_of_batchnorm", "load_model", "make_model", "save_model"]
 
 
 def make_model(
@@ -70,12 +75,48 @@ def make_model(
 
     model = PRETRAINED[name](num_classes) if pretrained else MODELS[name](num_classes, in_channels, image_size)
     if eps is not None:
-        for layer in _batchnorms(model).values():
-            layer.eps = eps
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eps = eps
     return NORMS[norm](model, num_groups)
 
 
 # Norms: (network with BatchNorm, K) -> the same network with another norm
+
+
+def save_model(model: nn.Module, path: Path, name: str, norm: str, **arguments) -> None:
+    """Write a network as plain tensors (safetensors), with the arguments of `make_model` that build it in the file's header."""
+    tensors = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+    description = json.dumps({"name": name, "norm": norm, **arguments})
+    paths.write(path, safetensors_bytes(tensors, {"network": description}))
+
+
+def load_model(path: Path) -> nn.Module:
+    """The network that `save_model` wrote, in evaluation mode; runs no code from the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no network of this package, or its tensors are another network's.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no trained network at {path}; run the train stage first: dvc repro")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if "network" not in metadata:
+            raise ValueError(
+                f"{path.name} has no description of its network; only files that save_model wrote can be loaded"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    description = json.loads(metadata["network"])
+    model = make_model(**description)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        name, norm = description["name"], description["norm"]
+        raise ValueError(
+            f"{path.name} says it is {name} with norm {norm}, but its tensors do not fit: {error}"
+        ) from None
+    return model.eval().to(memory_format=torch.channels_last)
 
 
 def in_place_of_batchnorm(make_norm: Callable[[int, float], nn.Module]) -> Callable[[nn.Module, int], nn.Module]:
@@ -112,10 +153,6 @@ NORMS: dict[str, Callable[[nn.Module, int], nn.Module]] = {
     "group": in_place_of_batchnorm(_group_norm),
     "instance": in_place_of_batchnorm(lambda num_features, eps: nn.InstanceNorm2d(num_features, eps, affine=True)),
 }
-
-
-def _batchnorms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    return {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)}
 
 
 # Networks of the protocol

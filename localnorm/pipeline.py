@@ -1,4 +1,4 @@
-"""What a DVC stage depends on, and how a notebook reads its parameters.
+"""What a DVC stage depends on, and what has to hold before one starts.
 
 DVC hashes files, so opening and saving a notebook, or mending a comment, would train everything again. The strip stage therefore
 writes, for each notebook, one file with what it really runs: its code cells and every library module that it imports,
@@ -15,17 +15,12 @@ import sys
 import tokenize
 from pathlib import Path
 
-import yaml
-
 from localnorm import paths
+from localnorm.params import load_params
 
-__all__ = ["check", "closure", "load_params", "source_of", "strip", "strip_source"]
+__all__ = ["check", "closure", "source_of", "strip", "strip_source"]
 
 PACKAGE = Path(__file__).parent
-STAGES = ("prepare", "train", "sweep", "statistics")  # the blocks that an experiment has in params.yaml
-
-
-# ------------------------------------------------------------------------------------------------------------------ strip
 
 
 def strip_source(text: str) -> str:
@@ -53,20 +48,18 @@ def strip_source(text: str) -> str:
     return "".join(line.rstrip() + "\n" for line in lines if line.strip())
 
 
-def _module_file(name: str) -> Path | None:
-    """The file of the library's module `name` ("data.prepare"), None where there is no such module."""
-    path = PACKAGE.joinpath(*name.split("."))
-    for file in (path.with_suffix(".py"), path / "__init__.py"):
-        if file.is_file():
-            return file
-    return None
+def _file_of(module: str) -> Path | None:
+    """The file of the library's module `module` ("localnorm.data.prepare"), None where there is none or it is a package."""
+    file = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
+    return file if file.is_file() else None
 
 
-def _exports() -> dict[str, str]:
-    """Public name -> module, as `localnorm/__init__.py` imports it."""
-    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+def _exports(package: str) -> dict[str, str]:
+    """Public name -> module that defines it, as the package's `__init__.py` imports them; empty for what is no package."""
+    file = PACKAGE.parent.joinpath(*package.split("."), "__init__.py")
+    tree = ast.parse(file.read_text(encoding="utf-8") if file.is_file() else "")
     return {
-        alias.asname or alias.name: node.module.removeprefix("localnorm.")
+        alias.asname or alias.name: node.module
         for node in tree.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
@@ -78,35 +71,29 @@ def _imports(text: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names if alias.name.startswith("localnorm.")]
-            found.update(name.removeprefix("localnorm.") for name in names)
-            if any(alias.name == "localnorm" for alias in node.names):
-                found.update(_exports().values())
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            if node.module == "localnorm":
-                exports = _exports()
-                # a public name (the function `predict`) wins over the module of the same name, as in Python itself
-                found.update(exports.get(alias.name, alias.name) for alias in node.names)
-            elif node.module.startswith("localnorm."):
-                module = node.module.removeprefix("localnorm.")
-                found.add(module)
-                found.update(f"{module}.{alias.name}" for alias in node.names)
-    return {name for name in found if _module_file(name)}
+            for alias in node.names:
+                found.update({alias.name, *_exports(alias.name).values()})
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            exports = _exports(node.module)
+            # a public name (the function `predict`) wins over the module of the same name, as in Python itself
+            found.update(exports.get(alias.name, f"{node.module}.{alias.name}") for alias in node.names)
+            found.add(node.module)
+    return {name for name in found if name.partition(".")[0] == "localnorm" and _file_of(name)}
 
 
 def closure(text: str) -> list[Path]:
     """Files of the library that `text` imports, directly or through another module, in a stable order.
 
-    `localnorm/__init__.py` only re-exports, so it does not count: the modules behind its names do.
+    An `__init__.py` only re-exports, so it does not count: the modules behind its names do.
     """
     seen: dict[str, Path] = {}
     waiting = sorted(_imports(text))
     while waiting:
         name = waiting.pop()
         if name not in seen:
-            seen[name] = _module_file(name)
+            seen[name] = _file_of(name)
             waiting.extend(_imports(seen[name].read_text(encoding="utf-8")))
-    return sorted(set(seen.values()))
+    return sorted(seen.values())
 
 
 def notebook_code(notebook: Path) -> str:
@@ -130,39 +117,13 @@ def strip(notebooks: Path, output: Path) -> list[Path]:
     return [paths.write(output / f"{path.stem}.py", source_of(path)) for path in sorted(notebooks.glob("*.ipynb"))]
 
 
-# ----------------------------------------------------------------------------------------------------------------- params
-
-
-def load_params(experiment: str | None = None) -> dict:
-    """params.yaml as a dictionary, or one experiment's block of it.
-
-    Raises:
-        ValueError: `experiment` has no block, or a block that is none of a stage's.
-    """
-    params = yaml.safe_load((paths.project() / "params.yaml").read_text(encoding="utf-8"))
-    if experiment is None:
-        return params
-    known = [name for name in params["experiments"] if name in params]
-    if experiment not in known:
-        raise ValueError(
-            f"unknown experiment {experiment!r}; params.yaml has {', '.join(known)}: "
-            f"add the name to its list `experiments` and a block {experiment}:"
-        )
-    block = params[experiment]
-    if set(block) != set(STAGES):
-        raise ValueError(
-            f"params.yaml: the block {experiment} must have exactly {', '.join(STAGES)}; it has {', '.join(block)}"
-        )
-    return block
-
-
 def check() -> None:
     """Check every block of params.yaml before any work starts, and prepare DVC for a folder without git.
 
     Raises:
         ValueError: an experiment without a block, an unknown key or a value that cannot work; names the experiment.
     """
-    from localnorm.evaluate import SweepConfig  # here, since the strip stage is to start quickly
+    from localnorm.evaluate import SweepConfig  # here, since stripping is to start quickly
     from localnorm.train import TrainConfig
 
     for experiment in load_params()["experiments"]:

@@ -13,6 +13,7 @@ import pandas as pd
 from localnorm import paths, stats
 from localnorm.data import load
 from localnorm.evaluate import load_predictions
+from localnorm.params import load_params
 
 __all__ = [
     "Results",
@@ -135,7 +136,10 @@ def summary_text(experiment: str) -> str:
     lines = [
         f"{about['title']}, {summary.seeds.max()} seeds: accuracy in % [95 % interval over seeds]",
         f"  {'':10} {'clean':>20} {'noisy (mean of all)':>22}",
-        *(f"  {row.arm:10} {_with_interval(row, 'clean'):>20} {_with_interval(row, 'noisy'):>22}" for row in summary.itertuples()),
+        *(
+            f"  {row.arm:10} {_with_interval(row, 'clean'):>20} {_with_interval(row, 'noisy'):>22}"
+            for row in summary.itertuples()
+        ),
         "",
     ]
     paper = paths.paper()
@@ -158,8 +162,6 @@ def collect_numbers() -> dict:
     Returns:
         {"experiments": {name: {about, runs, arms, claims}}}; values are raw, text forms are beside them under `text`.
     """
-    from localnorm.pipeline import load_params
-
     experiments = {}
     for name in load_params()["experiments"]:
         folder = paths.statistics(name)
@@ -203,10 +205,11 @@ def _experiment_numbers(name: str) -> dict:
 
 
 def _claim_numbers(row) -> dict:
-    if row.part == "largest ratio":
-        form = "{:.2f}".format
-    else:
-        form = lambda value: f"{100 * value:+.1f}"  # noqa: E731 (points of accuracy)
+    ratio = row.part == "largest ratio"
+
+    def form(value: float) -> str:
+        return f"{value:.2f}" if ratio else f"{100 * value:+.1f}"  # a multiple, or points of accuracy
+
     interval = "" if np.isnan(row.low) else f" [{form(row.low)}, {form(row.high)}]"
     return {
         "claim": row.claim,
@@ -231,7 +234,9 @@ def latex_numbers(numbers: dict) -> str:
 
 
 def _letters(text: str) -> str:
-    digits = dict(zip("0123456789", ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), strict=True))
+    digits = dict(
+        zip("0123456789", ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), strict=True)
+    )
     return "".join(digits.get(letter, letter) for letter in text if letter.isalnum())
 
 
@@ -255,10 +260,51 @@ def write_latex_tables(numbers: dict) -> None:
         paths.write(paths.paper() / "tables" / f"summary-{name}.tex", "\n".join(lines) + "\n")
 
 
+README_MARKS = "<!-- results: written by `python -m localnorm.results --readme` -->", "<!-- /results -->"
+
+
+def readme_table(numbers: dict) -> str:
+    """The README's table of results, with a link to the figure, notebook and stage of each experiment."""
+    lines = []
+    for name, experiment in numbers["experiments"].items():
+        training = experiment["training"]
+        lines += [
+            f"**{experiment['about']['title']}**, `{training['model']}`, {training['epochs']} epochs, {training['seeds']} seeds, "
+            f"{experiment['test_images']} test images, {training['device']}: [figure](paper/figures/accuracy-{name}.pdf), "
+            f"[notebook](notebooks/figure-accuracy.ipynb), stage `report@{name}`",
+            "",
+            "| arm | clean | noisy |",
+            "|---|--:|--:|",
+            *(
+                f"| {arm} | {values['text']['clean']} | {values['text']['noisy']} |"
+                for arm, values in experiment["arms"].items()
+            ),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def write_readme() -> None:
+    """Put the current table between the marks of README.md."""
+    readme = paths.project() / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(README_MARKS[0])
+    after = rest.partition(README_MARKS[1])[2]
+    numbers = json.loads((paths.paper() / "numbers.json").read_text(encoding="utf-8"))
+    paths.write(readme, f"{before}{README_MARKS[0]}\n{readme_table(numbers)}{README_MARKS[1]}{after}")
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m localnorm.results", description="Print the small table of an experiment.")
-    parser.add_argument("experiment", help="a name in params.yaml")
-    print(summary_text(parser.parse_args(arguments).experiment))
+    parser = argparse.ArgumentParser(
+        prog="python -m localnorm.results", description="Print the small table of an experiment."
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("experiment", nargs="?", help="a name in params.yaml")
+    what.add_argument("--readme", action="store_true", help="write the tables of paper/numbers.json into README.md")
+    given = parser.parse_args(arguments)
+    if given.readme:
+        write_readme()
+    else:
+        print(summary_text(given.experiment))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,18 @@ import scipy.stats
 
 from localnorm.evaluate import ARMS, arm_label
 
-__all__ = ["areas", "claims", "compare", "curves", "holm", "interval", "largest_ratio", "mcnemar", "sign_flip", "summary"]
+__all__ = [
+    "areas",
+    "claims",
+    "compare",
+    "curves",
+    "holm",
+    "interval",
+    "largest_ratio",
+    "mcnemar",
+    "sign_flip",
+    "summary",
+]
 
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
@@ -87,7 +98,15 @@ def _estimates(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     rows = []
     for key, group in table.groupby(by, sort=False):
         estimate, low, high = interval(group.groupby("seed")[value].mean())
-        rows.append({**dict(zip(by, key, strict=True)), "seeds": group.seed.nunique(), value: estimate, "low": low, "high": high})
+        rows.append(
+            {
+                **dict(zip(by, key, strict=True)),
+                "seeds": group.seed.nunique(),
+                value: estimate,
+                "low": low,
+                "high": high,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -216,7 +235,9 @@ def claims(table: pd.DataFrame, margin: float, ratio: float) -> pd.DataFrame:
     """
     present = set(label_arms(table).arm.astype(str))
 
-    def difference(claim: str, what: str, first: str, second: str, part: str, sign: int = 1, threshold: float = 0.0) -> dict:
+    def difference(
+        claim: str, what: str, first: str, second: str, part: str, sign: int = 1, threshold: float = 0.0
+    ) -> dict:
         row = compare(table, first, second).set_index("part").loc[part]
         bounds = sorted((sign * row.low, sign * row.high))
         return {
@@ -253,7 +274,9 @@ def claims(table: pd.DataFrame, margin: float, ratio: float) -> pd.DataFrame:
 
 
 def mcnemar_table(
-    runs: dict[tuple[str, int], tuple[pd.DataFrame, np.ndarray, np.ndarray]], first: tuple[str, str], second: tuple[str, str]
+    runs: dict[tuple[str, int], tuple[pd.DataFrame, np.ndarray, np.ndarray]],
+    first: tuple[str, str],
+    second: tuple[str, str],
 ) -> pd.DataFrame:
     """McNemar with Holm over all conditions of one pair of arms, seed by seed.
 
@@ -274,8 +297,10 @@ def mcnemar_table(
         for key in right[0]:
             scored = (right[0][key] >= 0) & (right[1][key] >= 0)
             counts = mcnemar(right[0][key][scored] == 1, right[1][key][scored] == 1)
-            family.append({"seed": seed, **dict(zip(CONDITION, key, strict=True)), "images": int(scored.sum())}
-                          | dict(zip(("only_first", "only_second", "p"), counts, strict=True)))
+            family.append(
+                {"seed": seed, **dict(zip(CONDITION, key, strict=True)), "images": int(scored.sum())}
+                | dict(zip(("only_first", "only_second", "p"), counts, strict=True))
+            )
         for row, adjusted in zip(family, holm(row["p"] for row in family), strict=True):
             rows.append({"first": arm_label(*first), "second": arm_label(*second), **row, "p_holm": adjusted})
     return pd.DataFrame(rows)

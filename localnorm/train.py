@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -25,13 +26,12 @@ from safetensors.torch import save as safetensors_bytes
 from tqdm import tqdm
 
 from localnorm import paths
-from localnorm._version import __version__
 from localnorm.data.augment import augment, standardise
-from localnorm.data.prepare import Dataset
-from localnorm.models import MODELS, NORMS, make_model
+from localnorm.data.dataset import Dataset
+from localnorm.models import MODELS, NORMS, make_model, save_model
 from localnorm.predict import predict
 
-__all__ = ["TrainConfig", "TrainedRun", "fit", "learning_rate", "load_model", "make_fabric", "save_run"]
+__all__ = ["TrainConfig", "TrainedRun", "fit", "learning_rate", "make_fabric", "save_run"]
 
 SCHEDULES = ("constant", "one_cycle", "steps", "exponential")
 
@@ -323,7 +323,7 @@ def fit(
         "device": _device_name(fabric.device),
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
-        "versions": {"localnorm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"localnorm": version("localnorm"), "torch": torch.__version__, "python": platform.python_version()},
         "revision": _revision(),
     }
     return TrainedRun(network, history, record)
@@ -408,22 +408,19 @@ def _resume(path: Path, network, optimizer, identity: dict) -> list[dict]:
 
 
 def save_run(run: TrainedRun, folder: Path, checkpoint: Path | None = None) -> None:
-    """Write model.safetensors, history.csv and record.json to `folder`, then drop the checkpoint.
-
-    The network's own description travels in the header of model.safetensors, so `load_model` needs no other file.
-    """
+    """Write model.safetensors, history.csv and record.json to `folder`, then drop the checkpoint."""
     record = run.record
-    description = {
-        "model": record["train"]["model"],
-        "norm": record["norm"],
-        "num_groups": record["train"]["num_groups"],
-        "eps": record["train"]["eps"],
-        "num_classes": record["data"]["num_classes"],
-        "in_channels": record["data"]["shape"][0],
-        "image_size": record["data"]["shape"][-1],
-    }
-    tensors = {name: value.cpu().contiguous() for name, value in run.model.state_dict().items()}
-    paths.write(folder / "model.safetensors", safetensors_bytes(tensors, {"network": json.dumps(description)}))
+    save_model(
+        run.model,
+        folder / "model.safetensors",
+        name=record["train"]["model"],
+        norm=record["norm"],
+        num_classes=record["data"]["num_classes"],
+        in_channels=record["data"]["shape"][0],
+        image_size=record["data"]["shape"][-1],
+        num_groups=record["train"]["num_groups"],
+        eps=record["train"]["eps"],
+    )
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, run.history[0].keys(), lineterminator="\n")
     writer.writeheader()
@@ -432,27 +429,3 @@ def save_run(run: TrainedRun, folder: Path, checkpoint: Path | None = None) -> N
     paths.write(folder / "record.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
-
-
-def load_model(path: Path) -> torch.nn.Module:
-    """The network that `save_run` wrote, in evaluation mode; runs no code from the file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no network of this package, or its tensors are another network's.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no trained network at {path}; run the train stage first: dvc repro")
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        if "network" not in metadata:
-            raise ValueError(f"{path.name} has no description of its network; only files that save_run wrote can be loaded")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    description = json.loads(metadata["network"])
-    name, norm = description.pop("model"), description.pop("norm")
-    model = make_model(name, norm, **description)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path.name} says it is {name} with norm {norm}, but its tensors do not fit: {error}") from None
-    return model.eval().to(memory_format=torch.channels_last)

@@ -37,7 +37,11 @@ def digits(tmp_path_factory):
 def copy_project(folder: Path) -> Path:
     """The files that a clone would have, as they are now; no environment, no results of the pipeline's ignored folders."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if listed.returncode == 0:
         files = [ROOT / name for name in listed.stdout.split("\0") if name]

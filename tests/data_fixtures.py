@@ -8,6 +8,7 @@ import lzma
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import tarfile
 import threading
@@ -89,7 +90,9 @@ def write_tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
     return path
 
 
-def redefine(monkeypatch, name: str, title: str, format: str, files: dict[str, Path], counts: dict[str, int], **changes):
+def redefine(
+    monkeypatch, name: str, title: str, format: str, files: dict[str, Path], counts: dict[str, int], **changes
+):
     """Let the table hold these tiny files as the one source of `name`, with their own checksums."""
     entries = tuple(
         sources.File(each, f"sha256:{sha256(path)}" if path.is_file() else "") for each, path in files.items()
@@ -120,7 +123,7 @@ def cifar_batches(images: int = 20, seed: int = 0) -> tuple[dict[str, bytes], np
             "filenames": [f"{name}_{row}.png" for row in range(images)],
         }
         files[f"cifar-10-batches-py/{name}"] = pickle.dumps(batch, protocol=2)  # protocol 2, as in the official archive
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     files["cifar-10-batches-py/batches.meta"] = pickle.dumps({"num_cases_per_batch": images, "label_names": names}, 2)
     return files, pixels.reshape(-1, 3, 32, 32), labels
 
@@ -139,7 +142,7 @@ def write_parquet(path: Path, column: str, images: list[bytes], labels: list[int
 
 
 def cars_files(classes: int = 3, train: int = 9, test: int = 6, size: tuple[int, int] = (90, 60)) -> dict[str, bytes]:
-    """Stanford Cars in torchvision's layout: a dark photograph whose car, inside its box, is white; every third one grey."""
+    """Stanford Cars in torchvision's layout: black photographs, the car's box white; every third is grey."""
     from scipy.io import savemat
 
     def mat(**values) -> bytes:
@@ -273,7 +276,9 @@ class Server:
                 if route.stall_at is not None and start >= route.stall_at:
                     self.closing.wait(20)
                     return
-                stop = min(start + route.piece, end, total if route.stall_at is None else max(route.stall_at, start + 1))
+                stop = min(
+                    start + route.piece, end, total if route.stall_at is None else max(route.stall_at, start + 1)
+                )
                 handler.wfile.write(route.content[start:stop])
                 start = stop
                 time.sleep(route.pause)
@@ -310,22 +315,22 @@ def fetch_in_child(file: sources.File, folder: Path) -> None:
 
 
 def prepare_in_child(project: Path, name: str, kill_at: int | None = None) -> None:
-    """Prepare in that project; dies by SIGKILL just before its `kill_at`-th fsync or rename."""
+    """Prepare in that project; dies by SIGKILL just before its `kill_at`-th fsync, rename or removal."""
     os.chdir(project)
     os.environ["LOCALNORM_OFFLINE"] = "1"
     os.environ.pop("LOCALNORM_DATA", None)
     steps = 0
 
     def counted(call):
-        def step(*args):
+        def step(*args, **options):
             nonlocal steps
             steps += 1
             if steps == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args)
+            return call(*args, **options)
 
         return step
 
-    os.fsync, Path.rename = counted(os.fsync), counted(Path.rename)
+    os.fsync, Path.rename, shutil.rmtree = counted(os.fsync), counted(Path.rename), counted(shutil.rmtree)
     prepare(name, project / "out")
     (project / "steps").write_text(str(steps))

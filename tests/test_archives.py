@@ -30,9 +30,9 @@ from PIL import Image
 
 from localnorm.data import archives
 
-NAMES = st.text(
-    st.characters(categories=("Ll", "Lu", "Nd"), include_characters=" -_é"), min_size=1, max_size=8
-).filter(lambda name: name.strip() == name)
+NAMES = st.text(st.characters(categories=("Ll", "Lu", "Nd"), include_characters=" -_é"), min_size=1, max_size=8).filter(
+    lambda name: name.strip() == name and name != "__MACOSX"
+)
 
 
 @st.composite
@@ -125,7 +125,7 @@ def test_a_link_out_of_a_folder_condemns_it(tmp_path, what):
 
 def test_a_name_that_stands_twice_condemns_the_archive(tmp_path):
     twice = [(member("train/cat/1.png", 1), b"a"), (member("./train//cat/1.png", 1), b"b")]
-    with pytest.raises(ValueError, match="'train/cat/1.png' stands in it twice"):
+    with pytest.raises(ValueError, match=r"'train/cat/1\.png' stands in it twice"):
         archives.scan(write_tar(tmp_path / "evil.tar", twice))
 
 
@@ -286,7 +286,10 @@ def test_a_pickle_that_asks_for_a_function_is_refused_before_it_runs(tmp_path):
 
 def test_a_pickle_of_python_2_is_read():
     # {'data': 'a\xff', 'labels': [3]} as Python 2 writes it at protocol 2, strings of bytes
-    assert archives.unpickle(b"\x80\x02}(U\x04dataU\x02a\xffU\x06labels]K\x03au.", "batch") == {"data": "aÿ", "labels": [3]}
+    assert archives.unpickle(b"\x80\x02}(U\x04dataU\x02a\xffU\x06labels]K\x03au.", "batch") == {
+        "data": "aÿ",
+        "labels": [3],
+    }
 
 
 def test_a_damaged_pickle_is_refused():
@@ -307,8 +310,8 @@ def test_cifar_batches_read_in_their_order_packed_or_not(tmp_path, kind):
     assert listing.labels == labels.tolist()
     assert listing.classes[3] == "cat"
     assert listing.names[21] == "data_batch_2_1.png"
-    for i, picture in listing.stream([119, 0, 57]):
-        np.testing.assert_array_equal(picture.transpose(2, 0, 1), pixels[i])
+    for i, array in listing.stream([119, 0, 57]):
+        np.testing.assert_array_equal(array.transpose(2, 0, 1), pixels[i])
 
 
 def test_an_archive_without_cifars_batches_is_named(tmp_path):
@@ -322,7 +325,11 @@ def test_an_archive_without_cifars_batches_is_named(tmp_path):
 def test_parquet_reads_labels_names_classes_and_images_of_several_files(tmp_path, column):
     images = [picture(i) for i in range(50)]
     labels = [i % 3 for i in range(50)]
-    pieces = {"train-00000-of-00002": slice(0, 20), "train-00001-of-00002": slice(20, 40), "test-00000-of-00001": slice(40, 50)}
+    pieces = {
+        "train-00000-of-00002": slice(0, 20),
+        "train-00001-of-00002": slice(20, 40),
+        "test-00000-of-00001": slice(40, 50),
+    }
     paths = [
         write_parquet(tmp_path / f"{name}.parquet", column, images[rows], labels[rows], ["ant", "bee", "cow"])
         for name, rows in pieces.items()
@@ -353,7 +360,9 @@ def test_cars_read_the_same_from_torchvisions_folder_an_archive_and_the_original
         paths.append(tmp_path / annotations)
         paths[-1].write_bytes(files[annotations])
     elif kind == "nested":  # as in the fast.ai archive
-        nested = {f"stanford-cars/{name.replace('cars_train/', 'cars_train/cars_train/')}": files[name] for name in files}
+        nested = {
+            f"stanford-cars/{name.replace('cars_train/', 'cars_train/cars_train/')}": files[name] for name in files
+        }
         paths = [write_container(tmp_path / "cars", "tar.gz", nested)]
     else:
         paths = [write_container(tmp_path / "cars", kind, files)]
@@ -385,8 +394,8 @@ def test_mnists_files_read_as_their_arrays(tmp_path):
     listing = archives.read_mnist_idx([tmp_path / name for name in files])
     assert listing.splits == ["train"] * 30 + ["test"] * 10
     assert listing.labels == labels.tolist()
-    for i, picture in listing.stream(range(40)):
-        np.testing.assert_array_equal(picture, pixels[i])
+    for i, array in listing.stream(range(40)):
+        np.testing.assert_array_equal(array, pixels[i])
 
 
 def test_a_damaged_mnist_file_is_named(tmp_path):

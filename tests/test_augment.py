@@ -85,6 +85,14 @@ def test_shifted_in_pixels_are_zero_the_mean_colour_of_standardised_images():
     assert set(out.unique().tolist()) == {0.0, 2.0}
 
 
+def test_what_rotation_and_zooming_out_uncover_is_zero_too():
+    images = torch.full((100, 1, 16, 16), 2.0)
+    for settings in ({"rotation": 45}, {"zoom": 0.5}):
+        out = augment(images, **settings, generator=generator())
+        assert float(out[:, 0, 0, 0].min()) == 0  # a corner
+        assert float(out[:, 0, 8, 8].min()) > 1.99  # the middle
+
+
 def test_rotation_by_a_known_angle_moves_a_spot_where_geometry_says():
     size = 33
     images = torch.zeros(400, 1, size, size)

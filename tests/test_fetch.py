@@ -1,4 +1,4 @@
-"""Every way in which a download goes wrong ends with the right file or a clear error, and never with a wrong file's name."""
+"""Whatever goes wrong with a download, it ends with the right file or a clear error, and never with a wrong file."""
 
 import hashlib
 import random
@@ -23,7 +23,7 @@ WRONG = random.Random(1).randbytes(len(CONTENT))
 @pytest.fixture
 def raw(tmp_path, monkeypatch):
     raw = enter_project(tmp_path, monkeypatch)
-    monkeypatch.setattr(module, "TIMEOUT", 0.3)
+    monkeypatch.setattr(module, "TIMEOUT", 0.8)
     monkeypatch.setattr(module, "PATIENCE", 0.2)
     return raw
 
@@ -42,7 +42,7 @@ BROKEN = {
     "too long": (Route(CONTENT + b"x"), "300,001 bytes, 300,000 expected"),
     "a web page": (Route(CONTENT, headers={"Content-Type": "text/html; charset=utf-8"}), "a web page"),
     "always cut": (Route(CONTENT, cuts=[0] * 9), "the connection broke after 0 bytes"),
-    "stalls": (Route(CONTENT, stall_at=1000), "no byte within 0.3 s"),
+    "stalls": (Route(CONTENT, stall_at=1000), "no byte within 0.8 s"),
     "announces more": (Route(CONTENT, length=300_500), "300,500 bytes, 300,000 expected"),
 }
 
@@ -66,7 +66,9 @@ def test_where_only_a_broken_address_is_left_the_reason_is_named_and_no_file_app
 
 
 def test_of_many_mirrors_the_only_good_one_delivers(raw):
-    routes = {name.replace(" ", "-"): deepcopy(route) for name, (route, _) in BROKEN.items()} | {"zz-last": Route(CONTENT)}
+    routes = {name.replace(" ", "-"): deepcopy(route) for name, (route, _) in BROKEN.items()} | {
+        "zz-last": Route(CONTENT)
+    }
     with Server(routes) as server:
         assert fetch(published(server, *sorted(routes)), raw).read_bytes() == CONTENT
 
@@ -109,6 +111,21 @@ def test_what_an_earlier_run_left_is_continued(raw):
     with Server({"file": route}) as server:
         assert fetch(published(server, "file"), raw).read_bytes() == CONTENT
     assert route.seen == ["bytes=77777-"]
+
+
+def test_a_server_without_ranges_is_read_past_what_is_there(raw):
+    route = Route(CONTENT, cuts=[100_000], ranges=False)
+    with Server({"file": route}) as server:
+        assert fetch(published(server, "file"), raw).read_bytes() == CONTENT
+    assert len(route.seen) == 2
+
+
+def test_a_part_that_is_already_whole_is_checked_and_not_asked_for(raw):
+    (raw / ".file.bin.part").write_bytes(CONTENT)
+    route = Route(CONTENT)
+    with Server({"file": route}) as server:
+        assert fetch(published(server, "file"), raw).read_bytes() == CONTENT
+    assert route.seen == []
 
 
 @pytest.mark.parametrize("left", [WRONG[:50_000], WRONG, CONTENT + b"more"], ids=["start", "whole", "longer"])

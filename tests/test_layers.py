@@ -108,6 +108,23 @@ def test_gradcheck_and_gradgradcheck(batch, layout, assignment):
     assert torch.autograd.gradgradcheck(f, (x, weight, bias))
 
 
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_gradients_gradient_is_the_formulas(layout, assignment):
+    torch.manual_seed(0)
+    x = torch.randn(6, 2, 3, 3, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    weight, bias = (torch.rand(2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    probe = torch.randn(6, 2, 3, 3, dtype=torch.float64)
+
+    def second(y):
+        (first,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+        return torch.autograd.grad((first * probe).sum(), (x, weight))
+
+    got = second(local_norm(x, 2, weight, bias, assignment=assignment))
+    for a, b in zip(got, second(formula(x, weight, bias, 2, assignment)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     "strided", [lambda x: x.transpose(2, 3), lambda x: x[::2], lambda x: x[:, :, ::2], lambda x: x[:, :2]]
 )
@@ -288,6 +305,9 @@ def test_a_large_mean_costs_no_more_than_the_inputs_own_rounding(assignment, lay
     x = (torch.randn(32, 3, 16, 16) + 1e4).contiguous(memory_format=layout)
     want = local_norm(x.double(), 4, assignment=assignment)
     assert (local_norm(x, 4, assignment=assignment) - want).abs().max() < atol
+    layer = LocalNorm2d(3, 4)
+    with use_mode("single"):
+        assert (layer(x) - local_norm(x.double(), len(x))).abs().max() < 2e-3
 
 
 # Modes

@@ -271,6 +271,17 @@ def test_glass_blur_of_the_lowest_severity_moves_pixels_by_at_most_one():
     torch.testing.assert_close(blurred[..., :2], images[..., :2])
 
 
+@pytest.mark.parametrize("severity", [3, 5])  # both of sigma 0.4; the smaller ones do not show in 8 bits
+def test_glass_blur_filters_twice_with_its_gaussian(severity):
+    from scipy.ndimage import gaussian_filter
+
+    corner = torch.zeros(1, 3, 32, 32)
+    corner[:, :, 0, 0] = 1  # where no pixel is moved
+    expected = gaussian_filter(gaussian_filter(corner[0, 0].numpy(), 0.4, mode="nearest"), 0.4, mode="nearest")[0, 0]
+    assert expected < 0.9
+    assert abs(float(corrupt(corner, "glass_blur", severity)[0, 0, 0, 0]) - expected) < 0.01
+
+
 @every_severity
 def test_motion_blur_smears_a_spot_to_one_side_along_each_images_angle(severity):
     radius, sigma = PARAMETERS["motion_blur"][severity - 1]

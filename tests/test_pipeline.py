@@ -14,7 +14,8 @@ import yaml
 from conftest import ROOT, copy_project
 
 from localnorm import paths
-from localnorm.pipeline import check, closure, load_params, source_of, strip_source
+from localnorm.params import load_params
+from localnorm.pipeline import check, closure, source_of, strip_source
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -23,7 +24,10 @@ PIPELINE = [n for n in NOTEBOOKS if any(f"notebooks/{n.name}" in str(stage["cmd"
 
 
 def run(command: list[str], project: Path, **options) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment, timeout=900, **options)
 
 
@@ -48,7 +52,12 @@ def test_stripped_library_still_parses_to_the_same_code():
         for tree in (original := ast.parse(text), stripped):
             for node in ast.walk(tree):
                 body = getattr(node, "body", None)
-                if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                if (
+                    isinstance(body, list)
+                    and body
+                    and isinstance(body[0], ast.Expr)
+                    and isinstance(body[0].value, ast.Constant)
+                ):
                     body[0] = ast.Pass()
                 if isinstance(body, list):
                     node.body = [item for item in body if not isinstance(item, ast.Pass)]
@@ -56,10 +65,15 @@ def test_stripped_library_still_parses_to_the_same_code():
 
 
 def test_closure_follows_imports_through_modules_and_functions_but_not_to_others():
-    names = {file.relative_to(ROOT / "localnorm").as_posix() for file in closure("from localnorm.evaluate import sweep")}
+    names = {
+        file.relative_to(ROOT / "localnorm").as_posix() for file in closure("from localnorm.evaluate import sweep")
+    }
     assert {"evaluate.py", "noise.py", "predict.py", "layers.py"} <= names
     assert not {"train.py", "figures.py", "stats.py"} & names
-    assert "layers.py" in {file.name for file in closure("from localnorm import LocalNorm2d")}
+    assert {file.name for file in closure("from localnorm import LocalNorm2d")} == {"layers.py"}
+    fetching = {"fetch.py", "sources.py", "archives.py"}
+    assert not fetching & {file.name for file in closure("from localnorm.data import load\nimport localnorm.train")}
+    assert fetching <= {file.name for file in closure("from localnorm.data import prepare")}
 
 
 def test_saving_a_notebook_with_outputs_changes_no_dependency(tmp_path):
@@ -115,7 +129,9 @@ def test_params_of_the_repository_are_valid():
 
 
 def test_an_unknown_experiment_names_the_ones_there_are():
-    with pytest.raises(ValueError, match="unknown experiment 'digit'; params.yaml has digits-small, cifar10-resnet32"):
+    with pytest.raises(
+        ValueError, match=r"unknown experiment 'digit'; params\.yaml has digits-small, cifar10-resnet32"
+    ):
         load_params("digit")
 
 
@@ -132,7 +148,9 @@ def test_an_unknown_experiment_names_the_ones_there_are():
         ("sweep", "noises", {"name": ["gaussian"]}, "unknown noise suite 'name'; choose one of released, named"),
     ],
 )
-def test_a_wrong_value_is_refused_before_any_work_with_the_valid_ones(tmp_path, monkeypatch, block, key, value, message):
+def test_a_wrong_value_is_refused_before_any_work_with_the_valid_ones(
+    tmp_path, monkeypatch, block, key, value, message
+):
     params = load_params()
     params["digits-small"][block][key] = value
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
@@ -146,10 +164,13 @@ def test_a_wrong_value_is_refused_before_any_work_with_the_valid_ones(tmp_path, 
 def test_a_missing_block_is_named(tmp_path, monkeypatch):
     params = load_params()
     del params["digits-small"]["sweep"]
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (tmp_path / "dvc.yaml").write_text("")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="digits-small must have exactly prepare, train, sweep, statistics; it has prepare, train, stat"):
+    with pytest.raises(
+        ValueError,
+        match="digits-small must have exactly prepare, train, sweep, statistics; it has prepare, train, statistics",
+    ):
         load_params("digits-small")
 
 
@@ -171,11 +192,24 @@ def smoke_run(smoke_project):
 
 
 def test_the_digits_branch_runs_from_nothing_to_figures_and_paper(smoke_run):
-    for name in ("figures/histograms.pdf", "figures/noises.png", "figures/accuracy-digits-small.pdf", "numbers.tex", "paper.pdf"):
+    for name in (
+        "figures/histograms.pdf",
+        "figures/noises.png",
+        "figures/accuracy-digits-small.pdf",
+        "numbers.tex",
+        "paper.pdf",
+    ):
         assert (smoke_run / "paper" / name).stat().st_size > 100, name
     table = pd.read_csv(smoke_run / "data" / "sweeps" / "digits-small.csv")
     arms = {(norm, mode) for norm, mode in zip(table.norm, table["mode"], strict=True)}
-    assert arms >= {("batch", "fixed"), ("batch", "batch"), ("local", "batch"), ("local", "single"), ("local", "vote"), ("local", "prior")}
+    assert arms >= {
+        ("batch", "fixed"),
+        ("batch", "batch"),
+        ("local", "batch"),
+        ("local", "single"),
+        ("local", "vote"),
+        ("local", "prior"),
+    }
     assert set(table.suite) == {"released", "named"}
     assert set(table.seed) == {0, 1}
     clean = table[(table.level == 0) & (table.norm == "local") & (table["mode"] == "batch")].accuracy
@@ -199,7 +233,10 @@ def test_a_comment_in_the_library_and_a_saved_notebook_train_nothing(smoke_run):
         library.write_text(before[0])
         notebook.write_text(before[1])
     assert "Running stage 'strip'" in done.stdout
-    assert "train@" not in done.stdout.replace("'train@", "train@").split("Running stage")[-1] or "didn't change" in done.stdout
+    assert (
+        "train@" not in done.stdout.replace("'train@", "train@").split("Running stage")[-1]
+        or "didn't change" in done.stdout
+    )
     assert "Running stage 'train@" not in done.stdout
 
 
@@ -212,7 +249,17 @@ def test_the_closing_table_names_every_arm_and_the_paper(smoke_run):
 
 
 def test_notebooks_execute_from_top_to_bottom_where_jupyterlab_opens_them(smoke_run):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env", "notebooks"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "notebooks",
+    ]
     done = run([*command, "--nbval-cell-timeout=300", "-c", os.devnull, "--rootdir=."], smoke_run)
     assert done.returncode == 0, done.stdout[-4000:]
     cells = sum(
@@ -230,7 +277,10 @@ def test_results_hold_no_path_of_the_machine(smoke_run):
 
 def test_missing_data_says_what_was_tried_and_how_to_supply_it(smoke_project):
     environment = {"LOCALNORM_DATA": str(smoke_project / "nowhere"), "LOCALNORM_OFFLINE": "1"}
-    done = run(["env", *(f"{k}={v}" for k, v in environment.items()), "dvc", "repro", "prepare@cifar10-resnet32"], smoke_project)
+    done = run(
+        ["env", *(f"{k}={v}" for k, v in environment.items()), "dvc", "repro", "prepare@cifar10-resnet32"],
+        smoke_project,
+    )
     assert done.returncode != 0
     text = done.stdout + done.stderr
     assert "LOCALNORM_DATA" in text

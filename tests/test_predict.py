@@ -134,7 +134,7 @@ def test_vote_has_the_single_predictions_of_all_groups_as_members():
 
 @pytest.mark.parametrize("norm", NETS)
 def test_an_image_with_companions_is_predicted_as_a_batch_of_one_group(norm):
-    net, images, companions = NETS[norm](), images_of(3), images_of(4)
+    net, images, companions = NETS[norm](), images_of(2), images_of(4)
     members = predict(net, images, "companions", companions=companions, return_members=True)
     for k in range(GROUPS if norm == "local" else 1):
         one = copy.deepcopy(net).eval()

@@ -57,7 +57,16 @@ def test_holm_is_the_textbook_example():
 def table(accuracies: dict[tuple[str, str], list[tuple[float, float, float]]]) -> pd.DataFrame:
     """Accuracy at levels 0, 1, 3 of one noise: (norm, mode) -> a triple a seed."""
     return pd.DataFrame(
-        {"norm": norm, "mode": mode, "seed": seed, "suite": "named", "noise": "gaussian", "level": level, "accuracy": value, "images": 9}
+        {
+            "norm": norm,
+            "mode": mode,
+            "seed": seed,
+            "suite": "named",
+            "noise": "gaussian",
+            "level": level,
+            "accuracy": value,
+            "images": 9,
+        }
         for (norm, mode), seeds in accuracies.items()
         for seed, triple in enumerate(seeds)
         for level, value in zip((0.0, 1.0, 3.0), triple, strict=True)
@@ -112,7 +121,10 @@ def test_verdicts_follow_from_the_intervals(sweep):
     assert verdicts["C2", "clean"] == "holds"  # BN-batch loses two points
     assert verdicts["C3", "largest ratio"] == "holds"
     assert verdicts["C4", "clean"] == "holds"
-    assert stats.claims(sweep, margin=0.01, ratio=5).set_index(["claim", "part"]).verdict["C3", "largest ratio"] == "holds in part"
+    assert (
+        stats.claims(sweep, margin=0.01, ratio=5).set_index(["claim", "part"]).verdict["C3", "largest ratio"]
+        == "holds in part"
+    )
 
 
 def test_a_claim_that_fails_is_said_to_fail():
@@ -137,7 +149,9 @@ def test_mcnemar_table_adjusts_within_a_seed_and_leaves_out_images_that_one_arm_
     wrong[1, :20] = 1  # twenty images wrong at level 0.1
     wrong[2, 30:] = -1  # ten images not scored at level 0.2
     result = stats.mcnemar_table(
-        {("local", 0): (rows, right, labels), ("batch", 0): (rows, wrong, labels)}, ("local", "batch"), ("batch", "batch")
+        {("local", 0): (rows, right, labels), ("batch", 0): (rows, wrong, labels)},
+        ("local", "batch"),
+        ("batch", "batch"),
     ).set_index("level")
     assert result.loc[0.1, ["only_first", "only_second"]].tolist() == [20, 0]
     assert result.loc[0.1, "p_holm"] == pytest.approx(3 * 2 / 2**20)

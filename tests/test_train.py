@@ -11,9 +11,12 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
-from localnorm.train import TrainConfig, fit, learning_rate, load_model, make_fabric, save_run
+from localnorm.models import load_model
+from localnorm.train import TrainConfig, fit, learning_rate, make_fabric, save_run
 
-SMALL = TrainConfig("small", epochs=3, batch_size=64, num_groups=4, augment={"shift": 0.125}, weight_decay=5e-4, threads=1)
+SMALL = TrainConfig(
+    "small", epochs=3, batch_size=64, num_groups=4, augment={"shift": 0.125}, weight_decay=5e-4, threads=1
+)
 
 
 @pytest.mark.parametrize("norm", ["batch", "local"])
@@ -46,7 +49,9 @@ def test_a_checkpoint_of_another_network_is_refused_by_name(digits, tmp_path):
     save_run(fit(digits, SMALL, "batch", seed=0), tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
-    save_file(tensors, path, {"network": json.dumps({"model": "small", "norm": "local", "num_classes": 10, "in_channels": 1})})
+    save_file(
+        tensors, path, {"network": json.dumps({"name": "small", "norm": "local", "num_classes": 10, "in_channels": 1})}
+    )
     with pytest.raises(ValueError, match="says it is small with norm local, but its tensors do not fit"):
         load_model(path)
     save_file(tensors, path)
@@ -105,17 +110,23 @@ def test_saving_the_run_removes_its_checkpoint(digits, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_divergence_stops_with_the_step_and_the_rate(digits):
     config = TrainConfig("small", epochs=3, batch_size=64, num_groups=4, learning_rate=1e30, schedule="constant")
-    with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) in epoch 1, step \d+, at learning rate 1e\+30"):
+    with pytest.raises(
+        FloatingPointError, match=r"the loss became (nan|inf) in epoch 1, step \d+, at learning rate 1e\+30"
+    ):
         fit(digits, config, "batch", seed=0)
 
 
 def test_more_groups_than_images_in_a_batch_names_both():
-    with pytest.raises(ValueError, match="num_groups=16 needs at least 16 images in a training batch, got batch_size=8"):
+    with pytest.raises(
+        ValueError, match="num_groups=16 needs at least 16 images in a training batch, got batch_size=8"
+    ):
         TrainConfig("small", epochs=1, batch_size=8, num_groups=16)
 
 
 def test_a_batch_larger_than_the_training_part_names_both(digits):
-    with pytest.raises(ValueError, match=r"batch_size=5000 on 1 process\(es\) needs as many training images, .* has \d+"):
+    with pytest.raises(
+        ValueError, match=r"batch_size=5000 on 1 process\(es\) needs as many training images, .* has \d+"
+    ):
         fit(digits, TrainConfig("small", epochs=1, batch_size=5000), "batch", seed=0)
 
 
@@ -129,8 +140,17 @@ def test_an_unknown_norm_names_the_valid_ones(digits):
 
 def test_released_schedules_have_the_released_rates():
     steps = TrainConfig("small", epochs=200, batch_size=64, schedule="steps", milestones={50: 0.01, 122: 0.003})
-    assert [learning_rate(steps, epoch) for epoch in (0, 49.9, 50, 121, 122, 199)] == [0.1, 0.1, 0.01, 0.01, 0.003, 0.003]
-    adam = TrainConfig("small", epochs=50, batch_size=64, optimizer="adam", learning_rate=1e-3, schedule="exponential", decay=0.9)
+    assert [learning_rate(steps, epoch) for epoch in (0, 49.9, 50, 121, 122, 199)] == [
+        0.1,
+        0.1,
+        0.01,
+        0.01,
+        0.003,
+        0.003,
+    ]
+    adam = TrainConfig(
+        "small", epochs=50, batch_size=64, optimizer="adam", learning_rate=1e-3, schedule="exponential", decay=0.9
+    )
     assert learning_rate(adam, 2.5) == pytest.approx(1e-3 * 0.81)
     vgg = TrainConfig("small", epochs=250, batch_size=64, schedule="exponential", decay=0.75, decay_every=30)
     assert learning_rate(vgg, 89) == pytest.approx(0.1 * 0.75**2)

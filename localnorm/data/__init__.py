@@ -1,5 +1,6 @@
 """Data sets: where they come from, how they arrive, and the prepared form that everything else reads."""
 
-from localnorm.data.prepare import PARTS, Dataset, load, prepare
+from localnorm.data.dataset import PARTS, Dataset, load
+from localnorm.data.prepare import prepare
 
 __all__ = ["PARTS", "Dataset", "load", "prepare"]

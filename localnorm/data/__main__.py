@@ -1,4 +1,4 @@
-"""The data package on the command line: list, fetch, verify, prepare. Plain lines on stdout, progress and errors on stderr."""
+"""The data package on the command line: list, fetch, verify, prepare; progress and errors go to stderr."""
 
 import argparse
 import sys
@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("dataset", help="a built-in name, or that of your own image folder or archive")
     command.add_argument("output", type=Path)
     command.add_argument("--size", type=int, help="side in pixels (default: the images' own)")
-    command.add_argument("--validation", type=float, default=0.1, help="share of the training images (default: %(default)s)")
+    command.add_argument(
+        "--validation", type=float, default=0.1, help="share of the training images (default: %(default)s)"
+    )
     command.add_argument("--test", type=float, default=0.1, help="the same, where the source has no test images")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--limit", type=int, help="at most so many images a part")
@@ -74,7 +76,9 @@ def _verify(dataset: str) -> None:
 def _prepare(dataset: str, output: Path, **options) -> None:
     data = load(prepare(dataset, output, **options))
     counts = ", ".join(f"{count:,} {part}" for part, count in data.counts.items())
-    print(f"{data.title}: {counts} images of {' x '.join(map(str, data.shape))}, {data.num_classes} classes, in {output}")
+    print(
+        f"{data.title}: {counts} images of {' x '.join(map(str, data.shape))}, {data.num_classes} classes, in {output}"
+    )
 
 
 _COMMANDS = {"list": _list, "fetch": _fetch, "verify": _verify, "prepare": _prepare}

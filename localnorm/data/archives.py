@@ -1,9 +1,9 @@
 """Reads what a source holds without trusting it.
 
-Nothing is unpacked to disk and nothing in a file is executed. A first pass over an archive lists it and refuses it whole
-if one member is unsafe (a path out of the folder, a link, a device) or the archive is a bomb; a second pass, in the
-archive's own order because a compressed tar is a stream, hands out the bytes of the wanted members one at a time. A reader
-per format makes of that a `Listing`: every label at once, the pictures on demand.
+Nothing is unpacked to disk and nothing in a file is executed. A first pass over an archive lists it and refuses it
+whole if one member is unsafe (a path out of the folder, a link, a device) or the archive is a bomb; a second pass, in
+the archive's own order because a compressed tar is a stream, hands out the bytes of the wanted members one at a time.
+A reader per format makes of that a `Listing`: every label at once, the pictures on demand.
 """
 
 import gzip
@@ -66,13 +66,13 @@ class Entry(NamedTuple):
 
 
 def scan(path: Path) -> list[Entry]:
-    """Every file of a folder or of a zip, tar, tar.gz, tgz or tar.xz archive, after all of it was found safe to read.
+    """Every file of a folder or of a zip, tar, tar.gz, tgz or tar.xz archive, once all of it is known to be safe.
 
     Any other file is an entry of its own.
 
     Raises:
-        ValueError: the archive is damaged, or holds an absolute path, "..", a link, a device, a name twice, or more than
-            the limits at the top of this module.
+        ValueError: the archive is damaged, or holds an absolute path, "..", a link, a device, a name twice, or more
+            than the limits at the top of this module.
     """
     packed = path.stat().st_size
     entries: dict[str, Entry] = {}
@@ -316,6 +316,11 @@ def _stream_array(pixels: np.ndarray) -> Callable[[Collection[int]], Iterator[tu
     return lambda wanted: ((i, pixels[i]) for i in sorted(wanted))
 
 
+def _is_litter(parts: list[str]) -> bool:
+    """Hidden files, and what macOS adds to a zip."""
+    return parts[0] == "__MACOSX" or any(part.startswith(".") for part in parts)
+
+
 def read_image_folder(paths: list[Path]) -> Listing:
     """split/class/file, with or without one folder around it; the classes are the folders' names in order."""
     (path,) = paths
@@ -323,7 +328,7 @@ def read_image_folder(paths: list[Path]) -> Listing:
     leads = set()
     for entry in scan(path):
         parts = entry.name.split("/")
-        if not entry.name.lower().endswith(IMAGE_SUFFIXES) or any(part.startswith((".", "__MACOSX")) for part in parts):
+        if not entry.name.lower().endswith(IMAGE_SUFFIXES) or _is_litter(parts):
             continue
         *lead, split, label, _ = parts if len(parts) >= 3 else ("", "", "")
         leads.add(tuple(lead))
@@ -408,7 +413,7 @@ def read_parquet(paths: list[Path]) -> Listing:
 
 
 def read_cars_devkit(paths: list[Path]) -> Listing:
-    """Stanford Cars with its devkit: cars_train/, cars_test/ and .mat files, in a folder, an archive or the original four.
+    """Stanford Cars with its devkit: cars_train/, cars_test/ and .mat files, in a folder, an archive or the original 4.
 
     Labels in the .mat files begin at 1, and so do the boxes' pixels.
     """

@@ -1,8 +1,8 @@
 """Brings a data set's files onto this machine.
 
-A file gets its name only after its size and checksum hold; until then it is `.<name>.part`, and a run that was cut off
-goes on from there. Each file has several addresses of the same bytes: whatever one address does wrong (404, 5xx, time-out,
-stall, crawl, wrong length, wrong bytes), the next one continues, from the same part. pooch can do neither.
+A file gets its name only after its size and checksum hold; until then it is `.<name>.part`, and a run that was cut
+off goes on from there. Each file has several addresses of the same bytes: whatever one address does wrong (404, 5xx,
+time-out, stall, crawl, wrong length, wrong bytes), the next one continues, from the same part. pooch can do neither.
 """
 
 import os

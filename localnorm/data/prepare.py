@@ -1,9 +1,9 @@
-"""Makes of any source the same folder of uint8 tensors, and reads that folder.
+"""Makes of any source the same folder of uint8 tensors.
 
 Written: {train,validation,test}-images.npy (N, C, H, W) and -labels.npy, split.csv (where each row came from),
-dataset.json (classes, counts, mean and deviation, provenance). The folder appears whole or not at all, and the same source
-and arguments give the same bytes: no path, no clock. Rows lie in random order by the seed, because a source sorted by class
-would put one class into each test batch, and statistics of such a batch are not those of the data.
+dataset.json (classes, counts, mean and deviation, provenance). The folder appears whole or not at all, and the same
+source and arguments give the same bytes: no path, no clock. Rows lie in random order by the seed, because a source
+sorted by class would put one class into each test batch, and statistics of such a batch are not those of the data.
 """
 
 import csv
@@ -17,22 +17,19 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-import torch
 from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
 from localnorm.data import archives, fetch, sources
+from localnorm.data.dataset import PARTS, VERSION
 
-__all__ = ["PARTS", "Dataset", "load", "prepare"]
+__all__ = ["prepare"]
 
-PARTS = ("train", "validation", "test")
-VERSION = 1  # of the prepared folder
 BOX_MARGIN = 16  # pixels around a car's box, as released
 WORKERS = (
     2  # decoding threads: Pillow lets go of the interpreter lock, and more only queue behind the archive's one stream
@@ -81,31 +78,36 @@ def prepare(
     if channels not in (None, 1, 3):
         raise ValueError(f"channels is 1 (grey) or 3 (RGB), got {channels}")
     output = Path(output)
+    if output.exists() and not (output / "dataset.json").is_file() and not _is_empty_folder(output):
+        raise ValueError(
+            f"{output} is not a prepared data set and will not be replaced; choose another folder, or remove it"
+        )
     description = sources.describe(dataset)
     source, found = fetch.obtain(dataset)
     checksum = sources.verify(source, found)
     listing = archives.READERS[source.format](found)
     _check(description, source, listing)
     parts = _split(listing, validation=validation, test=test, seed=seed, limit=limit)
-    if output.exists() and not (output / "dataset.json").is_file() and not _is_empty_folder(output):
-        raise ValueError(
-            f"{output} is not a prepared data set and will not be replaced; choose another folder, or remove it"
-        )
+    provenance = {
+        "source": " + ".join(file.name for file in source.files),
+        "checksum": checksum,
+        "lossy": source.lossy,
+        "licence": description.licence,
+        "date": source.released or listing.date,
+        "note": source.note,
+        "source_counts": dict(sorted(Counter(listing.splits).items())),
+        "cropped": "" if listing.boxes is None else f"to the bounding box and {BOX_MARGIN} pixels around it",
+        "split": {"seed": seed, "validation": validation, "test": test, "limit": limit},
+    }
     output.parent.mkdir(parents=True, exist_ok=True)
-    # dot names: not to be taken for a prepared data set
     temporary = output.with_name(f".{output.name}.part")
     with FileLock(output.with_name(f".{output.name}.lock")):
         shutil.rmtree(temporary, ignore_errors=True)  # what a killed run left
         temporary.mkdir()
         try:
             shape = _write_images(temporary, listing, parts, size, channels or description.channels)
+            _write_labels(temporary, listing, parts)
             mean, std = _pixel_statistics(temporary / "train-images.npy")
-            labels = np.array(listing.labels, np.int64)
-            for part, rows in parts.items():
-                with (temporary / f"{part}-labels.npy").open("wb") as file:
-                    np.save(file, labels[rows])
-                    _sync(file)
-            _write_split(temporary / "split.csv", listing, parts)
             record = {
                 "version": VERSION,
                 "name": dataset,
@@ -115,19 +117,7 @@ def prepare(
                 "shape": shape,  # (C, H, W)
                 "mean": mean,  # a channel, of the training part, in 0 ... 255
                 "std": std,
-                "provenance": {
-                    "source": " + ".join(file.name for file in source.files),
-                    "checksum": checksum,
-                    "lossy": source.lossy,
-                    "licence": description.licence,
-                    "date": source.released or listing.date,
-                    "note": source.note,
-                    "source_counts": dict(sorted(Counter(listing.splits).items())),
-                    "cropped": None
-                    if listing.boxes is None
-                    else f"to the bounding box and {BOX_MARGIN} pixels around it",
-                    "split": {"seed": seed, "validation": validation, "test": test, "limit": limit},
-                },
+                "provenance": provenance,
             }
             with (temporary / "dataset.json").open("w", newline="\n", encoding="utf-8") as file:
                 file.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -181,7 +171,7 @@ def _split(
 
 
 def _stratify(labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """A random order whose every beginning holds each class in its share: by rank in the class over the class's size."""
+    """A random order whose every beginning holds each class in its share: by rank within the class over its size."""
     by_class = np.lexsort((keys, labels))
     sizes = np.bincount(labels)
     first = np.cumsum(sizes) - sizes
@@ -319,8 +309,13 @@ def _pixel_statistics(path: Path) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-def _write_split(path: Path, listing: archives.Listing, parts: dict[str, np.ndarray]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+def _write_labels(folder: Path, listing: archives.Listing, parts: dict[str, np.ndarray]) -> None:
+    labels = np.array(listing.labels, np.int64)
+    for part, rows in parts.items():
+        with (folder / f"{part}-labels.npy").open("wb") as file:
+            np.save(file, labels[rows])
+            _sync(file)
+    with (folder / "split.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["part", "index", "name", "label"])
         for part, rows in parts.items():
@@ -334,91 +329,10 @@ def _sync(file: IO) -> None:
 
 
 def _replace(temporary: Path, output: Path) -> None:
-    """Put the finished folder in its place; a folder is only renamed to a free name, so the old one steps aside first."""
+    """Put the finished folder in its place; a folder is renamed to free names only, so the old one steps aside."""
     old = output.with_name(f".{output.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if output.exists():
         output.rename(old)
     temporary.rename(output)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A prepared data set; images stay on disk until they are used.
-
-    Attributes:
-        folder: where it lies.
-        title: the name for tables and captions.
-        classes: names in label order.
-        shape: (C, H, W) of an image.
-        mean, std: of each channel over the training part, in 0 ... 255.
-        counts: images a part.
-        provenance: source, checksum, lossy, licence, date and how it was split.
-    """
-
-    folder: Path
-    name: str
-    title: str
-    classes: tuple[str, ...]
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    counts: dict[str, int]
-    provenance: dict
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
-    def images(self, part: str) -> torch.Tensor:
-        """uint8 (N, C, H, W), mapped from disk; writing to it changes this process's copy, never the file."""
-        return self._tensor(part, "images", (*self.shape,), np.uint8)
-
-    def labels(self, part: str) -> torch.Tensor:
-        """int64 (N,)."""
-        return self._tensor(part, "labels", (), np.int64)
-
-    def _tensor(self, part: str, kind: str, shape: tuple[int, ...], dtype: type) -> torch.Tensor:
-        if part not in self.counts:
-            raise ValueError(f"a part is one of {', '.join(self.counts)}, got {part!r}")
-        path = self.folder / f"{part}-{kind}.npy"
-        expected = (self.counts[part], *shape)
-        try:
-            array = np.load(path, mmap_mode="c")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is missing or damaged ({error}); prepare {self.name!r} again") from error
-        if array.shape != expected or array.dtype != dtype:
-            raise ValueError(
-                f"{path} holds {array.dtype} {array.shape}, dataset.json says {np.dtype(dtype)} {expected}; "
-                f"prepare {self.name!r} again"
-            )
-        return torch.from_numpy(array)
-
-
-def load(folder: str | Path) -> Dataset:
-    """Open a folder that `prepare` wrote.
-
-    Raises:
-        FileNotFoundError: no data set was prepared there.
-        ValueError: another version wrote it, or it is damaged.
-    """
-    folder = Path(folder)
-    try:
-        record = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        version = record.pop("version")
-        if version != VERSION:
-            raise ValueError(f"{folder} was prepared as version {version}, this is version {VERSION}; prepare it again")
-        for key in ("classes", "shape", "mean", "std"):
-            record[key] = tuple(record[key])
-        data = Dataset(folder=folder, **record)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(
-            f"no prepared data set in {folder}; make one with `python -m localnorm.data prepare NAME {folder}`"
-        ) from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / 'dataset.json'} is damaged ({error!r}); prepare it again") from error
-    for part in data.counts:
-        data.images(part)
-        data.labels(part)
-    return data

@@ -1,9 +1,9 @@
 """Which files a data set can come from, and where they are looked for on this machine.
 
-One table holds every fact about a source: file names, sizes, checksums, addresses, counts, licence, whether it is lossy. A
-data set that is not in the table is the user's own: an image folder or archive that lies under its name. Local files win
-over downloads and are looked for in the folders of the variable LOCALNORM_DATA, then in data/raw; an original stands before
-a lossy copy.
+One table holds every fact about a source: file names, sizes, checksums, addresses, counts, licence, whether it is
+lossy. A data set that is not in the table is the user's own: an image folder or archive that lies under its name.
+Local files win over downloads and are looked for in the folders of the variable LOCALNORM_DATA, then in data/raw; an
+original stands before a lossy copy.
 """
 
 import hashlib
@@ -422,7 +422,7 @@ def verify(source: Source, found: list[Path]) -> str:
     """Check every file of a source against its published size and checksum.
 
     Returns:
-        "sha256:<hex>": of the file where the source is one file; else of the lines "<sha256>  <name>", one for each file
+        "sha256:<hex>": of the file, where the source is one; else of the lines "<sha256>  <name>", one for each file
         of the source and of its folders, sorted by name (what `sha256sum` prints, to be checked without this package).
 
     Raises:
