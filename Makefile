@@ -10,6 +10,8 @@ endif
 # cuBLAS is reproducible only with this set before torch is imported
 export CUBLAS_WORKSPACE_CONFIG := :4096:8
 EXPERIMENT ?= digits-small
+# runs side by side; empty: one a core
+JOBS ?=
 
 .PHONY: help quickstart repro test lab bench clean
 
@@ -18,6 +20,7 @@ help: ## say what there is
 
 quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results, figures, paper
 	@python -m localnorm.pipeline check
+	python -m localnorm.pipeline runs $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))
 	dvc repro report@$(EXPERIMENT)
 	dvc repro --single-item numbers paper
 	@python -m localnorm.results $(EXPERIMENT)

@@ -213,12 +213,8 @@ def _score(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
 
 def _predict_members(model, images: Tensor, mode: str, config: SweepConfig) -> Tensor:
     """Probabilities (members, N, num_classes); one member in every mode but vote."""
-    more = {
-        "batch": {"batch_size": config.batch_size},  # the other modes do not mix images, so they choose their own
-        "prior": {"prior": config.prior},
-        "vote": {"return_members": True},
-    }.get(mode, {})
-    logits = predict(model, images, mode=mode, **more)
+    more = {"prior": {"prior": config.prior}, "vote": {"return_members": True}}.get(mode, {})
+    logits = predict(model, images, mode=mode, batch_size=config.batch_size, **more)
     return (logits if mode == "vote" else logits[None]).float().softmax(-1)
 
 

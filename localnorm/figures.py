@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which stay apart for colour-blind readers; line sty
 """
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -194,8 +195,7 @@ def plot_accuracy(curves: pd.DataFrame, arms: Sequence[str] | None = None) -> Fi
             above = 2.5 if line != "-" else 2  # arms may coincide: a dashed line over a solid one shows both
             axis.plot(data.level, data.accuracy, color=colour, marker=marker, linestyle=line, label=arm, zorder=above)
             axis.fill_between(data.level, data.low, data.high, color=colour, alpha=0.2, linewidth=0)
-        title = _short(known.label).replace(", ", ",\n")
-        axis.set_title(f"{title} ({suite})", fontsize=7)
+        axis.set_title(textwrap.fill(f"{_short(known.label)} ({suite})", 24), fontsize=7)
         axis.set(ylim=(0, 1), xlabel=known.unit)
         axis.xaxis.label.set_fontsize(6.5)
     for axis in axes.flat[len(panels) :]:

@@ -10,15 +10,19 @@ import argparse
 import ast
 import io
 import json
+import os
 import subprocess
 import sys
 import tokenize
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+
+from tqdm import tqdm
 
 from localnorm import paths
 from localnorm.params import load_params
 
-__all__ = ["check", "closure", "source_of", "strip", "strip_source"]
+__all__ = ["check", "closure", "run_side_by_side", "source_of", "strip", "strip_source"]
 
 PACKAGE = Path(__file__).parent
 
@@ -137,18 +141,54 @@ def check() -> None:
         subprocess.run(["dvc", "config", "--local", "core.no_scm", "true"], check=True)
 
 
+def run_side_by_side(experiment: str, jobs: int) -> None:
+    """Train and sweep all runs of an experiment, `jobs` of them at a time, each by a DVC of its own.
+
+    The runs do not depend on each other, so this is what `dvc repro` does one after the other.
+
+    Raises:
+        RuntimeError: a run failed; ends with what it printed. The others finish and are kept.
+    """
+    params = load_params()
+    load_params(experiment)  # names the valid ones if this is none of them
+    subprocess.run(["dvc", "repro", "--quiet", f"prepare@{experiment}"], check=True)
+    targets = [f"sweep@{experiment}-{norm}-{seed}" for seed in params["seeds"] for norm in params["norms"]]
+
+    def reproduce(target: str) -> subprocess.CompletedProcess:
+        command = ["dvc", "--wait-for-lock", "repro", target]
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    failed = []
+    with (
+        ThreadPoolExecutor(jobs) as pool,
+        tqdm(total=len(targets), desc=f"train and sweep {experiment}", unit="run") as bar,
+    ):
+        for done in as_completed([pool.submit(reproduce, target) for target in targets]):
+            failed += [done.result()] if done.result().returncode else []
+            bar.update()
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(targets)} runs failed; the first printed:\n{failed[0].stdout[-4000:]}"
+        )
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m localnorm.pipeline", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("strip", help="write what each notebook runs to data/sources")
     commands.add_parser("check", help="check params.yaml before any work starts")
-    command = parser.parse_args(arguments).command
-    if command == "strip":
-        strip(paths.project() / "notebooks", paths.project() / "data" / "sources")
-        return
+    runs = commands.add_parser("runs", help="train and sweep an experiment's runs side by side")
+    runs.add_argument("experiment", help="a name in params.yaml")
+    runs.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: one a core")
+    given = parser.parse_args(arguments)
     try:
-        check()
-    except ValueError as error:
+        if given.command == "strip":
+            strip(paths.project() / "notebooks", paths.project() / "data" / "sources")
+        elif given.command == "check":
+            check()
+        else:
+            run_side_by_side(given.experiment, given.jobs)
+    except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 
 

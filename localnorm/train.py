@@ -323,7 +323,11 @@ def fit(
         "device": _device_name(fabric.device),
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
-        "versions": {"localnorm": version("localnorm"), "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "localnorm": version("localnorm"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "revision": _revision(),
     }
     return TrainedRun(network, history, record)
