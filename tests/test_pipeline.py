@@ -185,7 +185,11 @@ def test_outside_a_project_the_message_says_what_is_looked_for(tmp_path, monkeyp
 
 @pytest.fixture(scope="session")
 def smoke_run(smoke_project):
-    for command in (["dvc", "repro", "report@digits-small"], ["dvc", "repro", "--single-item", "numbers", "paper"]):
+    for command in (  # what `make quickstart` does
+        [sys.executable, "-m", "localnorm.pipeline", "runs", "digits-small", "--jobs", "2"],
+        ["dvc", "repro", "report@digits-small"],
+        ["dvc", "repro", "--single-item", "numbers", "paper"],
+    ):
         done = run(command, smoke_project)
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return smoke_project

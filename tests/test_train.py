@@ -65,11 +65,11 @@ def test_a_checkpoint_of_another_network_is_refused_by_name(digits, tmp_path):
 
 
 def test_a_killed_run_continues_and_ends_with_the_same_weights_to_the_bit(digits, tmp_path):
-    config = TrainConfig("small", epochs=60, batch_size=64, num_groups=4, augment={"shift": 0.125}, threads=1)
+    config = TrainConfig("small", epochs=30, batch_size=64, num_groups=4, augment={"shift": 0.125}, threads=1)
     checkpoint = tmp_path / "run.safetensors"
     script = f"""
 import sys; from pathlib import Path; from localnorm.data import load; from localnorm.train import TrainConfig, fit
-config = TrainConfig("small", epochs=60, batch_size=64, num_groups=4, augment={{"shift": 0.125}}, threads=1)
+config = TrainConfig("small", epochs=30, batch_size=64, num_groups=4, augment={{"shift": 0.125}}, threads=1)
 fit(load({str(digits.folder)!r}), config, "local", 3, checkpoint=Path({str(checkpoint)!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -80,7 +80,7 @@ fit(load({str(digits.folder)!r}), config, "local", 3, checkpoint=Path({str(check
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run was to be killed on its way"
     continued = fit(digits, config, "local", seed=3, checkpoint=checkpoint)
-    assert 0 < continued.record["resumed_at_epoch"] < 60
+    assert 0 < continued.record["resumed_at_epoch"] < 30
     whole = fit(digits, config, "local", seed=3)
     assert continued.history == whole.history
     for name, value in whole.model.state_dict().items():

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from localnorm.data import fetch, sources
-from localnorm.data.prepare import load, prepare
+from localnorm.data.dataset import load
+from localnorm.data.prepare import prepare
 
 
 def main(arguments: list[str] | None = None) -> int:
