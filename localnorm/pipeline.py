@@ -152,10 +152,11 @@ def run_side_by_side(experiment: str, jobs: int) -> None:
     params = load_params()
     load_params(experiment)  # names the valid ones if this is none of them
     subprocess.run(["dvc", "repro", "--quiet", f"prepare@{experiment}"], check=True)
-    targets = [f"sweep@{experiment}-{norm}-{seed}" for seed in params["seeds"] for norm in params["norms"]]
+    targets = [f"{experiment}-{norm}-{seed}" for seed in params["seeds"] for norm in params["norms"]]
 
     def reproduce(target: str) -> subprocess.CompletedProcess:
-        command = ["dvc", "--wait-for-lock", "repro", target]
+        # single items: two DVCs may not look at the stages that their runs share
+        command = ["dvc", "--wait-for-lock", "repro", "--single-item", f"train@{target}", f"sweep@{target}"]
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     failed = []
