@@ -37,7 +37,7 @@ def test_the_lock_names_no_index():
     assert all("==" in line for line in lock.splitlines() if line)
 
 
-def test_the_table_of_results_is_the_one_that_the_pipeline_made():
+def test_the_table_of_results_is_the_one_that_the_pipeline_made(committed_results):
     from localnorm.results import README_MARKS, readme_table
 
     numbers = ROOT / "paper" / "numbers.json"

@@ -118,7 +118,7 @@ def test_every_figure_of_the_manuscript_is_made_by_a_stage():
         assert f"paper/figures/{name}" in stages, name
 
 
-def test_committed_numbers_are_those_of_the_committed_tables(monkeypatch):
+def test_committed_numbers_are_those_of_the_committed_tables(monkeypatch, committed_results):
     monkeypatch.chdir(ROOT)
     written = json.loads((ROOT / "paper" / "numbers.json").read_text())
     assert written == json.loads(json.dumps(results.collect_numbers()))
