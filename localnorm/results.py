@@ -35,6 +35,7 @@ class Results:
         about: title, provenance and counts of the data, for captions.
         runs: a row a training run.
         sweep: a row a run, mode, noise and level.
+        batches: a row a run, test batch size, composition, noise and level.
         mcnemar: a row a seed, noise and level, LN batch against BN-batch image by image.
     """
 
@@ -42,23 +43,41 @@ class Results:
     about: dict
     runs: pd.DataFrame
     sweep: pd.DataFrame
+    batches: pd.DataFrame
     mcnemar: pd.DataFrame
 
 
 def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results:
-    """Read what the train and sweep stages of an experiment wrote.
+    """Read what the train and sweep stages of an experiment wrote: the seeds that every norm has been trained and swept with.
 
     Raises:
-        FileNotFoundError: a run has no model or no sweep yet.
+        FileNotFoundError: no seed has all its runs yet.
     """
     dataset = load(paths.prepared(experiment))
-    runs, sweeps, predictions = [], [], {}
+    swept = [
+        seed
+        for seed in seeds
+        if all(
+            (paths.predictions(experiment, paths.run_name(experiment, norm, seed)) / "sweep.csv").is_file()
+            for norm in norms
+        )
+    ]
+    if not swept:
+        raise FileNotFoundError(
+            f"no seed of {experiment} has been trained and swept with each of {', '.join(norms)}; "
+            f"run: dvc repro statistics@{experiment}"
+        )
+    if len(swept) < len(seeds):
+        print(f"{len(swept)} of {len(seeds)} seeds are there: {', '.join(map(str, swept))}")
+    runs, sweeps, batches, predictions = [], [], [], {}
     for norm in norms:
-        for seed in seeds:
+        for seed in swept:
             run = paths.run_name(experiment, norm, seed)
             record = json.loads((paths.model(experiment, run) / "record.json").read_text(encoding="utf-8"))
             history = pd.read_csv(paths.model(experiment, run) / "history.csv")
             predictions[norm, seed] = load_predictions(paths.predictions(experiment, run))
+            of_batches = pd.read_csv(paths.predictions(experiment, run) / "batches.csv")
+            batches.append(of_batches.assign(experiment=experiment, norm=norm, seed=seed))
             sweeps.append(predictions[norm, seed][0].assign(experiment=experiment, norm=norm, seed=seed))
             runs.append(
                 {
@@ -86,12 +105,13 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
         "shape": list(dataset.shape),
         "counts": {part: len(dataset.labels(part)) for part in ("train", "validation", "test")},
     }
-    sweep = pd.concat(sweeps, ignore_index=True)
-    sweep = sweep[["experiment", "norm", "seed", *sweep.columns.drop(["experiment", "norm", "seed"])]]
+    keys = ["experiment", "norm", "seed"]
+    sweep, batches = (pd.concat(tables, ignore_index=True) for tables in (sweeps, batches))
+    sweep, batches = (table[[*keys, *table.columns.drop(keys)]] for table in (sweep, batches))
     modes = set(zip(sweep.norm, sweep["mode"], strict=True))
     pair = ("local", "batch"), ("batch", "batch")
     mcnemar = stats.mcnemar_table(predictions, *pair) if modes.issuperset(pair) else pd.DataFrame()
-    return Results(experiment, about, pd.DataFrame(runs), sweep, mcnemar)
+    return Results(experiment, about, pd.DataFrame(runs), sweep, batches, mcnemar)
 
 
 def write_tables(results: Results, summary: pd.DataFrame, claims: pd.DataFrame) -> None:
@@ -109,6 +129,7 @@ def write_tables(results: Results, summary: pd.DataFrame, claims: pd.DataFrame) 
         paths.write(folder / f"{name}.csv", _csv(table))
     paths.write(folder / "about.json", json.dumps(results.about, indent=1, sort_keys=True) + "\n")
     paths.write(paths.sweep(results.experiment), _csv(results.sweep))
+    paths.write(paths.batches(results.experiment), _csv(results.batches))
 
 
 def _csv(table: pd.DataFrame) -> str:
