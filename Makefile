@@ -13,7 +13,7 @@ EXPERIMENT ?= digits-small
 # runs side by side; empty: one a core
 JOBS ?=
 
-.PHONY: help quickstart repro test lab bench clean
+.PHONY: help quickstart repro released test lab bench clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,11 @@ quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results
 	@python -m localnorm.results $(EXPERIMENT)
 
 repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (hours)
+	@python -m localnorm.pipeline check
+	dvc repro --keep-going
+
+released: $(INSTALLED) ## the released protocol at full length instead (days, GPUs)
+	cp params/released.yaml params.yaml
 	@python -m localnorm.pipeline check
 	dvc repro --keep-going
 
