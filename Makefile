@@ -43,6 +43,7 @@ lab: $(INSTALLED) ## JupyterLab on the notebooks
 
 bench: $(INSTALLED) ## speed and memory against BatchNorm, in one run
 	python -m localnorm.cost
+	python -m localnorm.bench
 
 clean: ## remove the environment; data and results stay
 	rm -rf $(ENV)
