@@ -14,6 +14,7 @@ from localnorm import paths, stats
 from localnorm.data import load
 from localnorm.evaluate import load_predictions
 from localnorm.figures.captions import describe, experiments_with_results
+from localnorm.params import load_params
 
 __all__ = [
     "Results",
@@ -35,6 +36,7 @@ class Results:
         about: title, provenance and counts of the data, for captions.
         runs: a row a training run.
         sweep: a row a run, mode, noise and level.
+        batches: a row a run, test batch size, composition, noise and level.
         mcnemar: a row a seed, noise and level, LN batch against BN-batch image by image.
     """
 
@@ -42,23 +44,41 @@ class Results:
     about: dict
     runs: pd.DataFrame
     sweep: pd.DataFrame
+    batches: pd.DataFrame
     mcnemar: pd.DataFrame
 
 
 def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results:
-    """Read what the train and sweep stages of an experiment wrote.
+    """Read what the train and sweep stages of an experiment wrote: the seeds that every norm has been trained and swept with.
 
     Raises:
-        FileNotFoundError: a run has no model or no sweep yet.
+        FileNotFoundError: no seed has all its runs yet.
     """
     dataset = load(paths.prepared(experiment))
-    runs, sweeps, predictions = [], [], {}
+    swept = [
+        seed
+        for seed in seeds
+        if all(
+            (paths.predictions(experiment, paths.run_name(experiment, norm, seed)) / "sweep.csv").is_file()
+            for norm in norms
+        )
+    ]
+    if not swept:
+        raise FileNotFoundError(
+            f"no seed of {experiment} has been trained and swept with each of {', '.join(norms)}; "
+            f"run: dvc repro statistics@{experiment}"
+        )
+    if len(swept) < len(seeds):
+        print(f"{len(swept)} of {len(seeds)} seeds are there: {', '.join(map(str, swept))}")
+    runs, sweeps, batches, predictions = [], [], [], {}
     for norm in norms:
-        for seed in seeds:
+        for seed in swept:
             run = paths.run_name(experiment, norm, seed)
             record = json.loads((paths.model(experiment, run) / "record.json").read_text(encoding="utf-8"))
             history = pd.read_csv(paths.model(experiment, run) / "history.csv")
             predictions[norm, seed] = load_predictions(paths.predictions(experiment, run))
+            of_batches = pd.read_csv(paths.predictions(experiment, run) / "batches.csv")
+            batches.append(of_batches.assign(experiment=experiment, norm=norm, seed=seed))
             sweeps.append(predictions[norm, seed][0].assign(experiment=experiment, norm=norm, seed=seed))
             runs.append(
                 {
@@ -86,12 +106,13 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
         "shape": list(dataset.shape),
         "counts": {part: len(dataset.labels(part)) for part in ("train", "validation", "test")},
     }
-    sweep = pd.concat(sweeps, ignore_index=True)
-    sweep = sweep[["experiment", "norm", "seed", *sweep.columns.drop(["experiment", "norm", "seed"])]]
+    keys = ["experiment", "norm", "seed"]
+    sweep, batches = (pd.concat(tables, ignore_index=True) for tables in (sweeps, batches))
+    sweep, batches = (table[[*keys, *table.columns.drop(keys)]] for table in (sweep, batches))
     modes = set(zip(sweep.norm, sweep["mode"], strict=True))
     pair = ("local", "batch"), ("batch", "batch")
     mcnemar = stats.mcnemar_table(predictions, *pair) if modes.issuperset(pair) else pd.DataFrame()
-    return Results(experiment, about, pd.DataFrame(runs), sweep, mcnemar)
+    return Results(experiment, about, pd.DataFrame(runs), sweep, batches, mcnemar)
 
 
 def write_tables(results: Results, summary: pd.DataFrame, claims: pd.DataFrame) -> None:
@@ -109,6 +130,7 @@ def write_tables(results: Results, summary: pd.DataFrame, claims: pd.DataFrame) 
         paths.write(folder / f"{name}.csv", _csv(table))
     paths.write(folder / "about.json", json.dumps(results.about, indent=1, sort_keys=True) + "\n")
     paths.write(paths.sweep(results.experiment), _csv(results.sweep))
+    paths.write(paths.batches(results.experiment), _csv(results.batches))
 
 
 def _csv(table: pd.DataFrame) -> str:
@@ -237,28 +259,65 @@ def _cost_results(claim: str) -> list[dict]:
     return rows
 
 
-def poor_light(sweep: pd.DataFrame, first: str, second: str) -> dict | None:
-    """Claim C6: accuracy of two arms on darkened images, each image alone, paired within seeds.
+def _compared(
+    claim: str, what: str, part: str, scores: pd.DataFrame, arms: tuple[str, str], threshold: float = 0.0
+) -> dict:
+    """A row like those of claims.csv: the difference of two arms, paired within seeds; it holds above `threshold`.
+
+    Args:
+        scores: (seeds, arms) of accuracy.
+    """
+    differences = (scores[arms[0]] - scores[arms[1]]).dropna()
+    estimate, low, high = stats.interval(differences)
+    verdict = "holds" if low > threshold else "does not hold here" if high <= threshold else "undecided"
+    return {
+        "claim": claim, "what": what, "first": arms[0], "second": arms[1], "part": part, "seeds": len(differences),
+        "estimate": estimate, "low": low, "high": high, "p": stats.sign_flip(differences), "verdict": verdict,
+    }  # fmt: skip
+
+
+def poor_light(sweep: pd.DataFrame) -> list[dict]:
+    """Claim C6: LocalNorm on darkened images, each alone, against BN fixed, over the levels above 0 of the noise "brightness".
 
     Args:
         sweep: the tidy table of an experiment.
-        first, second: arms.
 
     Returns:
-        A row like those of claims.csv, over the levels above 0 of the noise "brightness"; None where it was not swept.
+        A row an arm that was swept; none without the noise.
     """
     dark = sweep[(sweep.suite == "named") & (sweep.noise == "brightness") & (sweep.level > 0)]
     scores = stats.label_arms(dark).groupby(["seed", "arm"], observed=True).accuracy.mean().unstack()
-    if not {first, second} <= set(scores.columns):
-        return None
-    differences = (scores[first] - scores[second]).dropna()
-    estimate, low, high = stats.interval(differences)
-    verdict = "holds" if low > 0 else "does not hold here" if high <= 0 else "undecided"
-    return {
-        "claim": "C6", "what": f"{first.split()[0]} recognises one poorly lit image", "first": first, "second": second,
-        "part": "brightness", "seeds": len(differences), "estimate": estimate, "low": low, "high": high,
-        "p": stats.sign_flip(differences), "verdict": verdict,
-    }  # fmt: skip
+    arms = [arm for arm in ("LN single", "LN prior") if {arm, "BN fixed"} <= set(scores.columns)]
+    what = "LN recognises one poorly lit image"
+    return [_compared("C6", what, "brightness", scores, (arm, "BN fixed")) for arm in arms]
+
+
+def conversion(table: pd.DataFrame, margin: float) -> list[dict]:
+    """Claim C9: trained BatchNorm networks, converted and fine-tuned, in batches, against the same networks as they were.
+
+    Args:
+        table: an experiment's ablations; needs the fine-tuning and the norm "batch".
+        margin: clean accuracies closer than this count as the same.
+
+    Returns:
+        A row for noisy images and one for clean ones at the fewest and the most epochs; none without the ablation.
+    """
+    tuned = table[(table.ablation == "fine-tuning epochs after conversion") & (table["mode"] == "batch")]
+    original = table[(table.ablation == "norm") & (table.norm == "batch") & (table["mode"] == "fixed")]
+    if tuned.empty or original.empty:
+        return []
+    epochs = tuned.value.astype(int)
+    rows = []
+    for value in sorted({epochs.min(), epochs.max()}):
+        pair = pd.concat([tuned[epochs == value], original])
+        scores = stats.per_seed_scores(pair).pivot(index="seed", columns="arm")
+        after = f"after {value} epochs of fine-tuning"
+        for part, what, threshold in (
+            ("noisy", f"a converted network is more robust {after}", 0.0),
+            ("clean", f"and no worse on clean images {after}", -margin),
+        ):
+            rows.append(_compared("C9", what, part, scores[part], ("LN batch", "BN fixed"), threshold))
+    return rows
 
 
 def _experiment_numbers(name: str) -> dict:
@@ -267,8 +326,10 @@ def _experiment_numbers(name: str) -> dict:
     summary = pd.read_csv(folder / "summary.csv")
     claims = pd.read_csv(folder / "claims.csv")
     sweep = pd.read_csv(paths.sweep(name))
-    dark = [row for first in ("LN single", "LN prior") if (row := poor_light(sweep, first, "BN fixed"))]
-    claims = pd.concat([claims, pd.DataFrame(dark)], ignore_index=True)
+    more = poor_light(sweep)
+    if paths.ablations(name).is_file():
+        more += conversion(pd.read_csv(paths.ablations(name)), load_params(name)["statistics"]["margin"])
+    claims = pd.concat([claims, pd.DataFrame(more)], ignore_index=True)
     return {
         "source": describe(name),
         "about": json.loads((folder / "about.json").read_text(encoding="utf-8")),

@@ -17,8 +17,10 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from torch import nn
 
-from localnorm import figures
-from localnorm.evaluate import ARMS, SweepConfig
+from localnorm import figures, paths
+from localnorm.ablations import FINE_TUNING, FIXED_BATCH, FIXED_SIZE, NORM, TRAINED_SIZES
+from localnorm.evaluate import ARMS
+from localnorm.figures.ablations import ABLATIONS
 from localnorm.figures.estimates import clean_and_noisy
 from localnorm.models import make_model, save_model
 
@@ -223,9 +225,9 @@ def test_clean_and_noisy_weigh_every_noise_alike(sweep):
 
 
 def test_ablations_draw_accuracy_against_each_value_and_only_the_ablations_that_were_run(sweep):
-    names = {"groups at fixed batch": (1, 4, 16), "fine-tuning epochs after conversion": (0, 2)}
+    names = {FIXED_BATCH: (1, 4, 16), FINE_TUNING: (0, 2)}
     table = pd.concat(
-        sweep.assign(ablation=name, value=value, accuracy=sweep.accuracy - value / 100)
+        sweep.assign(ablation=name, value=str(value), accuracy=sweep.accuracy - value / 100)
         for name, values in names.items()
         for value in values
     )
@@ -234,8 +236,20 @@ def test_ablations_draw_accuracy_against_each_value_and_only_the_ablations_that_
     assert line(clean_groups, "LN batch") == ([1, 4, 16], [0.9, 0.87, 0.75])
     assert line(noisy_groups, "LN batch") == ([1, 4, 16], [0.5, 0.47, 0.35])
     assert line(clean_tuning, "LN batch") == ([0, 2], [0.91, 0.89])
+    other = sweep.assign(ablation=NORM, value="batch")
+    figure = figures.plot_ablations(
+        pd.concat([table, other.assign(ablation=FIXED_SIZE, value="4"), other]), ["LN batch"]
+    )
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(shown) == 2 * 4
+    (norms,) = [axis for axis in shown if axis.get_title() == "other norms"]
+    assert line(norms, "LN batch") == ([0], [0.91])
     with pytest.raises(ValueError, match="unknown ablation depth; choose of groups at fixed batch, "):
         figures.plot_ablations(table.assign(ablation="depth"))
+
+
+def test_the_ablations_that_are_run_are_those_that_are_drawn():
+    assert set(ABLATIONS) == {FIXED_BATCH, FIXED_SIZE, FINE_TUNING, NORM, TRAINED_SIZES}
 
 
 def test_batches_tell_a_uniform_batch_from_a_mixed_one(sweep):
@@ -277,15 +291,13 @@ def networks(project, digits):
     return digits
 
 
-CONFIG = SweepConfig(
-    noises={"named": ["brightness"]}, modes={"batch": ["prior"], "local": ["prior"]}, batch_size=64, prior=16
-)
+ASKED = {"batch_size": 64, "priors": {"batch": 16, "local": 4}, "seed": 0}
 
 
 def test_an_image_alone_gets_the_same_answer_whatever_comes_with_it(networks):
     images, arms = networks.images("test")[:3], ["BN fixed", "BN prior", "LN single", "LN prior"]
-    together = figures.top_classes("digits-small", networks, images, [0.0, 0.7], arms, CONFIG, 0)
-    alone = figures.top_classes("digits-small", networks, images[1:2], [0.0, 0.7], arms, CONFIG, 0)
+    together = figures.top_classes("digits-small", networks, images, [0.0, 0.7], arms, **ASKED)
+    alone = figures.top_classes("digits-small", networks, images[1:2], [0.0, 0.7], arms, **ASKED)
     second = together[together.image == 1].reset_index(drop=True)
     assert second.label.tolist() == alone.label.tolist()
     assert second.probability.tolist() == pytest.approx(alone.probability.tolist(), rel=1e-4)
@@ -293,7 +305,14 @@ def test_an_image_alone_gets_the_same_answer_whatever_comes_with_it(networks):
     by_rank = second.groupby(["level", "arm"]).probability
     assert (by_rank.diff().dropna() <= 0).all(), "the likeliest first"
     with pytest.raises(ValueError, match="BN-batch cannot answer for one image alone; choose of BN fixed, "):
-        figures.top_classes("digits-small", networks, images, [0.0], ["BN-batch"], CONFIG, 0)
+        figures.top_classes("digits-small", networks, images, [0.0], ["BN-batch"], **ASKED)
+
+
+def test_the_prior_of_a_network_is_the_one_that_its_sweep_took(project):
+    rows = [("batch", "fixed", 0, None), ("batch", "prior", 0, 64), ("batch", "prior", 1, 16), ("local", "prior", 0, 4)]
+    paths.sweep("digits-small").parent.mkdir(parents=True)
+    pd.DataFrame(rows, columns=["norm", "mode", "seed", "prior"]).to_csv(paths.sweep("digits-small"))
+    assert figures.chosen_priors("digits-small", 0) == {"batch": 64, "local": 4}
 
 
 def test_photographs_of_the_users_own_go_through_the_same_figure(networks, project):
@@ -303,7 +322,7 @@ def test_photographs_of_the_users_own_go_through_the_same_figure(networks, proje
     names, images = figures.folder_images(project, networks)
     assert names == ["a.jpg", "b.png"]
     assert images.shape == (2, *networks.shape)
-    answers = figures.top_classes("digits-small", networks, images, [0.5], ["BN fixed", "LN single"], CONFIG, 0)
+    answers = figures.top_classes("digits-small", networks, images, [0.5], ["BN fixed", "LN single"], **ASKED)
     figure = figures.plot_poor_light(images, names, answers, networks.classes)
     bars = [axis for axis in figure.axes if axis.patches]
     assert len(bars) == 2 * 2

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT
 
 from localnorm import paths, results, stats
-from localnorm.evaluate import SweepConfig, save_sweep, sweep, test_images
+from localnorm.evaluate import SweepConfig, save_sweep, sweep, sweep_batches, test_images
 from localnorm.train import TrainConfig, fit, save_run
 
 SWEEP = SweepConfig(
@@ -20,6 +20,7 @@ SWEEP = SweepConfig(
     modes={"batch": ["fixed", "batch"], "local": ["batch", "single"]},
     batch_size=64,
     images=128,
+    batches={"sizes": [8], "conditions": {"named": {"gaussian": 0.3}}, "images": 64},
     max_levels=2,
 )
 
@@ -47,7 +48,9 @@ def project(tmp_path_factory, digits):
             trained = fit(digits, config, norm, seed)
             save_run(trained, paths.model("digits-small", run))
             table, classes = sweep(trained.model, digits, SWEEP, norm)
-            save_sweep(table, classes, test_images(digits, SWEEP)[1], paths.predictions("digits-small", run))
+            batches = sweep_batches(trained.model, digits, SWEEP, norm)
+            labels = test_images(digits, SWEEP)[1]
+            save_sweep(table, classes, batches, labels, paths.predictions("digits-small", run))
     gathered = results.collect_runs("digits-small", ["batch", "local"], [0, 1])
     results.write_tables(gathered, stats.summary(gathered.sweep), stats.claims(gathered.sweep, margin=0.01, ratio=3))
     yield folder
@@ -62,7 +65,9 @@ def test_the_tidy_table_has_every_row_of_every_run(project):
 
 
 def test_a_missing_run_is_said_and_nothing_is_left_out_silently(project):
-    with pytest.raises(FileNotFoundError, match=r"digits-small-local-s7"):
+    with pytest.raises(
+        FileNotFoundError, match="no seed of digits-small has been trained and swept with each of local"
+    ):
         results.collect_runs("digits-small", ["local"], [7])
 
 
@@ -117,11 +122,40 @@ def test_poor_light_is_the_paired_difference_on_dark_images_over_the_levels():
             ("gaussian", 0.5, 0.3),
         )
     )
-    row = results.poor_light(sweep, "LN single", "BN fixed")
+    (row,) = results.poor_light(sweep)
+    assert row["first"] == "LN single"
     assert row["estimate"] == pytest.approx(0.15)
     assert row["verdict"] == "holds"
-    assert results.poor_light(sweep, "BN fixed", "LN single")["verdict"] == "does not hold here"
-    assert results.poor_light(sweep, "LN prior", "BN fixed") is None
+    worse = sweep.assign(accuracy=1 - sweep.accuracy)
+    assert results.poor_light(worse)[0]["verdict"] == "does not hold here"
+    assert results.poor_light(sweep[sweep.noise == "gaussian"]) == []
+
+
+def test_a_conversion_is_compared_with_the_network_that_it_came_from():
+    def rows(ablation, value, norm, mode, clean, noisy):
+        return [
+            {"ablation": ablation, "value": value, "norm": norm, "mode": mode, "seed": seed, "suite": "named",
+             "noise": "gaussian", "level": level, "accuracy": accuracy + seed / 100}
+            for seed in (0, 1, 2) for level, accuracy in ((0.0, clean), (0.5, noisy))
+        ]  # fmt: skip
+
+    tuning = "fine-tuning epochs after conversion"
+    table = pd.DataFrame(
+        rows("norm", "batch", "batch", "fixed", 0.95, 0.4) + rows("norm", "batch", "batch", "batch", 0.94, 0.8)
+        + rows(tuning, "0", "local", "batch", 0.9, 0.6) + rows(tuning, "0", "local", "single", 0.1, 0.1)
+        + rows(tuning, "10", "local", "batch", 0.945, 0.7) + rows(tuning, "2", "local", "batch", 0.5, 0.5)
+    )  # fmt: skip
+    found = [
+        (row["what"].split()[-4], row["part"], round(row["estimate"], 3), row["verdict"])
+        for row in results.conversion(table, 0.01)
+    ]
+    assert found == [
+        ("0", "noisy", 0.2, "holds"),
+        ("0", "clean", -0.05, "does not hold here"),
+        ("10", "noisy", 0.3, "holds"),
+        ("10", "clean", -0.005, "holds"),
+    ]
+    assert results.conversion(table[table.ablation == tuning], 0.01) == []
 
 
 def test_every_claim_is_there_and_one_without_a_run_has_no_results(project):

@@ -9,12 +9,13 @@ from localnorm.figures.fixed_against_batch import plot_fixed_against_batch
 from localnorm.figures.groups import group_of_each_image, plot_groups
 from localnorm.figures.network import plot_network, trace_network
 from localnorm.figures.photographs import noise_wall, noisy_photographs, photograph, plot_noises, rgb_histograms
-from localnorm.figures.poor_light import darken, folder_images, plot_poor_light, top_classes
+from localnorm.figures.poor_light import chosen_priors, darken, folder_images, plot_poor_light, top_classes
 from localnorm.figures.style import ARM_STYLES, save
 from localnorm.figures.summary import plot_summary
 
 __all__ = [
     "ARM_STYLES",
+    "chosen_priors",
     "darken",
     "describe",
     "experiments_with_results",

@@ -17,12 +17,12 @@ from localnorm.data.archives import IMAGE_SUFFIXES, read, scan
 from localnorm.data.augment import standardise
 from localnorm.data.dataset import Dataset
 from localnorm.data.prepare import to_pixels
-from localnorm.evaluate import ARMS, SweepConfig
+from localnorm.evaluate import ARMS
 from localnorm.figures.style import ARM_STYLES, new_figure
 from localnorm.models import load_model
 from localnorm.predict import estimate_statistics, predict
 
-__all__ = ["darken", "folder_images", "plot_poor_light", "top_classes"]
+__all__ = ["chosen_priors", "darken", "folder_images", "plot_poor_light", "top_classes"]
 
 ONE_IMAGE = ("fixed", "single", "vote", "prior")  # modes in which an image meets no other
 TOP = 5
@@ -57,13 +57,25 @@ def darken(images: Tensor, level: float) -> Tensor:
     return noise.apply(images.float() / 255, "brightness", level, torch.Generator(), suite="named")
 
 
+def chosen_priors(experiment: str, seed: int) -> dict[str, float]:
+    """norm -> n0 that the sweep of a network took, in positions; none of a norm without the mode "prior".
+
+    Raises:
+        FileNotFoundError: the experiment has no sweep yet.
+    """
+    sweep = pd.read_csv(paths.sweep(experiment))
+    rows = sweep[(sweep["mode"] == "prior") & (sweep.seed == seed)]
+    return rows.groupby("norm").prior.first().to_dict()
+
+
 def top_classes(
     experiment: str,
     dataset: Dataset,
     images: Tensor,
     levels: Sequence[float],
     arms: Sequence[str],
-    config: SweepConfig,
+    batch_size: int,
+    priors: dict[str, float],
     seed: int,
 ) -> pd.DataFrame:
     """What the networks of one seed answer to each image alone.
@@ -74,7 +86,8 @@ def top_classes(
         images: uint8 (N, C, H, W).
         levels: shares of the light taken away.
         arms: names of arms in which an image meets no other.
-        config: gives n0 of the arms with a prior.
+        batch_size: of the training images that give a LocalNorm network its stored statistics.
+        priors: norm -> n0 of the mode "prior".
         seed: of the networks.
 
     Returns:
@@ -96,8 +109,8 @@ def top_classes(
                 paths.model(experiment, paths.run_name(experiment, norm, seed)) / "model.safetensors"
             )
             if norm == "local" and any(keys[each] in (("local", "prior"), ("local", "fixed")) for each in arms):
-                estimate_statistics(networks[norm], _training_batches(dataset, config.batch_size, mean, std))
-        more = {"prior": config.prior} if mode == "prior" else {}
+                estimate_statistics(networks[norm], _training_batches(dataset, batch_size, mean, std))
+        more = {"prior": priors[norm]} if mode == "prior" else {}
         for level in levels:
             standardised = standardise(darken(images, level) * 255, mean, std)
             probabilities = predict(networks[norm], standardised, mode=mode, **more).softmax(1)  # (N, num_classes)
