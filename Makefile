@@ -13,7 +13,7 @@ EXPERIMENT ?= digits-small
 # runs side by side; empty: one a core
 JOBS ?=
 
-.PHONY: help quickstart repro test lab bench clean
+.PHONY: help quickstart repro released test lab bench clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,11 @@ repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (hours)
 	@python -m localnorm.pipeline check
 	dvc repro --keep-going
 
+released: $(INSTALLED) ## the released protocol at full length instead (days, GPUs)
+	cp params/released.yaml params.yaml
+	@python -m localnorm.pipeline check
+	dvc repro --keep-going
+
 test: $(INSTALLED) ## lint, unit tests, and the pipeline and its notebooks at smoke size in a copy
 	ruff check . && ruff format --check .
 	python -m pytest
@@ -38,6 +43,7 @@ lab: $(INSTALLED) ## JupyterLab on the notebooks
 
 bench: $(INSTALLED) ## speed and memory against BatchNorm, in one run
 	python -m localnorm.cost
+	python -m localnorm.bench
 
 clean: ## remove the environment; data and results stay
 	rm -rf $(ENV)

@@ -299,3 +299,18 @@ def test_the_copy_for_these_tests_is_what_a_clone_would_have(tmp_path):
     project = copy_project(tmp_path / "copy")
     assert (project / "localnorm" / "layers.py").is_file()
     assert not (project / ".venv").exists()
+
+
+def test_the_released_protocol_is_one_file_that_the_pipeline_takes(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    (tmp_path / "params.yaml").write_text((ROOT / "params" / "released.yaml").read_text())
+    (tmp_path / ".git").mkdir()
+    monkeypatch.chdir(tmp_path)
+    check()
+    (tmp_path / ".git").rmdir()
+    run(["dvc", "init", "-q", "--no-scm"], tmp_path)
+    (tmp_path / "data" / "sources").mkdir(parents=True)
+    listed = run(["dvc", "stage", "list", "--name-only"], tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert "train@cars-resnet152-released-local-5" in listed.stdout.split()
+    assert load_params("cifar10-resnet32-released")["train"]["epochs"] == 200
