@@ -22,7 +22,7 @@ quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results
 	@python -m localnorm.pipeline check
 	python -m localnorm.pipeline runs $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))
 	dvc repro report@$(EXPERIMENT)
-	dvc repro --single-item numbers paper
+	dvc repro --single-item figure-fixed-against-batch numbers paper
 	@python -m localnorm.results $(EXPERIMENT)
 
 repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (hours)

@@ -188,7 +188,7 @@ def smoke_run(smoke_project):
     for command in (  # what `make quickstart` does
         [sys.executable, "-m", "localnorm.pipeline", "runs", "digits-small", "--jobs", "2"],
         ["dvc", "repro", "report@digits-small"],
-        ["dvc", "repro", "--single-item", "numbers", "paper"],
+        ["dvc", "repro", "--single-item", "figure-fixed-against-batch", "numbers", "paper"],
     ):
         done = run(command, smoke_project)
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -200,6 +200,12 @@ def test_the_digits_branch_runs_from_nothing_to_figures_and_paper(smoke_run):
         "figures/histograms.pdf",
         "figures/noises.png",
         "figures/accuracy-digits-small.pdf",
+        "figures/accuracy-digits-small.txt",
+        "figures/calibration-digits-small.pdf",
+        "figures/fixed-against-batch.pdf",
+        "figures/groups.pdf",
+        "figures/network.pdf",
+        "figures/poor-light-digits-small.pdf",
         "numbers.tex",
         "paper.pdf",
     ):
