@@ -7,7 +7,7 @@ Each trained variant's rows are kept beside the checkpoints, so that an interrup
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -69,12 +69,12 @@ class AblationConfig:
     max_levels: int
     images: int
     epochs: int | None = None
-    groups_at_fixed_batch: tuple[int, ...] = ()
-    groups_at_fixed_group_size: tuple[int, ...] = ()
-    group_sizes: tuple[tuple[int, ...], ...] = ()
-    fine_tuning_epochs: tuple[int, ...] = ()
+    groups_at_fixed_batch: list[int] = field(default_factory=list)
+    groups_at_fixed_group_size: list[int] = field(default_factory=list)
+    group_sizes: list[list[int]] = field(default_factory=list)
+    fine_tuning_epochs: list[int] = field(default_factory=list)
     fine_tuning_rate: float = 0.1
-    norms: tuple[str, ...] = ()
+    norms: list[str] = field(default_factory=list)
 
     @classmethod
     def from_params(cls, block: dict) -> "AblationConfig":
@@ -121,7 +121,7 @@ def variants(config: AblationConfig, train: TrainConfig) -> list[Variant]:
         )
     for sizes in config.group_sizes:
         name = " or ".join(map(str, sizes))
-        made.append(Variant(TRAINED_SIZES, name, "local", replace(train, group_sizes=tuple(sizes))))
+        made.append(Variant(TRAINED_SIZES, name, "local", replace(train, group_sizes=sizes)))
     for epochs in config.fine_tuning_epochs:
         tuning = replace(train, epochs=max(1, epochs), learning_rate=train.learning_rate * config.fine_tuning_rate)
         made.append(Variant(FINE_TUNING, str(epochs), "local", train, tuning))

@@ -77,7 +77,7 @@ class TrainConfig:
     epochs: int
     batch_size: int
     num_groups: int = 8
-    group_sizes: tuple[int, ...] = ()
+    group_sizes: list[int] = field(default_factory=list)
     optimizer: str = "sgd"
     learning_rate: float = 0.1
     schedule: str = "one_cycle"
@@ -124,7 +124,6 @@ class TrainConfig:
                 f"got batch_size={self.batch_size}; raise batch_size or lower num_groups"
             )
 
-        object.__setattr__(self, "group_sizes", tuple(self.group_sizes))  # YAML gives a list
         uneven = [size for size in self.group_sizes if size < 1 or self.batch_size % size]
         if uneven:
             raise ValueError(f"group_sizes must divide batch_size={self.batch_size}, {uneven} do not")
