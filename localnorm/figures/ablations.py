@@ -75,10 +75,13 @@ def _draw_values(axis: Axes, panel: pd.DataFrame, arms: list[str], order: list[s
         draw_arms(axis, panel, arms, "value", "accuracy")
         _ticks_at(axis, panel.value)
         return
-    for place, arm in enumerate(arms):
+    present = {value: [arm for arm in arms if arm in set(rows.arm)] for value, rows in panel.groupby("value")}
+    for arm in arms:
         rows = panel[panel.arm == arm]
         colour, marker, _ = ARM_STYLES[arm]
-        x = [order.index(value) + 0.12 * (place - (len(arms) - 1) / 2) for value in rows.value]  # side by side
+        # side by side, since intervals may overlap
+        aside = [present[value].index(arm) - (len(present[value]) - 1) / 2 for value in rows.value]
+        x = [order.index(value) + 0.14 * step for value, step in zip(rows.value, aside, strict=True)]
         axis.vlines(x, rows.low, rows.high, color=colour, linewidth=1)
         axis.plot(x, rows.accuracy, color=colour, marker=marker, linestyle="", label=arm if len(rows) else None)
     axis.set(xlim=(-0.6, len(order) - 0.4))
