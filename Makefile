@@ -19,7 +19,6 @@ help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results, figures, paper
-	@python -m localnorm.pipeline check
 	python -m localnorm.pipeline runs $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))
 	dvc repro report@$(EXPERIMENT)
 	dvc repro --single-item figure-fixed-against-batch numbers paper
