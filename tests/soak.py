@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -87,10 +88,8 @@ def kill(process: subprocess.Popen, victim: str) -> list[psutil.Process]:
         return []
     chosen = [each for each in tree if _role(each) == victim] or tree
     for each in chosen:
-        try:
+        with suppress(psutil.NoSuchProcess):
             each.kill()
-        except psutil.NoSuchProcess:
-            pass
     return [each for each in tree if each not in chosen]
 
 
