@@ -5,6 +5,7 @@ Archives have tests of their own (test_archives), and so has what a web server m
 
 import io
 import pickle
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from localnorm.data import archives, load, prepare
 from localnorm.data.prepare import to_pixels
 from localnorm.models import load_model
 
-FUZZ = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
@@ -203,7 +204,8 @@ VALUES = st.recursive(
     ),
     max_leaves=4,
 )
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+EVERYTHING = yaml.safe_load((ROOT / "params.yaml").read_text())
+PARAMS = {key: EVERYTHING[key] for key in ("norms", "seeds", "digits-small")} | {"experiments": ["digits-small"]}
 PLACES = [
     *([key] for key in ("experiments", "norms", "seeds", "digits-small")),
     *(["digits-small", stage] for stage in PARAMS["digits-small"]),
@@ -219,7 +221,7 @@ PLACES = [
 @example(place=["digits-small", "train", "augment"], value=[1])
 @example(place=["digits-small", "statistics", "margin"], value="1e-3")
 def test_a_mistyped_value_in_params_is_accepted_or_refused_by_name(tmp_path, monkeypatch, place, value):
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = deepcopy(PARAMS)
     *way, last = place
     inner = params
     for key in way:
@@ -231,7 +233,7 @@ def test_a_mistyped_value_in_params_is_accepted_or_refused_by_name(tmp_path, mon
         check_params()
     except ValueError as error:
         assert "params.yaml" in str(error)  # noqa: PT017 (a refusal is one of two right ends)
-        assert str(place[-1]) in str(error) or len(place) < 3
+        assert str(last) in str(error) or len(place) < 3  # noqa: PT017
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,7 @@ class Trap:
 def test_a_pickle_under_a_checkpoints_name_is_never_run(tmp_path, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "model.safetensors")
-    with pytest.raises(Exception, match="(?i)header|safetensors"):
+    with pytest.raises(Exception, match=r"(?i)header|safetensors"):
         load_model(tmp_path / "model.safetensors")
     assert not (tmp_path / "gone").exists()
 

@@ -392,6 +392,8 @@ def read_parquet(paths: list[Path]) -> Listing:
         try:
             file = ParquetFile(path)
             columns[path] = next(name for name in file.schema_arrow.names if name in ("img", "image"))
+            if file.schema_arrow.field(columns[path]).type.get_field_index("bytes") < 0:
+                raise KeyError(f"{columns[path]}.bytes")
             found = file.read(columns=["label"])["label"].to_pylist()
             names += [
                 row[columns[path]]["path"] or "" for row in file.read(columns=[f"{columns[path]}.path"]).to_pylist()
