@@ -104,7 +104,7 @@ def _fits(value, kind) -> bool:
     inner = get_args(kind)
     if isinstance(kind, UnionType):
         return any(_fits(value, each) for each in inner)
-    if get_origin(kind) is list:
+    if get_origin(kind) in (list, tuple):  # YAML has lists alone
         return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
     if get_origin(kind) is dict:
         return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
@@ -117,7 +117,7 @@ def _words(kind) -> str:
     inner = get_args(kind)
     if isinstance(kind, UnionType):
         return " or ".join(_words(each) for each in inner)
-    if get_origin(kind) is list:
+    if get_origin(kind) in (list, tuple):
         return f"a list, each {_words(inner[0])}"
     if get_origin(kind) is dict:
         return f"a mapping of {_words(inner[0])} to {_words(inner[1])}"

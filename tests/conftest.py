@@ -79,10 +79,10 @@ def make_smoke_project(folder: Path) -> Path:
     return project
 
 
-def environment(**more: str) -> dict[str, str]:
-    """For a command in a copy of the project: this Python's commands first, one thread."""
+def environment(project: Path, **more: str) -> dict[str, str]:
+    """For a command in a copy of the project: this Python's commands, the copy's library, one thread."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"} | more
+    return os.environ | {"PATH": path, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"} | more
 
 
 def run(command: list[str], project: Path, **variables: str) -> subprocess.CompletedProcess:
@@ -92,7 +92,7 @@ def run(command: list[str], project: Path, **variables: str) -> subprocess.Compl
         cwd=project,
         capture_output=True,
         text=True,
-        env=environment(**variables),
+        env=environment(project, **variables),
         timeout=900,
         check=False,
     )

@@ -67,7 +67,12 @@ def start(project: Path, command: list[str] = COMMAND) -> subprocess.Popen:
     """Start DVC; what it prints goes to the file `printed` beside the project."""
     with open(project.parent / "printed", "wb") as printed:
         return subprocess.Popen(
-            command, cwd=project, stdout=printed, stderr=subprocess.STDOUT, env=environment(), start_new_session=True
+            command,
+            cwd=project,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            env=environment(project),
+            start_new_session=True,
         )
 
 
