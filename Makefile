@@ -37,6 +37,9 @@ test: $(INSTALLED) ## lint, unit tests, and the pipeline and its notebooks at sm
 	ruff check . && ruff format --check .
 	python -m pytest
 
+soak: $(INSTALLED) ## kill the digits pipeline at random moments, 50 times or for 40 minutes, and compare the results
+	python tests/soak.py
+
 lab: $(INSTALLED) ## JupyterLab on the notebooks
 	jupyter lab notebooks
 
