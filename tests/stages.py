@@ -47,7 +47,7 @@ def statistics_stage(project: Path) -> None:
 def figure_stage(project: Path) -> None:
     os.chdir(project)
     curves = pd.read_csv(paths.statistics(EXPERIMENT) / "curves.csv")
-    figures.save(figures.plot_accuracy(curves), f"accuracy-{EXPERIMENT}")
+    figures.save(figures.plot_accuracy(curves), f"accuracy-{EXPERIMENT}", "Accuracy against level.")
 
 
 # stage -> what DVC removes before it starts it
