@@ -7,7 +7,7 @@ import pandas as pd
 
 from localnorm import figures, paths, results, stats
 from localnorm.data import load
-from localnorm.evaluate import SweepConfig, save_sweep, sweep, test_images
+from localnorm.evaluate import SweepConfig, save_sweep, sweep, sweep_batches, test_images
 from localnorm.models import load_model
 from localnorm.train import TrainConfig, fit, save_run
 
@@ -33,8 +33,10 @@ def sweep_stage(project: Path, norm: str = "local", seed: int = 0) -> None:
     os.chdir(project)
     name = paths.run_name(EXPERIMENT, norm, seed)
     dataset = load(paths.prepared(EXPERIMENT))
-    table, classes = sweep(load_model(paths.model(EXPERIMENT, name) / "model.safetensors"), dataset, SWEEP, norm)
-    save_sweep(table, classes, test_images(dataset, SWEEP)[1], paths.predictions(EXPERIMENT, name))
+    model = load_model(paths.model(EXPERIMENT, name) / "model.safetensors")
+    table, classes = sweep(model, dataset, SWEEP, norm)
+    batches = sweep_batches(model, dataset, SWEEP, norm)
+    save_sweep(table, classes, batches, test_images(dataset, SWEEP)[1], paths.predictions(EXPERIMENT, name))
 
 
 def statistics_stage(project: Path) -> None:
