@@ -19,7 +19,6 @@ help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results, figures, paper
-	@python -m localnorm.pipeline check
 	python -m localnorm.pipeline runs $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))
 	dvc repro report@$(EXPERIMENT)
 	dvc repro --single-item figure-fixed-against-batch numbers paper
@@ -37,6 +36,9 @@ released: $(INSTALLED) ## the released protocol at full length instead (days, GP
 test: $(INSTALLED) ## lint, unit tests, and the pipeline and its notebooks at smoke size in a copy
 	ruff check . && ruff format --check .
 	python -m pytest
+
+soak: $(INSTALLED) ## kill the digits pipeline at random moments, 50 times or for 40 minutes, and compare the results
+	python tests/soak.py
 
 lab: $(INSTALLED) ## JupyterLab on the notebooks
 	jupyter lab notebooks

@@ -122,26 +122,20 @@ def strip(notebooks: Path, output: Path) -> list[Path]:
 
 
 def check() -> None:
-    """Check every block of params.yaml before any work starts, and prepare DVC for a folder without git.
+    """Check params.yaml before any work starts, and prepare DVC for a folder without git or after a kill.
 
     Raises:
-        ValueError: an experiment without a block, an unknown key or a value that cannot work; names the experiment.
+        ValueError: see `localnorm.checks.check_params`.
     """
-    from localnorm.ablations import AblationConfig, variants  # here, since stripping is to start quickly
-    from localnorm.evaluate import SweepConfig
-    from localnorm.train import TrainConfig
+    from localnorm.checks import check_params, repair_dvc  # here, since stripping is to start quickly
 
-    for experiment in load_params()["experiments"]:
-        block = load_params(experiment)
-        try:
-            train = TrainConfig.from_params(block["train"])
-            if "ablations" in block:
-                variants(AblationConfig.from_params(block["ablations"]), train)
-            SweepConfig.from_params(block["sweep"])
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"params.yaml, {experiment}: {error}") from None
+    check_params()
     if not (paths.project() / ".git").exists():  # an archive of the repository: DVC must be told
         subprocess.run(["dvc", "config", "--local", "core.no_scm", "true"], check=True)
+    for name in repair_dvc():
+        print(
+            f"{name} was cut off by a kill and is removed; finished stages come back from DVC's cache", file=sys.stderr
+        )
 
 
 def run_side_by_side(experiment: str, jobs: int) -> None:
@@ -154,7 +148,8 @@ def run_side_by_side(experiment: str, jobs: int) -> None:
     """
     params = load_params()
     load_params(experiment)  # names the valid ones if this is none of them
-    subprocess.run(["dvc", "repro", "--quiet", f"prepare@{experiment}"], check=True)
+    if subprocess.run(["dvc", "repro", "--quiet", f"prepare@{experiment}"]).returncode:
+        raise RuntimeError(f"the images of {experiment} could not be prepared; the reason stands above")
     targets = [f"{experiment}-{norm}-{seed}" for seed in params["seeds"] for norm in params["norms"]]
 
     def reproduce(target: str) -> subprocess.CompletedProcess:
@@ -191,8 +186,9 @@ def main(arguments: list[str] | None = None) -> None:
         elif given.command == "check":
             check()
         else:
+            check()
             run_side_by_side(given.experiment, given.jobs)
-    except (ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
         sys.exit(f"error: {error}")
 
 

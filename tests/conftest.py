@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,9 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def smoke_project(tmp_path_factory):
+def make_smoke_project(folder: Path) -> Path:
     """A copy of the project, without git, whose digits experiment is as small as it can be; no results in it."""
-    project = copy_project(tmp_path_factory.mktemp("a project") / "localnorm")  # a space in the path, as people have
+    project = copy_project(folder)
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["seeds"] = [0, 1]
     digits = params["digits-small"]
@@ -73,10 +73,48 @@ def smoke_project(tmp_path_factory):
     }
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (project / "dvc.lock").unlink(missing_ok=True)
-    for folder in ("statistics", "sweeps"):
-        shutil.rmtree(project / "data" / folder, ignore_errors=True)
+    for name in ("statistics", "sweeps"):
+        shutil.rmtree(project / "data" / name, ignore_errors=True)
     (project / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     return project
+
+
+def environment(project: Path, **more: str) -> dict[str, str]:
+    """For a command in a copy of the project: this Python's commands, the copy's library, one thread."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"} | more
+
+
+def run(command: list[str], project: Path, **variables: str) -> subprocess.CompletedProcess:
+    """Run a command in a project to its end; `variables` are added to its environment."""
+    return subprocess.run(
+        command,
+        cwd=project,
+        capture_output=True,
+        text=True,
+        env=environment(project, **variables),
+        timeout=900,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def smoke_project(tmp_path_factory):
+    """See `make_smoke_project`; its path has a space, quotes and a letter that is not ASCII, as people's have."""
+    return make_smoke_project(tmp_path_factory.mktemp('a project, the "author\'s" Übung') / "localnorm")
+
+
+@pytest.fixture(scope="session")
+def smoke_run(smoke_project):
+    """`smoke_project` after what `make quickstart` does."""
+    for command in (
+        [sys.executable, "-m", "localnorm.pipeline", "runs", "digits-small", "--jobs", "2"],
+        ["dvc", "repro", "report@digits-small"],
+        ["dvc", "repro", "--single-item", "figure-fixed-against-batch", "numbers", "paper"],
+    ):
+        done = run(command, smoke_project)
+        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return smoke_project
 
 
 @pytest.fixture

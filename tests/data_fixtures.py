@@ -290,7 +290,9 @@ class Server:
 # Processes to be killed
 
 _processes = multiprocessing.get_context("forkserver")  # forks of a process without threads, its slow imports done
-_processes.set_forkserver_preload(["numpy", "PIL.Image", "requests", "torch", "tqdm"])
+_processes.set_forkserver_preload(
+    ["numpy", "PIL.Image", "requests", "torch", "tqdm", "localnorm.figures", "localnorm.results", "localnorm.train"]
+)
 
 
 def kill_after(seconds: float | None, target: Callable, *args) -> bool:

@@ -4,14 +4,12 @@ import ast
 import json
 import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, copy_project
+from conftest import ROOT, copy_project, run
 
 from localnorm import paths
 from localnorm.params import load_params
@@ -21,14 +19,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = DVC["stages"]
 PIPELINE = [n for n in NOTEBOOKS if any(f"notebooks/{n.name}" in str(stage["cmd"]) for stage in STAGES.values())]
-
-
-def run(command: list[str], project: Path, **options) -> subprocess.CompletedProcess:
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment, timeout=900, **options)
 
 
 # ---------------------------------------------------------------------------------------------------- what a stage depends on
@@ -183,18 +173,6 @@ def test_outside_a_project_the_message_says_what_is_looked_for(tmp_path, monkeyp
 # ------------------------------------------------------------------------------------------ the whole branch, as a user runs it
 
 
-@pytest.fixture(scope="session")
-def smoke_run(smoke_project):
-    for command in (  # what `make quickstart` does
-        [sys.executable, "-m", "localnorm.pipeline", "runs", "digits-small", "--jobs", "2"],
-        ["dvc", "repro", "report@digits-small"],
-        ["dvc", "repro", "--single-item", "figure-fixed-against-batch", "numbers", "paper"],
-    ):
-        done = run(command, smoke_project)
-        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return smoke_project
-
-
 def test_the_digits_branch_runs_from_nothing_to_figures_and_paper(smoke_run):
     for name in (
         "figures/histograms.pdf",
@@ -282,10 +260,11 @@ def test_results_hold_no_path_of_the_machine(smoke_run):
 
 
 def test_missing_data_says_what_was_tried_and_how_to_supply_it(smoke_project):
-    environment = {"LOCALNORM_DATA": str(smoke_project / "nowhere"), "LOCALNORM_OFFLINE": "1"}
     done = run(
-        ["env", *(f"{k}={v}" for k, v in environment.items()), "dvc", "repro", "prepare@cifar10-resnet32"],
+        ["dvc", "repro", "prepare@cifar10-resnet32"],
         smoke_project,
+        LOCALNORM_DATA=str(smoke_project / "nowhere"),
+        LOCALNORM_OFFLINE="1",
     )
     assert done.returncode != 0
     text = done.stdout + done.stderr

@@ -37,6 +37,7 @@ MAX_HEADER_BYTES = 1 << 20  # of a tar's extended header, which tarfile reads in
 MAX_RATIO = 200  # unpacked to packed bytes; photographs hardly shrink, zeros shrink 1,000 to 7,000 times
 RATIO_FROM = 256 << 20  # unpacked bytes from which the ratio counts: a small archive may well be all black
 MAX_PIXELS = 89_478_485  # of one image: 268 MB as RGB; Pillow warns from here on and refuses only twice as many
+MAX_SIDE = 65_535  # pixels: JPEG's own limit; a header of a few bytes may claim millions of rows, which decode for minutes
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow hands none of these to another program
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
@@ -232,11 +233,12 @@ def open_image(data: bytes, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is refused: {error}") from error
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # Pillow raises whatever a damaged header makes it stumble over
         raise ValueError(f"{name} is no image in one of {', '.join(IMAGE_FORMATS)}: {error}") from error
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
         raise ValueError(
-            f"{name} is refused: {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are allowed"
+            f"{name} is refused: {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are allowed, "
+            f"{MAX_SIDE:,} a side"
         )
     return image
 
@@ -390,15 +392,26 @@ def read_parquet(paths: list[Path]) -> Listing:
         try:
             file = ParquetFile(path)
             columns[path] = next(name for name in file.schema_arrow.names if name in ("img", "image"))
-            labels += file.read(columns=["label"])["label"].to_pylist()
+            if file.schema_arrow.field(columns[path]).type.get_field_index("bytes") < 0:
+                raise KeyError(f"{columns[path]}.bytes")
+            found = file.read(columns=["label"])["label"].to_pylist()
             names += [
                 row[columns[path]]["path"] or "" for row in file.read(columns=[f"{columns[path]}.path"]).to_pylist()
             ]
+            split = SPLITS[path.name.partition("-")[0]]
             info = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", "{}"))
-        except (ArrowException, OSError, KeyError, StopIteration) as error:
-            raise ValueError(f"{path} is damaged or has no columns img (or image) and label: {error!r}") from error
-        splits += [SPLITS[path.name.partition("-")[0]]] * (len(labels) - len(splits))
-        classes = info.get("info", {}).get("features", {}).get("label", {}).get("names", classes)
+            classes = info.get("info", {}).get("features", {}).get("label", {}).get("names", classes)
+        except (ArrowException, AttributeError, OSError, KeyError, StopIteration, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged, has no columns img (or image) and label as Hugging Face writes them, or its name "
+                f"does not begin with one of {', '.join(SPLITS)} and '-': {error!r}"
+            ) from error
+        if not found or not all(type(label) is int and 0 <= label <= MAX_FILES for label in found):
+            raise ValueError(f"{path} has no rows, or its labels are not whole numbers from 0 on")
+        if not isinstance(classes, list):
+            raise ValueError(f"{path} names its classes by {type(classes).__name__} and not in a list")
+        labels += found
+        splits += [split] * len(found)
 
     def stream(wanted: Collection[int]) -> Iterator[tuple[int, Picture]]:
         wanted, index = set(wanted), 0
@@ -406,7 +419,10 @@ def read_parquet(paths: list[Path]) -> Listing:
             for batch in ParquetFile(path).iter_batches(batch_size=64, columns=[f"{column}.bytes"]):
                 for row in batch.column(column):
                     if index in wanted:
-                        yield index, row["bytes"].as_py()
+                        data = row.as_py()
+                        if not isinstance(data, dict) or not isinstance(data.get("bytes"), bytes):
+                            raise ValueError(f"{path} has no encoded image in row {index}")
+                        yield index, data["bytes"]
                     index += 1
 
     return Listing(splits, labels, names, classes or [str(label) for label in range(max(labels) + 1)], stream)

@@ -260,6 +260,8 @@ def to_pixels(
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else archives.open_image(picture, name)
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"{name} has more than 8 bits a channel (mode {image.mode}); save it with 8")
+    if image.mode == "LAB":
+        raise ValueError(f"{name} is in the colour space LAB, which Pillow does not convert; save it as RGB")
     corners = (0, 0, *image.size)
     if box is not None:
         left, top, right, bottom = (int(side) for side in box)
@@ -282,7 +284,7 @@ def to_pixels(
             across, down = image.width / width, image.height / height
             corners = (left * across, top * down, right * across, bottom * down)
         image = image.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # Pillow raises whatever wrong bytes make it stumble over
         raise ValueError(f"{name} is damaged: {error}") from error
     if size is not None:
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=corners)

@@ -1,0 +1,161 @@
+"""What has to hold before a stage starts: params.yaml as the stages will read it, and files that DVC can read.
+
+A mistake in params.yaml costs a second here, and hours where the stage that stumbles over it is the last one.
+"""
+
+import inspect
+import json
+import math
+import re
+from collections.abc import Callable, Container
+from contextlib import ExitStack
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
+
+import yaml
+
+from localnorm import paths
+from localnorm.ablations import AblationConfig, variants
+from localnorm.data import prepare
+from localnorm.evaluate import SweepConfig
+from localnorm.models import NORMS
+from localnorm.params import load_params
+from localnorm.stats import claims
+from localnorm.train import TrainConfig
+
+__all__ = ["check_params", "repair_dvc"]
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # a folder's name, and a word of the commands in dvc.yaml
+
+
+def check_params() -> None:
+    """Check all of params.yaml.
+
+    Raises:
+        ValueError: it is no YAML, an experiment has no block, a key is unknown or missing, a value has the wrong type or cannot
+            work; names the experiment and the key.
+    """
+    try:
+        params = load_params()
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"params.yaml is not YAML: {error}") from None
+    if not isinstance(params, dict):
+        raise ValueError(f"params.yaml must map names to values, it is {type(params).__name__}")
+    _check_lists(params, NORMS)
+    for experiment in params["experiments"]:
+        block = load_params(experiment)
+        try:
+            for stage, target in (("prepare", prepare), ("statistics", claims)):
+                _check_types(stage, block[stage], target)
+                _check_keys(stage, block[stage], target)
+            settings = {}
+            for stage, target in (("train", TrainConfig), ("sweep", SweepConfig), ("ablations", AblationConfig)):
+                if stage in block:
+                    _check_types(stage, block[stage], target)
+                    settings[stage] = target.from_params(block[stage])
+            if "ablations" in settings:
+                variants(settings["ablations"], settings["train"])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"params.yaml, {experiment}: {error}") from None
+
+
+def _check_lists(params: dict, norms: Container[str]) -> None:
+    """The three lists at the top, and that each experiment's block is one."""
+    for key, kind in (("experiments", str), ("norms", str), ("seeds", int)):
+        values = params.get(key)
+        if not values or not _fits(values, list[kind]) or len(set(values)) < len(values):
+            raise ValueError(f"params.yaml: {key} must be {_words(list[kind])}, none of them twice, got {values!r}")
+    if unknown := [norm for norm in params["norms"] if norm not in norms]:
+        raise ValueError(f"params.yaml: unknown norm {unknown[0]!r}; choose of {', '.join(norms)}")
+    if min(params["seeds"]) < 0:
+        raise ValueError(f"params.yaml: seeds must be at least 0, got {params['seeds']}")
+    for name in params["experiments"]:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"params.yaml: an experiment's name is letters, digits, '-', '_' and '.', got {name!r}")
+        if name in params and not _fits(params[name], dict[str, dict]):
+            raise ValueError(f"params.yaml, {name}: must map each of its stages to a block of settings")
+
+
+def _arguments(target: Callable) -> dict[str, inspect.Parameter]:
+    """The arguments of a stage's function that its block gives: not the folder to write or the table to read."""
+    arguments = inspect.signature(target).parameters
+    return {name: argument for name, argument in arguments.items() if name not in ("output", "table")}
+
+
+def _check_keys(stage: str, block: dict, target: Callable) -> None:
+    arguments = _arguments(target)
+    if unknown := [str(key) for key in block if key not in arguments]:
+        raise ValueError(f"unknown key {', '.join(unknown)} in a {stage} block; it knows {', '.join(arguments)}")
+    needed = [name for name, argument in arguments.items() if argument.default is argument.empty]
+    if missing := [name for name in needed if name not in block]:
+        raise ValueError(f"a {stage} block needs {', '.join(missing)}; it has {', '.join(block)}")
+
+
+def _check_types(stage: str, block: dict, target: Callable) -> None:
+    types = get_type_hints(target)
+    for key in _arguments(target):
+        if key in block and not _fits(block[key], types[key]):
+            hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(block[key], str) else ""
+            raise ValueError(f"{key} must be {_words(types[key])}, got {block[key]!r}{hint}, in the {stage} block")
+
+
+def _fits(value, kind) -> bool:
+    """Whether a value that YAML gave is of an annotated type; a whole number is a number too, true and false are none."""
+    inner = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if get_origin(kind) in (list, tuple):  # YAML has lists alone
+        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < math.inf
+    return type(value) is kind
+
+
+def _words(kind) -> str:
+    inner = get_args(kind)
+    if isinstance(kind, UnionType):
+        return " or ".join(_words(each) for each in inner)
+    if get_origin(kind) in (list, tuple):
+        return f"a list, each {_words(inner[0])}"
+    if get_origin(kind) is dict:
+        return f"a mapping of {_words(inner[0])} to {_words(inner[1])}"
+    words = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", type(None): "null"}
+    return words[kind]
+
+
+def repair_dvc() -> list[str]:
+    """Remove the files that a DVC killed in the middle of writing left unreadable, and return their names.
+
+    DVC rewrites dvc.lock and its table of locks in place and does not start on half of one. Nothing is lost with them: what
+    finished stages made comes back from DVC's cache without running again. Where another DVC is writing now, its files are left.
+    """
+    from dvc.lock import LockError, make_lock  # slow to import
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    project = paths.project()
+    internal = project / ".dvc" / "tmp"
+    if not internal.is_dir():  # DVC has not run here yet
+        return []
+    readers = {
+        project / "dvc.lock": lambda text: COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(text)),
+        internal / "rwlock": json.loads,
+    }
+    removed = []
+    with ExitStack() as locks:
+        try:
+            for name in ("lock", "rwlock.lock"):
+                locks.enter_context(make_lock(str(internal / name)))
+        except LockError:
+            return []
+        for file, read in readers.items():
+            try:
+                read(file.read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                continue
+            except (Invalid, ValueError, yaml.YAMLError):
+                file.unlink()
+                removed.append(file.relative_to(project).as_posix())
+    return removed

@@ -1,0 +1,61 @@
+"""The stages as their notebooks call them, small, to be run in a child process that may be killed."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from localnorm import figures, paths, results, stats
+from localnorm.data import load
+from localnorm.evaluate import SweepConfig, save_sweep, sweep, sweep_batches, test_images
+from localnorm.models import load_model
+from localnorm.train import TrainConfig, fit, save_run
+
+EXPERIMENT = "digits-small"
+TRAIN = TrainConfig("small", epochs=3, batch_size=64, num_groups=4, threads=1)
+SWEEP = SweepConfig(
+    noises={"named": ["gaussian", "contrast"]},
+    modes={"batch": ["fixed", "batch"], "local": ["batch", "single"]},
+    batch_size=64,
+    max_levels=3,
+    threads=1,
+)
+
+
+def train_stage(project: Path, norm: str = "local", seed: int = 0) -> None:
+    os.chdir(project)
+    name = paths.run_name(EXPERIMENT, norm, seed)
+    trained = fit(load(paths.prepared(EXPERIMENT)), TRAIN, norm, seed, checkpoint=paths.checkpoint(name))
+    save_run(trained, paths.model(EXPERIMENT, name), paths.checkpoint(name))
+
+
+def sweep_stage(project: Path, norm: str = "local", seed: int = 0) -> None:
+    os.chdir(project)
+    name = paths.run_name(EXPERIMENT, norm, seed)
+    dataset = load(paths.prepared(EXPERIMENT))
+    model = load_model(paths.model(EXPERIMENT, name) / "model.safetensors")
+    table, classes = sweep(model, dataset, SWEEP, norm)
+    batches = sweep_batches(model, dataset, SWEEP, norm)
+    save_sweep(table, classes, batches, test_images(dataset, SWEEP)[1], paths.predictions(EXPERIMENT, name))
+
+
+def statistics_stage(project: Path) -> None:
+    os.chdir(project)
+    gathered = results.collect_runs(EXPERIMENT, ["batch", "local"], [0, 1])
+    claims = stats.claims(gathered.sweep, margin=0.01, ratio=3)
+    results.write_tables(gathered, stats.summary(gathered.sweep), claims)
+
+
+def figure_stage(project: Path) -> None:
+    os.chdir(project)
+    curves = pd.read_csv(paths.statistics(EXPERIMENT) / "curves.csv")
+    figures.save(figures.plot_accuracy(curves), f"accuracy-{EXPERIMENT}", "Accuracy against level.")
+
+
+# stage -> what DVC removes before it starts it
+STAGES = {
+    train_stage: f"data/models/{EXPERIMENT}/{EXPERIMENT}-local-s0",
+    sweep_stage: f"data/predictions/{EXPERIMENT}/{EXPERIMENT}-local-s0",
+    statistics_stage: f"data/statistics/{EXPERIMENT}",
+    figure_stage: "paper/figures",
+}

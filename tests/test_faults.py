@@ -1,0 +1,270 @@
+"""What goes wrong on machines that people share: kills, a full disk, a second pipeline. Nothing is lost, nothing is half-written.
+
+Fetching and preparing have such tests of their own (test_fetch, test_prepare); `make soak` kills the whole pipeline for longer.
+"""
+
+import errno
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from conftest import run
+from data_fixtures import kill_after
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from soak import differences, fingerprint, kill, printed, start, wait_for
+from stages import EXPERIMENT, STAGES, figure_stage, statistics_stage, sweep_stage, train_stage
+
+from localnorm import paths
+from localnorm.checks import repair_dvc
+from localnorm.data import prepare
+from localnorm.train import make_fabric
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project in which every stage has run undisturbed, the fingerprint of its results, and the seconds of each stage."""
+    project = tmp_path_factory.mktemp("project")
+    prepare("digits", project / "data" / "prepared" / EXPERIMENT, validation=0.1, test=0.25, limit=256)
+    (project / "dvc.yaml").touch()
+    seconds = {}
+
+    def timed(stage, *arguments):
+        began = time.monotonic()
+        stage(project, *arguments)
+        seconds[stage] = time.monotonic() - began
+
+    here = Path.cwd()
+    for norm in ("batch", "local"):
+        for seed in (0, 1):
+            timed(train_stage, norm, seed)
+            timed(sweep_stage, norm, seed)
+    timed(statistics_stage)
+    timed(figure_stage)
+    os.chdir(here)
+    return project, fingerprint(project), seconds
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+def test_killed_at_random_moments_a_stage_leaves_nothing_half_written_and_its_next_run_is_equal(finished, stage):
+    project, expected, seconds = finished
+    draw = random.Random(stage.__name__)
+    killed = 0
+    for _ in range(int(os.environ.get("LOCALNORM_KILLS", 4))):
+        shutil.rmtree(project / STAGES[stage], ignore_errors=True)
+        killed += kill_after(draw.uniform(0, seconds[stage]), stage, project)
+        assert not differences(fingerprint(project), expected)
+    assert not kill_after(None, stage, project)
+    assert fingerprint(project) == expected
+    assert killed, "no kill came before the stage's end"
+    print(f"{killed} kills")
+
+
+# ------------------------------------------------------------------------------------------- a disk that is full or read-only
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A function that mounts a disk of so many bytes; skips where this user may not."""
+    mounted = []
+
+    def make(size: int) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+        if done.returncode:
+            pytest.skip(f"needs the right to mount a small disk: {done.stderr.decode().strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    os.chdir(tmp_path)
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+def test_on_a_full_disk_a_stage_fails_by_name_and_goes_on_once_there_is_room(finished, disk, stage):
+    finished_project, expected, _ = finished
+    small = disk(64 << 20)
+    here = Path.cwd()
+    project = small / "project"
+    shutil.copytree(finished_project, project)
+    shutil.rmtree(project / STAGES[stage])
+    ballast = small / "ballast"
+    with open(ballast, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small).free)
+    with pytest.raises(OSError, match="No space left on device"):
+        stage(project)
+    assert not differences(fingerprint(project), expected)
+    assert not list(project.rglob(".*.tmp")), "a temporary file would keep the disk full"
+    ballast.unlink()
+    stage(project)
+    os.chdir(here)
+    assert fingerprint(project) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
+def test_prepare_on_a_full_disk_leaves_nothing_behind(disk, monkeypatch):
+    folder = disk(64 << 10)
+    monkeypatch.chdir(folder)
+    (folder / "dvc.yaml").touch()
+    with pytest.raises(OSError, match="No space left on device"):
+        prepare("digits", folder / "out")
+    assert {path.name for path in folder.iterdir()} <= {"dvc.yaml", ".out.lock"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
+def test_a_read_only_folder_is_named_and_keeps_what_it_holds(disk):
+    folder = disk(1 << 20)
+    paths.write(folder / "summary.csv", "old")
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    with pytest.raises(OSError, match=r"Read-only file system: .*summary\.csv") as error:
+        paths.write(folder / "summary.csv", "new")
+    assert error.value.errno == errno.EROFS
+    assert (folder / "summary.csv").read_text() == "old"
+
+
+# ------------------------------------------------------------------------------------------------------- device and kernel
+
+
+def test_a_gpu_that_was_asked_for_and_is_missing_is_an_error_not_a_slow_run(monkeypatch):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setenv("LT_ACCELERATOR", "cuda")  # how one asks Lightning Fabric for it
+    with pytest.raises(Exception, match=r"(?i)cuda.*accelerator|accelerator.*cuda"):
+        make_fabric()
+
+
+def test_a_kernel_that_dies_stops_the_stage_with_a_name(tmp_path):
+    cell = {"cell_type": "code", "source": "import os\nos.kill(os.getpid(), 9)", "metadata": {}, "outputs": []}
+    notebook = {"cells": [cell | {"execution_count": None, "id": "0a0b0c0d"}], "metadata": {}, "nbformat": 4}
+    (tmp_path / "dies.ipynb").write_text(json.dumps(notebook | {"nbformat_minor": 5}))
+    command = yaml.safe_load((Path(__file__).parent.parent / "dvc.yaml").read_text())["vars"][0]["papermill"]
+    done = run([*command.split(), "dies.ipynb", "out.ipynb"], tmp_path)
+    assert done.returncode != 0
+    assert "Kernel died" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------- DVC: killed, cut off, two at once
+
+
+LOCK = (Path(__file__).parent.parent / "dvc.lock").read_text().split("  train@")[0]  # what one run looks like is enough
+
+
+@given(cut=st.integers(0, len(LOCK)))
+@settings(max_examples=40, deadline=None)
+def test_a_dvc_lock_cut_off_anywhere_is_removed_or_still_one_that_dvc_reads(tmp_path_factory, cut):
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+
+    project = tmp_path_factory.mktemp("project")
+    (project / "dvc.yaml").touch()
+    (project / ".dvc" / "tmp").mkdir(parents=True)
+    (project / "dvc.lock").write_text(LOCK[:cut])
+    (project / ".dvc" / "tmp" / "rwlock").write_text('{"write": {}, "read": {}}'[: cut % 26])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        removed = repair_dvc()
+    for name, read in (
+        ("dvc.lock", lambda t: COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(t))),
+        (".dvc/tmp/rwlock", json.loads),
+    ):
+        assert (project / name).exists() != (name in removed)
+        if name not in removed:
+            read((project / name).read_text())
+
+
+def test_files_that_a_living_dvc_is_writing_are_left_alone(tmp_path, monkeypatch):
+
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
+    (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages:\n  train@digits-small-lo")
+    monkeypatch.chdir(tmp_path)
+    script = "import sys; from dvc.lock import make_lock; make_lock(sys.argv[1]).lock(); print(flush=True); input()"
+    other = [sys.executable, "-c", script, str(tmp_path / ".dvc" / "tmp" / "lock")]
+    with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert repair_dvc() == []
+        process.communicate(b"\n")
+    assert repair_dvc() == ["dvc.lock"]
+
+
+def test_after_a_cut_off_dvc_lock_nothing_trains_again(smoke_run):
+    lock = smoke_run / "dvc.lock"
+    before, results_before = lock.read_text(), fingerprint(smoke_run)
+    lock.write_text(before[: len(before) // 2 + 7])
+    try:
+        checked = run([sys.executable, "-m", "localnorm.pipeline", "check"], smoke_run)
+        done = run(["dvc", "repro", "sweep@digits-small-local-0"], smoke_run)
+    finally:
+        lock.write_text(before)
+    assert "dvc.lock was cut off" in checked.stderr
+    assert done.returncode == 0, done.stderr
+    assert "Stage 'train@digits-small-local-0' is cached - skipping run" in done.stdout
+    assert not re.search(r"Running stage '(train|sweep)@", done.stdout)
+    assert fingerprint(smoke_run) == results_before
+
+
+def wait_for_stage(project: Path, stage: str) -> None:
+    deadline = time.monotonic() + 120
+    while f"Running stage '{stage}" not in printed(project):
+        assert time.monotonic() < deadline, printed(project)
+        time.sleep(0.05)
+
+
+def test_a_second_dvc_says_who_holds_the_stage_and_a_notebook_saved_meanwhile_trains_nothing(smoke_run):
+    before = fingerprint(smoke_run)
+    notebook = smoke_run / "notebooks" / "train.ipynb"
+    text = notebook.read_text()
+    first = start(smoke_run, ["dvc", "repro", "--force", "--single-item", "statistics@digits-small"])
+    try:
+        wait_for_stage(smoke_run, "statistics")
+        notebook.write_text(text.replace('"execution_count": null', '"execution_count": 3'))
+        second = run(["dvc", "repro", "--force", "--single-item", "statistics@digits-small"], smoke_run)
+        assert first.poll() is None, "the first was to be at work still"
+        assert second.returncode != 0
+        assert "is busy, it is being blocked by" in second.stderr
+        assert str(first.pid) in second.stderr
+        assert first.wait(300) == 0, printed(smoke_run)
+        third = run(["dvc", "repro", "train@digits-small-local-0"], smoke_run)
+    finally:
+        notebook.write_text(text)
+    assert third.returncode == 0, third.stderr
+    assert "Running stage 'strip'" in third.stdout
+    assert "Running stage 'train" not in third.stdout
+    assert fingerprint(smoke_run) == before
+
+
+def test_dvc_killed_in_training_the_next_repro_finishes_with_equal_results(smoke_run):
+    expected = fingerprint(smoke_run)
+    target = "train@digits-small-local-0"
+    lock = yaml.safe_load((smoke_run / "dvc.lock").read_text())
+    del lock["stages"][target]
+    (smoke_run / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    shutil.rmtree(smoke_run / ".dvc" / "cache" / "runs")  # else it would come from there
+    draw = random.Random(0)
+    survivors: list[psutil.Process] = []
+    for victim in ("all", "dvc"):
+        process = start(smoke_run, ["dvc", "repro", "--single-item", target])
+        wait_for_stage(smoke_run, target)
+        time.sleep(draw.uniform(0, 3))
+        survivors += kill(process, victim)
+        process.wait(60)
+        assert not differences(fingerprint(smoke_run), expected)
+    done = run(["dvc", "repro", target], smoke_run)
+    assert done.returncode == 0, done.stderr
+    assert f"Running stage '{target}'" in done.stdout
+    wait_for(survivors)
+    assert fingerprint(smoke_run) == expected

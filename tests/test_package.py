@@ -1,0 +1,157 @@
+"""The package as it is installed: what it needs, what it writes where, and what its results tell about the machine."""
+
+import getpass
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, run
+from stages import EXPERIMENT, figure_stage, statistics_stage, sweep_stage, train_stage
+
+from localnorm.data import prepare
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from what a clone would have."""
+    pytest.importorskip(
+        "setuptools", minversion="77", reason="builds without a network, so with the setuptools at hand"
+    )
+    from conftest import copy_project
+
+    source = copy_project(tmp_path_factory.mktemp("source"))
+    out = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(out),
+        ".",
+    ]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_library_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {file.relative_to(ROOT).as_posix() for file in (ROOT / "localnorm").rglob("*.py")}
+    assert {name for name in names if ".dist-info/" not in name} == modules
+    metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("/METADATA"))).decode()
+    needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    assert len(needed) == 1
+    assert needed[0].startswith("Requires-Dist: torch")
+
+
+def test_the_installed_wheel_needs_torch_and_nothing_else(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    script = (
+        "import sys; sys.path.insert(0, 'site'); import torch; before = set(sys.modules); import localnorm;"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
+        "print(localnorm.__file__); print(sorted(new - set(sys.stdlib_module_names) - {'torch', 'localnorm'}));"
+        "layer = localnorm.LocalNorm2d(4, num_groups=2); print(layer(torch.randn(4, 4, 3, 3)).shape)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    file, others, shape = done.stdout.splitlines()
+    assert Path(file).is_relative_to(tmp_path), "the wheel's own, not the repository's"
+    assert others == "[]"
+    assert shape == "torch.Size([4, 4, 3, 3])"
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory):
+    """All stages run twice in projects of their own, and the files that this process opened to write or made meanwhile."""
+    written: list[str] = []
+    watching = [True]
+
+    def watch(event: str, arguments: tuple) -> None:
+        if not watching:
+            return
+        if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+            written.append(os.fspath(arguments[0]) if not isinstance(arguments[0], int) else "")
+        elif event in ("os.mkdir", "os.rename"):
+            written.append(os.fspath(arguments[1 if event == "os.rename" else 0]))
+
+    sys.addaudithook(watch)
+    projects = [tmp_path_factory.mktemp("project") for _ in range(2)]
+    here = Path.cwd()
+    for project in projects:
+        (project / "dvc.yaml").touch()
+        prepare("digits", project / "data" / "prepared" / EXPERIMENT, validation=0.1, test=0.25, limit=256)
+        for norm in ("batch", "local"):
+            for seed in (0, 1):
+                train_stage(project, norm, seed)
+                sweep_stage(project, norm, seed)
+        statistics_stage(project)
+        figure_stage(project)
+    watching.clear()
+    os.chdir(here)
+    return projects, [os.path.abspath(name) for name in written if name]
+
+
+def test_the_same_seeds_give_the_same_files_to_the_byte_on_the_same_machine(twice):
+    from soak import fingerprint
+
+    first, second = (fingerprint(project) for project in twice[0])
+    assert first == second
+    assert {Path(name).suffix for name in first} >= {".csv", ".npz", ".npy", ".safetensors", ".pdf", ".png"}
+
+
+def test_the_library_writes_in_the_project_alone(twice):
+    projects, written = twice
+    named = [str(project.resolve()) for project in projects]
+    elsewhere = [
+        name
+        for name in written
+        if not any(os.path.realpath(name).startswith(folder) for folder in named)
+        and not any(cache in name for cache in ("/dev/", "matplotlib", "__pycache__"))  # caches of engines
+    ]
+    assert written, "the watch sees what is written"
+    assert not elsewhere
+
+
+def personal(project: Path) -> list[bytes]:
+    """What tells about the machine or its user; names too short to mean anything are left out."""
+    found = [str(project), str(Path.home()), sys.prefix, str(ROOT), socket.gethostname(), tempfile.gettempdir() + "/"]
+    return [text.encode() for text in (*found, getpass.getuser()) if len(text) > 4]
+
+
+def test_no_result_of_the_pipeline_tells_its_machine_or_user(smoke_run):
+    listed = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    assert "data/executed/paper.ipynb" in json.dumps(listed), "executed notebooks are outs and are looked at too"
+    files = [file for name in ("data", "paper") for file in (smoke_run / name).rglob("*") if file.is_file()]
+    assert len(files) > 40
+    for file in files:
+        if not file.name.startswith("."):
+            content = file.read_bytes()
+            for text in personal(smoke_run):
+                assert text not in content, f"{file.relative_to(smoke_run)} holds {text!r}"
+
+
+def test_figures_carry_no_date_and_no_author(smoke_run):
+    for file in (smoke_run / "paper" / "figures").glob("*.p*"):
+        content = file.read_bytes()
+        for key in (b"/CreationDate", b"/Author", b"/ModDate", b"tIME", b"Software\0"):
+            assert key not in content, f"{file.name} holds {key!r}"
+
+
+def test_every_command_of_the_package_fails_plainly_outside_a_project(tmp_path):
+    for command in (["pipeline", "check"], ["pipeline", "runs", "digits-small"], ["pipeline", "strip"]):
+        done = run([sys.executable, "-m", f"localnorm.{command[0]}", *command[1:]], tmp_path, PYTHONPATH=str(ROOT))
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr, done.stderr
+        assert "no dvc.yaml in" in done.stderr
