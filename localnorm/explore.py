@@ -22,7 +22,7 @@ from localnorm import noise, paths
 from localnorm.data import Dataset, load, prepare
 from localnorm.data.augment import standardise
 from localnorm.evaluate import SweepConfig, noisy_images, test_images
-from localnorm.figures import ARM_STYLES, STYLE
+from localnorm.figures import ARM_STYLES
 from localnorm.models import load_model
 from localnorm.params import load_params
 from localnorm.predict import estimate_statistics, predict
@@ -30,7 +30,7 @@ from localnorm.train import TrainConfig, fit
 
 __all__ = ["STATISTICS", "Pair", "View", "available", "explorer", "load_pair", "look", "plot_view", "train_pair"]
 
-TRAINING_IMAGES = 1024  # enough for stored statistics to a percent, and seconds on a CPU
+TRAINING_IMAGES = 512  # enough for stored statistics to a few percent, and seconds on a CPU
 TOP = 5  # classes in a bar chart
 
 # mode of `localnorm.predict` -> where the statistics come from, in the words of a menu
@@ -224,7 +224,7 @@ def _probabilities(pair: Pair, norm: str, mode: str, key: tuple, noisy: Tensor) 
 
 def plot_view(view: View) -> Figure:
     """The clean and the noisy image, their histograms, and the first classes of both networks as bars."""
-    with plt.rc_context(STYLE | {"font.size": 10, "axes.titlesize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9}):
+    with plt.rc_context({"axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = plt.subplot_mosaic(
             [["clean", "histogram", "batch"], ["noisy", "histogram", "local"]],
             figsize=(10, 4.4),
@@ -291,7 +291,7 @@ def explorer(experiment: str = "digits-small", seed: int = 0) -> widgets.Widget:
         for name, about in noise.noises(suite).items()
         if not name.startswith("mnist")
     ]
-    wide = {"style": {"description_width": "8em"}, "layout": {"width": "34em"}}
+    wide = {"style": {"description_width": "9em"}, "layout": {"width": "35em"}}
     controls = {
         "experiment": widgets.Dropdown(options=names, value=experiment, description="experiment", **wide),
         "image": widgets.IntSlider(max=len(pairs[experiment].images) - 1, description="image", **wide),
