@@ -13,7 +13,7 @@ EXPERIMENT ?= digits-small
 # runs side by side; empty: one a core
 JOBS ?=
 
-.PHONY: help quickstart repro compare html test lab bench clean
+.PHONY: help quickstart repro released compare html test lab bench clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,7 +22,7 @@ quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results
 	@python -m localnorm.pipeline check
 	python -m localnorm.pipeline runs $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))
 	dvc repro report@$(EXPERIMENT)
-	dvc repro --single-item numbers paper
+	dvc repro --single-item figure-fixed-against-batch numbers paper
 	@[ ! -e .git ] || python -m localnorm.compare $(EXPERIMENT) || true # an experiment of one's own has nothing to compare with
 	@python -m localnorm.results $(EXPERIMENT)
 
@@ -36,6 +36,11 @@ compare: $(INSTALLED) ## expected against obtained: the committed results beside
 html: $(INSTALLED) ## a finished run as web pages that need no network
 	@python -m localnorm.html
 
+released: $(INSTALLED) ## the released protocol at full length instead (days, GPUs)
+	cp params/released.yaml params.yaml
+	@python -m localnorm.pipeline check
+	dvc repro --keep-going
+
 test: $(INSTALLED) ## lint, unit tests, and the pipeline and its notebooks at smoke size in a copy
 	ruff check . && ruff format --check .
 	python -m pytest
@@ -45,6 +50,7 @@ lab: $(INSTALLED) ## JupyterLab on the notebooks
 
 bench: $(INSTALLED) ## speed and memory against BatchNorm, in one run
 	python -m localnorm.cost
+	python -m localnorm.bench
 
 clean: ## remove the environment; data and results stay
 	rm -rf $(ENV)

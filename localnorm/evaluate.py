@@ -22,7 +22,18 @@ from localnorm.data.augment import standardise
 from localnorm.data.dataset import Dataset
 from localnorm.predict import estimate_statistics, predict
 
-__all__ = ["ARMS", "SweepConfig", "arm_label", "conditions", "load_predictions", "noisy_images", "save_sweep", "sweep"]
+__all__ = [
+    "ARMS",
+    "SweepConfig",
+    "arm_label",
+    "choose_prior",
+    "conditions",
+    "load_predictions",
+    "noisy_images",
+    "save_sweep",
+    "sweep",
+    "sweep_batches",
+]
 
 # (norm, mode) -> its name in every table and legend, in the order of the argument: failure, control, method, one image
 ARMS = {
@@ -31,11 +42,14 @@ ARMS = {
     ("local", "batch"): "LN batch",
     ("local", "single"): "LN single",
     ("local", "vote"): "LN vote",
+    ("local", "companions"): "LN companions",
     ("batch", "prior"): "BN prior",
     ("local", "prior"): "LN prior",
     ("group", "batch"): "GN",
     ("instance", "batch"): "IN",
 }
+Condition = tuple[str, str, float]  # suite, noise, level
+CLEAN: Condition = ("clean", "clean", 0.0)
 DOMAINS = ("standardised", "raw")
 RESCALINGS = ("set", "image", "none")
 ECE_BINS = 15
@@ -61,7 +75,12 @@ class SweepConfig:
         domain: what the released suite is drawn on: "standardised" or "raw" pixels (0..255).
         rescale: what follows the released suite: map the range of the whole noisy "set", of each "image", or "none",
             to the training part's range.
-        prior: n0 of the mode "prior", in positions of a feature map.
+        prior: n0 of the mode "prior", in positions of a feature map; or several, of which each network takes the one that is best
+            on validation images (see `choose_prior`).
+        prior_noises: suite -> {noise: level}, the noises of that choice; none that is scored.
+        companions: S - 1 training images that join an image in the mode "companions".
+        batches: the study of test batches: {"sizes": [1, 8], "conditions": suite -> {noise: level}, "images": 512}; see
+            `sweep_batches`. None leaves it out.
         seed: of the noise and of the order of the test images.
         images: so many test images at most; None is all.
         mode_images: mode -> so many test images at most in this mode (vote costs K forwards an image).
@@ -69,7 +88,8 @@ class SweepConfig:
         threads: of the CPU; None leaves torch's choice.
 
     Raises:
-        ValueError: an unknown suite, noise, norm, mode, domain or rescaling.
+        ValueError: an unknown suite, noise, norm, mode, domain or rescaling, a level out of range, or a prior that would be chosen
+            on a noise that is scored.
     """
 
     noises: dict[str, list[str]]
@@ -77,7 +97,10 @@ class SweepConfig:
     batch_size: int
     domain: str = "standardised"
     rescale: str = "set"
-    prior: float = 512
+    prior: float | list[float] = 512
+    prior_noises: dict[str, dict[str, float]] = field(default_factory=dict)
+    companions: int = 15
+    batches: dict | None = None
     seed: int = 0
     images: int | None = None
     mode_images: dict[str, int] = field(default_factory=dict)
@@ -98,6 +121,15 @@ class SweepConfig:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {self.batch_size!r}")
         if self.max_levels is not None and self.max_levels < 2:
             raise ValueError(f"max_levels must be at least 2 (clean and noisy), got {self.max_levels}")
+        for suite, name, _ in _named_conditions(self.prior_noises):
+            if name in self.noises.get(suite, ()):
+                raise ValueError(
+                    f"prior_noises: {name} ({suite}) is scored, and a prior chosen on it would be flattered; take another"
+                )
+        if isinstance(self.prior, list) and not (self.prior and self.prior_noises):
+            raise ValueError(f"a choice of prior {self.prior} needs at least one value, and prior_noises to choose by")
+        if self.batches is not None:
+            _check_batches(self.batches)
 
     @classmethod
     def from_params(cls, block: dict) -> "SweepConfig":
@@ -113,6 +145,24 @@ class SweepConfig:
         if missing:
             raise ValueError(f"a sweep block needs {', '.join(missing)}; it has {', '.join(block)}")
         return cls(**block)
+
+
+def _named_conditions(levels: dict[str, dict[str, float]]) -> list[Condition]:
+    """suite -> {noise: level} as a list, each level checked."""
+    for suite, names in levels.items():
+        for name, level in names.items():
+            noise.check(name, level, suite)
+    return [(suite, name, float(level)) for suite, names in levels.items() for name, level in names.items()]
+
+
+def _check_batches(block: dict) -> None:
+    if set(block) != {"sizes", "conditions", "images"}:
+        raise ValueError(f"batches must have exactly sizes, conditions, images; it has {', '.join(block) or 'nothing'}")
+    if not block["sizes"] or not all(isinstance(size, int) and 1 <= size <= block["images"] for size in block["sizes"]):
+        raise ValueError(
+            f"batches: sizes must be whole numbers from 1 to images={block['images']}, got {block['sizes']}"
+        )
+    _named_conditions(block["conditions"])
 
 
 def conditions(config: SweepConfig) -> list[tuple[str, str, float]]:
@@ -151,6 +201,8 @@ def noisy_images(
         (N, C, H, W) float32.
     """
     mean, std = (torch.tensor(values, device=images.device) for values in (dataset.mean, dataset.std))
+    if level == 0:
+        return standardise(images, mean, std)
     raw = suite == "released" and config.domain == "raw"
     chunks, seen = [], None
     for number, chunk in enumerate(images.split(noise.CHUNK)):
@@ -163,7 +215,7 @@ def noisy_images(
             noisy = standardise(noise.apply(chunk.float() / 255, name, level, generator, suite) * 255, mean, std)
         chunks.append(noisy)
     noisy = torch.cat(chunks)  # (N, C, H, W)
-    if suite == "released" and config.rescale != "none" and level > 0:
+    if suite == "released" and config.rescale != "none":
         source = seen if config.rescale == "set" else noise.extrema(noisy, per_image=True)
         target = training_range if raw else noise.Extrema(*((extreme - mean) / std for extreme in training_range))
         noisy = noise.rescale(noisy, source, target)
@@ -178,6 +230,7 @@ def _training_range(dataset: Dataset, device: torch.device) -> noise.Extrema:
 
 
 def _training_batches(dataset: Dataset, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    """Whole batches of standardised training images, in the order of the rows, which is random."""
     mean, std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
     for chunk in dataset.images("train").split(batch_size):
         if len(chunk) == batch_size:
@@ -211,11 +264,57 @@ def _score(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def _predict_members(model, images: Tensor, mode: str, config: SweepConfig) -> Tensor:
+def _predict_members(model, images: Tensor, mode: str, config: SweepConfig, options: dict) -> Tensor:
     """Probabilities (members, N, num_classes); one member in every mode but vote."""
-    more = {"prior": {"prior": config.prior}, "vote": {"return_members": True}}.get(mode, {})
+    more = options.get(mode, {})
     logits = predict(model, images, mode=mode, batch_size=config.batch_size, **more)
     return (logits if mode == "vote" else logits[None]).float().softmax(-1)
+
+
+def _winners(members: Tensor) -> Tensor:
+    """The majority's class (N,) of (members, N, num_classes) probabilities; a tie goes to the larger mean probability."""
+    mean = members.mean(0)
+    tally = torch.nn.functional.one_hot(members.argmax(-1), mean.shape[1]).sum(0) + mean / 2
+    return tally.argmax(1)
+
+
+def _mode_options(
+    model, dataset: Dataset, config: SweepConfig, norm: str, training_range: noise.Extrema
+) -> dict[str, dict]:
+    """mode -> what `predict` needs for it; a LocalNorm network gets its training statistics where the mode prior asks for them."""
+    modes, device = config.modes[norm], next(model.parameters()).device
+    options: dict[str, dict] = {"vote": {"return_members": True}}
+    if "companions" in modes:
+        batches = _training_batches(dataset, config.companions, device)
+        options["companions"] = {"companions": next(batches)}
+    if "prior" in modes:
+        if norm == "local":  # a BatchNorm network has stored its statistics in training
+            batches = _training_batches(dataset, config.batch_size, device)
+            total = len(dataset.labels("train")) // config.batch_size
+            estimate_statistics(model, tqdm(batches, "training statistics", total, file=sys.stderr, mininterval=0.5))
+        options["prior"] = {"prior": choose_prior(model, dataset, config, training_range)}
+    return options
+
+
+def choose_prior(model, dataset: Dataset, config: SweepConfig, training_range: noise.Extrema) -> float:
+    """The n0 of `config.prior` with the best accuracy on validation images, clean and under `config.prior_noises` in equal parts.
+
+    No test image and no noise that is scored has a say. Of equally good ones it is the smallest.
+    """
+    if not isinstance(config.prior, list):
+        return config.prior
+    device = next(model.parameters()).device
+    labels = torch.as_tensor(dataset.labels("validation"))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))[: config.images]
+    images, labels = torch.as_tensor(dataset.images("validation"))[order].to(device), labels[order].to(device)
+    accuracy = dict.fromkeys(sorted(config.prior), 0.0)
+    noisy = _named_conditions(config.prior_noises)
+    for condition, weight in [(CLEAN, 0.5), *((condition, 0.5 / len(noisy)) for condition in noisy)]:
+        pixels = noisy_images(images, dataset, *condition, config, training_range)
+        for prior in accuracy:
+            chosen = predict(model, pixels, "prior", prior=prior, batch_size=config.batch_size).argmax(1)
+            accuracy[prior] += weight * (chosen == labels).double().mean().item()
+    return max(accuracy, key=accuracy.get)
 
 
 def sweep(
@@ -231,21 +330,13 @@ def sweep(
         description: the progress bar's text.
 
     Returns:
-        A table with mode, suite, noise, level, images, accuracy, nll, brier, ece, disagreement; and the predicted classes
-        (rows, N) int16, row by row, -1 where an image was not scored. Accuracy in "vote" is the majority's.
+        A table with mode, suite, noise, level, prior (n0, in the mode prior), images, accuracy, nll, brier, ece, disagreement; and
+        the predicted classes (rows, N) int16, row by row, -1 where an image was not scored. Accuracy in "vote" is the majority's.
     """
-    if norm not in config.modes:
-        raise ValueError(f"the sweep block names no modes for norm {norm!r}, only for {', '.join(config.modes)}")
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = next(model.parameters()).device
-    images, labels = test_images(dataset, config)
-    images, labels = images.to(device), labels.to(device)
-    training_range = _training_range(dataset, device)
-    if norm == "local" and "prior" in config.modes[norm]:  # a BatchNorm network has stored its statistics in training
-        estimate_statistics(model, _training_batches(dataset, config.batch_size, device))
+    images, labels, training_range = _begin(model, dataset, config, norm)
+    options = _mode_options(model, dataset, config, norm, training_range)
     rows, classes = [], []
-    clean: dict[tuple[str, str], tuple[dict, np.ndarray]] = {}  # level 0 is the same images for every noise
+    clean: dict[str, tuple[dict, np.ndarray]] = {}  # level 0 is the same images for every noise
     for suite, name, level in tqdm(
         conditions(config), desc=description, unit="condition", file=sys.stderr, mininterval=0.5
     ):
@@ -255,22 +346,66 @@ def sweep(
                 scores, chosen = clean[mode]
             else:
                 count = min(config.mode_images.get(mode, len(images)), len(images))
-                members = _predict_members(model, noisy[:count], mode, config)  # (members, count, num_classes)
-                votes = members.argmax(-1)  # (members, count)
-                mean = members.mean(0)
-                # a tie between classes goes to the one with the larger mean probability
-                tally = torch.nn.functional.one_hot(votes, mean.shape[1]).sum(0) + mean / 2
-                winner = tally.argmax(1)  # (count,)
-                scores = {"images": count, **_score(mean, labels[:count])}
+                members = _predict_members(model, noisy[:count], mode, config, options)  # (members, count, num_classes)
+                winner = _winners(members)  # (count,)
+                scores = {"images": count, **_score(members.mean(0), labels[:count])}
                 scores["accuracy"] = (winner == labels[:count]).double().mean().item()
-                scores["disagreement"] = (votes != winner).double().mean().item()
+                scores["disagreement"] = (members.argmax(-1) != winner).double().mean().item()
                 chosen = np.full(len(images), -1, np.int16)
                 chosen[:count] = winner.cpu().numpy()
                 if level == 0:
                     clean[mode] = scores, chosen
-            rows.append({"mode": mode, "suite": suite, "noise": name, "level": level, **scores})
+            prior = options.get(mode, {}).get("prior")
+            rows.append({"mode": mode, "suite": suite, "noise": name, "level": level, "prior": prior, **scores})
             classes.append(chosen)
-    return pd.DataFrame(rows), np.stack(classes)
+    return pd.DataFrame(rows).astype({"prior": float}), np.stack(classes)
+
+
+def sweep_batches(
+    model: torch.nn.Module, dataset: Dataset, config: SweepConfig, norm: str, description: str = "batches"
+) -> pd.DataFrame:
+    """What the size and the company of a test batch do, where statistics come from it (the mode "batch").
+
+    Each image is predicted under each condition (clean, and those of `config.batches`), in batches of each size, twice: among images
+    of its own condition ("uniform"), and among images of all of them in turn ("mixed"). The images are the same.
+
+    Returns:
+        A table with mode, composition, batch_size, suite, noise, level, images, accuracy; empty where `config.batches` is None or the
+        norm has no mode "batch".
+    """
+    columns = ["mode", "composition", "batch_size", "suite", "noise", "level", "images", "accuracy"]
+    if config.batches is None or "batch" not in config.modes.get(norm, ()):
+        return pd.DataFrame(columns=columns)
+    images, labels, training_range = _begin(model, dataset, config, norm)
+    images, labels = images[: config.batches["images"]], labels[: config.batches["images"]]
+    studied = [CLEAN, *_named_conditions(config.batches["conditions"])]
+    noisy = torch.stack(
+        [noisy_images(images, dataset, *each, config, training_range) for each in studied]
+    )  # (M, N, C, H, W)
+    position = torch.arange(len(images))
+    rows = []
+    for size in tqdm(config.batches["sizes"], desc=description, unit="size", file=sys.stderr, mininterval=0.5):
+        for composition in ("uniform", "mixed"):
+            right = torch.zeros(len(studied), len(images), dtype=torch.bool)  # (M, N)
+            for turn in range(len(studied)):
+                # the condition of each image in this pass; over all passes every image meets every condition once
+                which = (position * (composition == "mixed") + turn) % len(studied)  # (N,)
+                chosen = predict(model, noisy[which, position], "batch", batch_size=size).argmax(1)
+                right[which, position] = (chosen == labels).cpu()
+            for (suite, name, level), hits in zip(studied, right, strict=True):
+                rows.append(("batch", composition, size, suite, name, level, len(images), hits.double().mean().item()))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _begin(model, dataset: Dataset, config: SweepConfig, norm: str) -> tuple[Tensor, Tensor, noise.Extrema]:
+    """Test images and labels on the network's device, and the range of the training part."""
+    if norm not in config.modes:
+        raise ValueError(f"the sweep block names no modes for norm {norm!r}, only for {', '.join(config.modes)}")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = next(model.parameters()).device
+    images, labels = test_images(dataset, config)
+    return images.to(device), labels.to(device), _training_range(dataset, device)
 
 
 def test_images(dataset: Dataset, config: SweepConfig) -> tuple[Tensor, Tensor]:
@@ -283,12 +418,13 @@ def test_images(dataset: Dataset, config: SweepConfig) -> tuple[Tensor, Tensor]:
 test_images.__test__ = False  # not a test
 
 
-def save_sweep(table: pd.DataFrame, classes: np.ndarray, labels: Tensor, folder: Path) -> None:
-    """Write sweep.csv and predictions.npz (classes (rows, N), labels (N,)) to `folder`."""
+def save_sweep(table: pd.DataFrame, classes: np.ndarray, batches: pd.DataFrame, labels: Tensor, folder: Path) -> None:
+    """Write sweep.csv, batches.csv and predictions.npz (classes (rows, N), labels (N,)) to `folder`."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, classes=classes, labels=labels.cpu().numpy().astype(np.int16))
     paths.write(folder / "predictions.npz", buffer.getvalue())
-    paths.write(folder / "sweep.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    for name, rows in (("sweep", table), ("batches", batches)):
+        paths.write(folder / f"{name}.csv", rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
 def load_predictions(folder: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:

@@ -35,6 +35,7 @@ __all__ = [
     "Extrema",
     "Noise",
     "apply",
+    "check",
     "extrema",
     "generator_for",
     "levels",
@@ -82,10 +83,7 @@ def apply(
         ValueError: unknown suite or noise, a level or pixel out of range, images that are not (B, C, H, W).
         TypeError: the images are not float32 or float64.
     """
-    noise = _find(name, suite)
-    if not (0 <= level <= noise.highest and math.isfinite(level)):
-        upper = f"at most {noise.highest:g}" if math.isfinite(noise.highest) else "finite"
-        raise ValueError(f"a level of {name!r} ({noise.unit}) is at least 0 and {upper}, got {level}")
+    noise = check(name, level, suite)
     if images.ndim != 4:
         raise ValueError(
             f"images must be (B, C, H, W), got {tuple(images.shape)}; add a batch dimension with images[None]"
@@ -108,6 +106,19 @@ def apply(
         return images.clone()
     noisy = noise.draw(images, level, generator)
     return noisy if suite == "released" else noisy.clamp_(0, 1)
+
+
+def check(name: str, level: float, suite: str = "released") -> Noise:
+    """The noise of that name, if `level` has a meaning for it.
+
+    Raises:
+        ValueError: unknown suite or noise, or a level out of range.
+    """
+    noise = _find(name, suite)
+    if not (isinstance(level, int | float) and 0 <= level <= noise.highest and math.isfinite(level)):
+        upper = f"at most {noise.highest:g}" if math.isfinite(noise.highest) else "finite"
+        raise ValueError(f"a level of {name!r} ({noise.unit}) is at least 0 and {upper}, got {level!r}")
+    return noise
 
 
 def noises(suite: str = "released") -> dict[str, Noise]:

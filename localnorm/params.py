@@ -7,6 +7,7 @@ from localnorm import paths
 __all__ = ["load_params"]
 
 STAGES = ("prepare", "train", "sweep", "statistics")  # the blocks that an experiment has
+OPTIONAL = ("ablations",)  # and may have
 
 
 def load_params(experiment: str | None = None) -> dict:
@@ -25,8 +26,9 @@ def load_params(experiment: str | None = None) -> dict:
             f"add the name to its list `experiments` and a block {experiment}:"
         )
     block = params[experiment]
-    if set(block) != set(STAGES):
+    if not set(STAGES) <= set(block) <= set(STAGES + OPTIONAL):
         raise ValueError(
-            f"params.yaml: the block {experiment} must have exactly {', '.join(STAGES)}; it has {', '.join(block)}"
+            f"params.yaml: the block {experiment} must have {', '.join(STAGES)} and may have {', '.join(OPTIONAL)}; "
+            f"it has {', '.join(block)}"
         )
     return block

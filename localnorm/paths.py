@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 
 __all__ = [
+    "ablations",
+    "batches",
     "checkpoint",
     "model",
     "paper",
@@ -83,6 +85,16 @@ def predictions(experiment: str, run: str) -> Path:
 def sweep(experiment: str) -> Path:
     """The tidy table of an experiment: a row a run, mode, noise and level."""
     return project() / "data" / "sweeps" / f"{experiment}.csv"
+
+
+def ablations(experiment: str) -> Path:
+    """The ablations of an experiment: a row a trained variant, seed, mode, noise and level."""
+    return project() / "data" / "ablations" / f"{experiment}.csv"
+
+
+def batches(experiment: str) -> Path:
+    """Accuracy against the size and company of test batches: a row a run, size, composition, noise and level."""
+    return project() / "data" / "sweeps" / f"{experiment}-batches.csv"
 
 
 def statistics(experiment: str) -> Path:

@@ -127,13 +127,16 @@ def check() -> None:
     Raises:
         ValueError: an experiment without a block, an unknown key or a value that cannot work; names the experiment.
     """
-    from localnorm.evaluate import SweepConfig  # here, since stripping is to start quickly
+    from localnorm.ablations import AblationConfig, variants  # here, since stripping is to start quickly
+    from localnorm.evaluate import SweepConfig
     from localnorm.train import TrainConfig
 
     for experiment in load_params()["experiments"]:
         block = load_params(experiment)
         try:
-            TrainConfig.from_params(block["train"])
+            train = TrainConfig.from_params(block["train"])
+            if "ablations" in block:
+                variants(AblationConfig.from_params(block["ablations"]), train)
             SweepConfig.from_params(block["sweep"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"params.yaml, {experiment}: {error}") from None

@@ -13,6 +13,7 @@ import pandas as pd
 from localnorm import paths, stats
 from localnorm.data import load
 from localnorm.evaluate import load_predictions
+from localnorm.figures.captions import describe, experiments_with_results
 from localnorm.params import load_params
 
 __all__ = [
@@ -35,6 +36,7 @@ class Results:
         about: title, provenance and counts of the data, for captions.
         runs: a row a training run.
         sweep: a row a run, mode, noise and level.
+        batches: a row a run, test batch size, composition, noise and level.
         mcnemar: a row a seed, noise and level, LN batch against BN-batch image by image.
     """
 
@@ -42,23 +44,41 @@ class Results:
     about: dict
     runs: pd.DataFrame
     sweep: pd.DataFrame
+    batches: pd.DataFrame
     mcnemar: pd.DataFrame
 
 
 def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results:
-    """Read what the train and sweep stages of an experiment wrote.
+    """Read what the train and sweep stages of an experiment wrote: the seeds that every norm has been trained and swept with.
 
     Raises:
-        FileNotFoundError: a run has no model or no sweep yet.
+        FileNotFoundError: no seed has all its runs yet.
     """
     dataset = load(paths.prepared(experiment))
-    runs, sweeps, predictions = [], [], {}
+    swept = [
+        seed
+        for seed in seeds
+        if all(
+            (paths.predictions(experiment, paths.run_name(experiment, norm, seed)) / "sweep.csv").is_file()
+            for norm in norms
+        )
+    ]
+    if not swept:
+        raise FileNotFoundError(
+            f"no seed of {experiment} has been trained and swept with each of {', '.join(norms)}; "
+            f"run: dvc repro statistics@{experiment}"
+        )
+    if len(swept) < len(seeds):
+        print(f"{len(swept)} of {len(seeds)} seeds are there: {', '.join(map(str, swept))}")
+    runs, sweeps, batches, predictions = [], [], [], {}
     for norm in norms:
-        for seed in seeds:
+        for seed in swept:
             run = paths.run_name(experiment, norm, seed)
             record = json.loads((paths.model(experiment, run) / "record.json").read_text(encoding="utf-8"))
             history = pd.read_csv(paths.model(experiment, run) / "history.csv")
             predictions[norm, seed] = load_predictions(paths.predictions(experiment, run))
+            of_batches = pd.read_csv(paths.predictions(experiment, run) / "batches.csv")
+            batches.append(of_batches.assign(experiment=experiment, norm=norm, seed=seed))
             sweeps.append(predictions[norm, seed][0].assign(experiment=experiment, norm=norm, seed=seed))
             runs.append(
                 {
@@ -86,12 +106,13 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
         "shape": list(dataset.shape),
         "counts": {part: len(dataset.labels(part)) for part in ("train", "validation", "test")},
     }
-    sweep = pd.concat(sweeps, ignore_index=True)
-    sweep = sweep[["experiment", "norm", "seed", *sweep.columns.drop(["experiment", "norm", "seed"])]]
+    keys = ["experiment", "norm", "seed"]
+    sweep, batches = (pd.concat(tables, ignore_index=True) for tables in (sweeps, batches))
+    sweep, batches = (table[[*keys, *table.columns.drop(keys)]] for table in (sweep, batches))
     modes = set(zip(sweep.norm, sweep["mode"], strict=True))
     pair = ("local", "batch"), ("batch", "batch")
     mcnemar = stats.mcnemar_table(predictions, *pair) if modes.issuperset(pair) else pd.DataFrame()
-    return Results(experiment, about, pd.DataFrame(runs), sweep, mcnemar)
+    return Results(experiment, about, pd.DataFrame(runs), sweep, batches, mcnemar)
 
 
 def write_tables(results: Results, summary: pd.DataFrame, claims: pd.DataFrame) -> None:
@@ -109,6 +130,7 @@ def write_tables(results: Results, summary: pd.DataFrame, claims: pd.DataFrame) 
         paths.write(folder / f"{name}.csv", _csv(table))
     paths.write(folder / "about.json", json.dumps(results.about, indent=1, sort_keys=True) + "\n")
     paths.write(paths.sweep(results.experiment), _csv(results.sweep))
+    paths.write(paths.batches(results.experiment), _csv(results.batches))
 
 
 def _csv(table: pd.DataFrame) -> str:
@@ -156,18 +178,146 @@ def summary_text(experiment: str) -> str:
 # --------------------------------------------------------------------------------------------------------------- numbers
 
 
+CLAIMS = {
+    "C1": "Noise shifts the statistics of images.",
+    "C2": "BatchNorm with fixed statistics fails under noise; statistics of the test batch help, and cost accuracy on clean images.",
+    "C3": "LocalNorm is far more robust than BatchNorm.",
+    "control": "LocalNorm is more robust than BatchNorm with the statistics of the test batch.",
+    "C4": "LocalNorm is the same or slightly better on clean images.",
+    "C5": "On large images LocalNorm works on a single test image.",
+    "C6": "Poorly lit objects are recognised from one image.",
+    "C7": "The extra cost of training is negligible.",
+    "C8": "There is little or no extra cost at inference.",
+    "C9": "LocalNorm can be put into many already-trained networks simply.",
+}
+
+
 def collect_numbers() -> dict:
-    """Every number of the paper, from the tables of the experiments that have results.
+    """Every number of the paper, from the tables that there are; an experiment, cost or ablation without results is left out.
 
     Returns:
-        {"experiments": {name: {about, runs, arms, claims}}}; values are raw, text forms are beside them under `text`.
+        experiments: name -> {about, source, training, test_images, conditions, arms, claims}.
+        claims: C1 to C9 and the control, each with its statement and a row a result; no rows, not tested.
+        figures: name -> caption of every figure in paper/figures.
+        Values are raw, their text is beside them under `text`.
     """
-    experiments = {}
-    for name in load_params()["experiments"]:
-        folder = paths.statistics(name)
-        if (folder / "summary.csv").is_file():
-            experiments[name] = _experiment_numbers(name)
-    return {"experiments": experiments}
+    experiments = {name: _experiment_numbers(name) for name in experiments_with_results()}
+    captions = {
+        file.stem: file.read_text(encoding="utf-8").strip() for file in (paths.paper() / "figures").glob("*.txt")
+    }
+    return {
+        "experiments": experiments,
+        "claims": [
+            {"claim": claim, "statement": statement, "results": _results_of(claim, experiments)}
+            for claim, statement in CLAIMS.items()
+        ],
+        "figures": dict(sorted(captions.items())),
+    }
+
+
+def _results_of(claim: str, experiments: dict) -> list[dict]:
+    """What was measured of a claim: a row an experiment and comparison, or a row a network for the costs."""
+    rows = [
+        {"on": experiment["about"]["title"], **{key: value for key, value in row.items() if key != "claim"}}
+        for experiment in experiments.values()
+        for row in experiment["claims"]
+        if row["claim"] == claim
+    ]
+    return rows + _cost_results(claim)
+
+
+# claim -> the kinds of cost that it speaks of
+COSTS = {
+    "C7": {"step": "time of a training step", "memory": "memory of a training step"},
+    "C8": {"single": "one image"},
+}
+
+
+def _cost_results(claim: str) -> list[dict]:
+    """The median ratio of every setting of a network against the bound in the table; a row a network and measure."""
+    file = paths.sweep("cost")
+    if claim not in COSTS or not file.is_file():
+        return []
+    table = pd.read_csv(file)
+    rows = []
+    for subject in table[table.subject != "layer"].subject.unique():
+        for measure, what in COSTS[claim].items():
+            costs = table[(table.subject == subject) & (table.measure == measure)]
+            within = int((costs.ratio <= costs.bound).sum())
+            rows.append(
+                {
+                    "on": subject,
+                    "what": f"{what}, LN over BN, at most {costs.bound.iloc[0]:.2f}",
+                    "first": "LN",
+                    "second": "BN",
+                    "part": f"{within} of {len(costs)} settings within",
+                    "text": f"{costs.ratio.min():.2f} to {costs.ratio.max():.2f}",
+                    "p": None,
+                    "verdict": "holds" if within == len(costs) else "holds in part" if within else "does not hold here",
+                }
+            )
+    return rows
+
+
+def _compared(
+    claim: str, what: str, part: str, scores: pd.DataFrame, arms: tuple[str, str], threshold: float = 0.0
+) -> dict:
+    """A row like those of claims.csv: the difference of two arms, paired within seeds; it holds above `threshold`.
+
+    Args:
+        scores: (seeds, arms) of accuracy.
+    """
+    differences = (scores[arms[0]] - scores[arms[1]]).dropna()
+    estimate, low, high = stats.interval(differences)
+    verdict = "holds" if low > threshold else "does not hold here" if high <= threshold else "undecided"
+    return {
+        "claim": claim, "what": what, "first": arms[0], "second": arms[1], "part": part, "seeds": len(differences),
+        "estimate": estimate, "low": low, "high": high, "p": stats.sign_flip(differences), "verdict": verdict,
+    }  # fmt: skip
+
+
+def poor_light(sweep: pd.DataFrame) -> list[dict]:
+    """Claim C6: LocalNorm on darkened images, each alone, against BN fixed, over the levels above 0 of the noise "brightness".
+
+    Args:
+        sweep: the tidy table of an experiment.
+
+    Returns:
+        A row an arm that was swept; none without the noise.
+    """
+    dark = sweep[(sweep.suite == "named") & (sweep.noise == "brightness") & (sweep.level > 0)]
+    scores = stats.label_arms(dark).groupby(["seed", "arm"], observed=True).accuracy.mean().unstack()
+    arms = [arm for arm in ("LN single", "LN prior") if {arm, "BN fixed"} <= set(scores.columns)]
+    what = "LN recognises one poorly lit image"
+    return [_compared("C6", what, "brightness", scores, (arm, "BN fixed")) for arm in arms]
+
+
+def conversion(table: pd.DataFrame, margin: float) -> list[dict]:
+    """Claim C9: trained BatchNorm networks, converted and fine-tuned, in batches, against the same networks as they were.
+
+    Args:
+        table: an experiment's ablations; needs the fine-tuning and the norm "batch".
+        margin: clean accuracies closer than this count as the same.
+
+    Returns:
+        A row for noisy images and one for clean ones at the fewest and the most epochs; none without the ablation.
+    """
+    tuned = table[(table.ablation == "fine-tuning epochs after conversion") & (table["mode"] == "batch")]
+    original = table[(table.ablation == "norm") & (table.norm == "batch") & (table["mode"] == "fixed")]
+    if tuned.empty or original.empty:
+        return []
+    epochs = tuned.value.astype(int)
+    rows = []
+    for value in sorted({epochs.min(), epochs.max()}):
+        pair = pd.concat([tuned[epochs == value], original])
+        scores = stats.per_seed_scores(pair).pivot(index="seed", columns="arm")
+        after = f"after {value} epochs of fine-tuning"
+        for part, what, threshold in (
+            ("noisy", f"a converted network is more robust {after}", 0.0),
+            ("clean", f"and no worse on clean images {after}", -margin),
+        ):
+            rows.append(_compared("C9", what, part, scores[part], ("LN batch", "BN fixed"), threshold))
+    return rows
 
 
 def _experiment_numbers(name: str) -> dict:
@@ -176,7 +326,12 @@ def _experiment_numbers(name: str) -> dict:
     summary = pd.read_csv(folder / "summary.csv")
     claims = pd.read_csv(folder / "claims.csv")
     sweep = pd.read_csv(paths.sweep(name))
+    more = poor_light(sweep)
+    if paths.ablations(name).is_file():
+        more += conversion(pd.read_csv(paths.ablations(name)), load_params(name)["statistics"]["margin"])
+    claims = pd.concat([claims, pd.DataFrame(more)], ignore_index=True)
     return {
+        "source": describe(name),
         "about": json.loads((folder / "about.json").read_text(encoding="utf-8")),
         "training": {
             "model": runs.model[0],
@@ -224,13 +379,22 @@ def _claim_numbers(row) -> dict:
 
 
 def latex_numbers(numbers: dict) -> str:
-    r"""One \newcommand a number: \LNdigitssmallLNbatchclean and so on (LaTeX names hold letters only)."""
+    r"""A command a number and a caption: \LNdigitssmallLNbatchclean, \LNcaptiongroups (LaTeX names hold letters only)."""
     lines = ["% generated by the stage `numbers`; do not edit"]
     for name, experiment in numbers["experiments"].items():
         for arm, values in experiment["arms"].items():
             for part, text in values["text"].items():
-                lines.append(f"\\newcommand{{\\LN{_letters(name)}{_letters(arm)}{part}}}{{{text}}}")
+                lines.append(f"\\newcommand{{\\LN{_letters(name)}{_letters(arm)}{part}}}{{{_latex(text)}}}")
+        lines.append(f"\\newcommand{{\\LN{_letters(name)}source}}{{{_latex(experiment['source'])}}}")
+    for name, caption in numbers["figures"].items():
+        lines.append(f"\\newcommand{{\\LNcaption{_letters(name)}}}{{{_latex(caption)}}}")
     return "\n".join(lines) + "\n"
+
+
+def _latex(text: str) -> str:
+    """Plain text as LaTeX sets it."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(letter, f"\\{letter}" if letter in "%&$#_{}" else letter) for letter in text)
 
 
 def _letters(text: str) -> str:
@@ -241,23 +405,42 @@ def _letters(text: str) -> str:
 
 
 def write_latex_tables(numbers: dict) -> None:
-    """Write paper/tables/summary-<experiment>.tex, a booktabs table each."""
+    """Write paper/tables/summary-<experiment>.tex and claims.tex, booktabs tables."""
     for name, experiment in numbers["experiments"].items():
-        rows = [
-            f"{arm} & {values['text']['clean']} & {values['text']['noisy']} \\\\"
-            for arm, values in experiment["arms"].items()
+        rows = [[arm, values["text"]["clean"], values["text"]["noisy"]] for arm, values in experiment["arms"].items()]
+        _write_latex_table(f"summary-{name}", "lrr", ["Arm", "Clean (%)", "Noisy (%)"], rows)
+    rows = [
+        [
+            claim["claim"],
+            row["on"],
+            row["first"],
+            row["second"],
+            row["part"],
+            row["text"],
+            row["p"] or "--",
+            row["verdict"],
         ]
-        lines = [
-            "% generated by the stage `numbers`; do not edit",
-            "\\begin{tabular}{lrr}",
-            "\\toprule",
-            "Arm & Clean (\\%) & Noisy (\\%) \\\\",
-            "\\midrule",
-            *rows,
-            "\\bottomrule",
-            "\\end{tabular}",
-        ]
-        paths.write(paths.paper() / "tables" / f"summary-{name}.tex", "\n".join(lines) + "\n")
+        for claim in numbers["claims"]
+        for row in claim["results"]
+    ]
+    untested = [[claim["claim"], *[""] * 6, "not tested here"] for claim in numbers["claims"] if not claim["results"]]
+    header = ["Claim", "On", "First", "Second", "Part", "Estimate", "p", "Verdict"]
+    _write_latex_table("claims", "lllllrrl", header, rows + untested)
+
+
+def _write_latex_table(name: str, columns: str, header: list[str], rows: list[list[str]]) -> None:
+    header, *body = (" & ".join(map(_latex, row)) + r" \\" for row in (header, *rows))
+    lines = [
+        "% generated by the stage `numbers`; do not edit",
+        f"\\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        header,
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    paths.write(paths.paper() / "tables" / f"{name}.tex", "\n".join(lines) + "\n")
 
 
 README_MARKS = "<!-- results: written by `python -m localnorm.results --readme` -->", "<!-- /results -->"

@@ -5,6 +5,7 @@ random in epoch e follows from (seed, e): a run that was killed continues from i
 Both arms of a pair (batch, local) see the same initial convolutions, batches and augmentations for the same seed.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -14,11 +15,13 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from safetensors import safe_open
@@ -28,12 +31,13 @@ from tqdm import tqdm
 from localnorm import paths
 from localnorm.data.augment import augment, standardise
 from localnorm.data.dataset import Dataset
+from localnorm.layers import Mode, set_mode
 from localnorm.models import MODELS, NORMS, make_model, save_model
 from localnorm.predict import predict
 
 __all__ = ["TrainConfig", "TrainedRun", "fit", "learning_rate", "make_fabric", "save_run"]
 
-SCHEDULES = ("constant", "one_cycle", "steps", "exponential")
+SCHEDULES = ("constant", "one_cycle", "steps", "exponential", "plateau")
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,16 @@ class TrainConfig:
         epochs: passes over the training part; a tail that does not fill a batch is dropped.
         batch_size: images a step and process (B).
         num_groups: groups that LocalNorm splits a batch into (K).
+        group_sizes: images a group (S), one of them drawn for each step of a LocalNorm network, whose groups then take
+            the K affines in turn; empty is always B / K. With 1 among them the network also learns from single images.
         optimizer: "sgd" (Nesterov) or "adam".
         learning_rate: the peak for "one_cycle", the first for the other schedules.
         schedule: "constant"; "one_cycle" (linear from a tenth up to the peak in the first quarter, then linearly to zero);
             "steps" (`milestones`: {epoch: learning rate from there on}); "exponential" (times `decay` every
-            `decay_every` epochs).
+            `decay_every` epochs); "plateau" (times `decay` after each `patience` epochs without a better validation
+            accuracy).
+        patience: epochs, of the schedule "plateau".
+        stop_after: epochs without a better validation accuracy after which training ends; None runs all epochs.
         momentum: of SGD.
         weight_decay: torch's, on kernels only (twice Keras' lambda).
         label_smoothing: share of the target that is spread over all classes.
@@ -68,12 +77,15 @@ class TrainConfig:
     epochs: int
     batch_size: int
     num_groups: int = 8
+    group_sizes: list[int] = field(default_factory=list)
     optimizer: str = "sgd"
     learning_rate: float = 0.1
     schedule: str = "one_cycle"
     milestones: dict[int, float] = field(default_factory=dict)
     decay: float = 1.0
     decay_every: int = 1
+    patience: int = 10
+    stop_after: int | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
@@ -89,8 +101,10 @@ class TrainConfig:
         _check_choice("optimizer", self.optimizer, ("sgd", "adam"))
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("precision", self.precision, ("32-true", "bf16-mixed"))
-        for name in ("epochs", "batch_size", "num_groups", "decay_every"):
+        for name in ("epochs", "batch_size", "num_groups", "decay_every", "patience", "stop_after"):
             value = getattr(self, name)
+            if name == "stop_after" and value is None:
+                continue
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         for name in ("learning_rate", "momentum", "weight_decay", "label_smoothing", "decay", "eps"):
@@ -102,11 +116,17 @@ class TrainConfig:
                     f"{name} must be a finite number of at least 0, got {value!r}"
                     + (" (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) else "")
                 )
+        if self.schedule == "plateau" and self.decay >= 1:
+            raise ValueError(f"schedule='plateau' needs a decay below 1, got {self.decay}; the released one is 0.1")
         if self.num_groups > self.batch_size:
             raise ValueError(
                 f"num_groups={self.num_groups} needs at least {self.num_groups} images in a training batch, "
                 f"got batch_size={self.batch_size}; raise batch_size or lower num_groups"
             )
+
+        uneven = [size for size in self.group_sizes if size < 1 or self.batch_size % size]
+        if uneven:
+            raise ValueError(f"group_sizes must divide batch_size={self.batch_size}, {uneven} do not")
 
     @classmethod
     def from_params(cls, block: dict) -> "TrainConfig":
@@ -130,8 +150,13 @@ def _check_choice(name: str, value, choices) -> None:
         raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
 
 
-def learning_rate(config: TrainConfig, epoch: float) -> float:
+def learning_rate(config: TrainConfig, epoch: float, validation: Sequence[float] = ()) -> float:
     """The learning rate at `epoch`, a float in [0, epochs]: a pure function, so a resumed run cannot drift.
+
+    Args:
+        config: the settings.
+        epoch: how far training is.
+        validation: the accuracy after each epoch so far, for the schedule "plateau".
 
     Example:
         >>> config = TrainConfig("small", epochs=8, batch_size=64, learning_rate=0.4)
@@ -146,15 +171,29 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
         return [peak, *(rate for start, rate in sorted(config.milestones.items()) if start <= epoch)][-1]
     if config.schedule == "exponential":
         return peak * config.decay ** (int(epoch) // config.decay_every)
+    if config.schedule == "plateau":
+        best, waited, rate = -math.inf, 0, peak
+        for accuracy in validation:
+            best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
+            if waited == config.patience:
+                rate, waited = rate * config.decay, 0
+        return rate
     return peak
+
+
+def _has_stalled(config: TrainConfig, validation: Sequence[float]) -> bool:
+    if config.stop_after is None or len(validation) <= config.stop_after:
+        return False
+    return max(validation[-config.stop_after :]) <= max(validation[: -config.stop_after])
 
 
 def make_fabric(precision: str = "32-true") -> Fabric:
     """Fabric on the best device at hand; under torchrun or SLURM, on every process that they started."""
     started_many = any(int(os.environ.get(name, 1)) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", 1)))
     fabric = Fabric(
         accelerator="auto",
-        devices="auto" if started_many else 1,
+        devices=here if started_many else 1,
         strategy="ddp" if started_many else "auto",
         precision=precision,
         num_nodes=int(os.environ.get("SLURM_NNODES", 1)),
@@ -201,6 +240,7 @@ def fit(
     norm: str,
     seed: int,
     *,
+    initial: torch.nn.Module | None = None,
     checkpoint: Path | None = None,
     fabric: Fabric | None = None,
 ) -> TrainedRun:
@@ -211,6 +251,7 @@ def fit(
         config: the settings.
         norm: "batch", "local", or another name of `localnorm.models.NORMS`.
         seed: of the initial weights, the batches and the augmentation.
+        initial: a network to start from, for fine-tuning; it is trained in place. A fresh one if None.
         checkpoint: a file that is rewritten after every epoch; where it is there and was made by the same settings,
             training continues from it.
         fabric: device, precision and processes; `make_fabric(config.precision)` if None.
@@ -232,7 +273,7 @@ def fit(
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(seed)
-    model = make_model(
+    model = initial or make_model(
         config.model,
         norm,
         num_classes=dataset.num_classes,
@@ -241,7 +282,8 @@ def fit(
         num_groups=config.num_groups,
         eps=config.eps,
         pretrained=config.pretrained,
-    ).to(memory_format=torch.channels_last)
+    )
+    model = model.to(memory_format=torch.channels_last)
     network = model  # the plain module that is saved and tested, under Fabric's and the compiler's wrappers
     optimizer = _make_optimizer(model, config)
     model, optimizer = fabric.setup(torch.compile(model) if config.compile else model, optimizer)
@@ -275,6 +317,9 @@ def fit(
         disable=fabric.global_rank > 0,
     )
     for epoch in range(resumed_at, config.epochs):
+        validation = [row["validation_accuracy"] for row in history]
+        if _has_stalled(config, validation):
+            break
         epoch_seed = seed * 100_003 + epoch  # one number a (seed, epoch): nothing else has to be saved to continue
         torch.manual_seed(epoch_seed)  # dropout
         order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed)).to(fabric.device)
@@ -283,13 +328,14 @@ def fit(
         correct = torch.zeros((), device=fabric.device)
         model.train()
         for step in range(steps):
-            rate = learning_rate(config, epoch + step / steps)
+            rate = learning_rate(config, epoch + step / steps, validation)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             position = (step * fabric.world_size + fabric.global_rank) * config.batch_size
             chosen = order[position : position + config.batch_size]
             batch = augment(standardise(images[chosen], mean, std), generator=generator, **config.augment)
-            logits = model(batch.contiguous(memory_format=torch.channels_last))  # (B, num_classes)
+            with _grouping(config, norm, generator):
+                logits = model(batch.contiguous(memory_format=torch.channels_last))  # (B, num_classes)
             loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=config.label_smoothing)
             fabric.backward(loss)
             optimizer.step()
@@ -304,7 +350,10 @@ def fit(
                 "learning_rate": rate,
                 "train_loss": fabric.all_reduce(losses.mean()).item(),
                 "train_accuracy": fabric.all_reduce(correct / (steps * config.batch_size)).item(),
-                "validation_accuracy": _accuracy(network, dataset, "validation", config.batch_size, norm, fabric),
+                # one for all processes: each has BatchNorm statistics of its own, and all must stop together
+                "validation_accuracy": fabric.broadcast(
+                    _accuracy(network, dataset, "validation", config.batch_size, norm, fabric)
+                ),
             }
         )
         progress.set_postfix_str(f"loss {history[-1]['train_loss']:.3f}, val {history[-1]['validation_accuracy']:.3f}")
@@ -313,7 +362,7 @@ def fit(
         fabric.barrier()
     progress.close()
     seconds = time.perf_counter() - started
-    trained = (config.epochs - resumed_at) * steps * config.batch_size * fabric.world_size
+    trained = (len(history) - resumed_at) * steps * config.batch_size * fabric.world_size
     record = {
         **identity,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -331,6 +380,16 @@ def fit(
         "revision": _revision(),
     }
     return TrainedRun(network, history, record)
+
+
+def _grouping(config: TrainConfig, norm: str, generator: torch.Generator) -> contextlib.AbstractContextManager:
+    """How LocalNorm layers group the batch of one step: as they are built, or with a drawn number of images a group."""
+    if norm != "local" or not config.group_sizes:
+        return contextlib.nullcontext()
+    drawn = torch.randint(len(config.group_sizes), (), generator=generator, device=generator.device)
+    size = config.group_sizes[drawn]
+    affine = torch.arange(config.batch_size // size, device=generator.device) % config.num_groups  # (B/S,)
+    return set_mode(Mode("single", affine, group_size=size))
 
 
 def _check_finite(losses: torch.Tensor, epoch: int, rate: float) -> None:
@@ -412,7 +471,9 @@ def _resume(path: Path, network, optimizer, identity: dict) -> list[dict]:
 
 
 def save_run(run: TrainedRun, folder: Path, checkpoint: Path | None = None) -> None:
-    """Write model.safetensors, history.csv and record.json to `folder`, then drop the checkpoint."""
+    """Write model.safetensors, history.csv and record.json to `folder`, then drop the checkpoint; of several processes the first does."""
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return
     record = run.record
     save_model(
         run.model,

@@ -1,5 +1,7 @@
 """The sweep: the same noise for every network, every image scored, and scores that can be worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,23 +11,28 @@ from localnorm.evaluate import (
     SweepConfig,
     arm_label,
     calibration_error,
+    choose_prior,
     conditions,
     load_predictions,
     noisy_images,
     save_sweep,
     sweep,
+    sweep_batches,
     test_images,
 )
 from localnorm.train import TrainConfig, fit
 
 CONFIG = SweepConfig(
     noises={"released": ["bernoulli"], "named": ["gaussian", "contrast"]},
-    modes={"batch": ["fixed", "batch", "prior"], "local": ["batch", "single", "vote", "prior"]},
+    modes={"batch": ["fixed", "batch", "prior"], "local": ["batch", "single", "vote", "companions", "prior"]},
     batch_size=64,
     images=192,
-    mode_images={"vote": 64},
+    mode_images={"vote": 64, "companions": 64},
     max_levels=3,
-    prior=16,
+    prior=[1, 16, 1e6],
+    prior_noises={"released": {"mnist_foreground": 1}},
+    companions=15,
+    batches={"sizes": [1, 4, 96], "conditions": {"named": {"gaussian": 0.3, "contrast": 0.9}}, "images": 96},
 )
 
 
@@ -78,6 +85,52 @@ def test_vote_scores_only_the_images_it_was_given_and_its_members_disagree(table
     assert (table[table["mode"] == "batch"].disagreement == 0).all()
 
 
+def test_each_network_has_one_prior_of_the_candidates(tables):
+    for table, _ in tables.values():
+        chosen = table[table["mode"] == "prior"].prior.unique()
+        assert len(chosen) == 1
+        assert chosen[0] in CONFIG.prior
+        assert table[table["mode"] != "prior"].prior.isna().all()
+
+
+def test_the_chosen_prior_looks_at_an_image_without_contrast_and_trusts_training_on_clean_ones(digits, networks):
+    limits = noise.Extrema(torch.tensor([0.0]), torch.tensor([255.0]))
+    lost, clean = (replace(CONFIG, noises={}, prior_noises={"named": {"contrast": level}}) for level in (0.95, 0))
+    assert choose_prior(networks["batch"], digits, lost, limits) < 1e6
+    assert choose_prior(networks["batch"], digits, clean, limits) == 1e6
+
+
+def test_a_prior_is_chosen_on_validation_images_alone(digits, networks):
+    limits = noise.Extrema(torch.tensor([0.0]), torch.tensor([255.0]))
+    chosen = choose_prior(networks["batch"], digits, CONFIG, limits)
+    swapped = replace(digits, counts=digits.counts | {"test": 0})  # any look at the test part would fail
+    assert choose_prior(networks["batch"], swapped, CONFIG, limits) == chosen
+    with pytest.raises(ValueError, match="test-images"):
+        swapped.images("test")
+
+
+def test_companions_make_a_single_image_better_than_it_is_alone(tables):
+    table, _ = tables["local"]
+    clean = table[table.level == 0].groupby("mode").accuracy.first()
+    assert clean["companions"] > clean["single"] + 0.05
+
+
+def test_larger_batches_give_better_statistics_and_clean_company_does_not_help_a_darkened_image(digits, networks):
+    for norm, network in networks.items():
+        table = sweep_batches(network, digits, CONFIG, norm)
+        assert len(table) == 3 * 2 * 3  # sizes, compositions, conditions
+        accuracy = table.set_index(["composition", "batch_size", "noise"]).accuracy
+        assert accuracy["uniform", 96, "clean"] > accuracy["uniform", 1, "clean"] + 0.02
+        assert accuracy["uniform", 96, "contrast"] > accuracy["mixed", 96, "contrast"] + 0.1
+        # one image is its own company
+        for condition in ("clean", "gaussian", "contrast"):
+            assert accuracy["uniform", 1, condition] == accuracy["mixed", 1, condition]
+
+
+def test_without_the_block_no_batches_are_studied(digits, networks):
+    assert sweep_batches(networks["batch"], digits, replace(CONFIG, batches=None), "batch").empty
+
+
 def test_noise_is_the_same_for_every_call_and_another_for_another_seed(digits):
     images, _ = test_images(digits, CONFIG)
     limits = noise.Extrema(torch.tensor([0.0]), torch.tensor([255.0]))
@@ -123,7 +176,7 @@ def test_scores_of_certain_and_uniform_predictions():
 def test_saved_sweep_comes_back(tables, digits, tmp_path):
     table, classes = tables["local"]
     _, labels = test_images(digits, CONFIG)
-    save_sweep(table, classes, labels, tmp_path)
+    save_sweep(table, classes, table.head(2), labels, tmp_path)
     again, stored, truth = load_predictions(tmp_path)
     assert again.accuracy.to_numpy() == pytest.approx(table.accuracy.to_numpy(), abs=1e-5)
     assert (stored == classes).all()
@@ -142,6 +195,20 @@ def test_the_sweep_leaves_the_network_as_it_was(digits, networks):
         ({"domain": "log"}, "unknown domain 'log'; choose one of standardised, raw"),
         ({"rescale": "batch"}, "unknown rescale 'batch'; choose one of set, image, none"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"prior": [1, 2]}, r"a choice of prior \[1, 2\] needs at least one value, and prior_noises to choose by"),
+        (
+            {"prior_noises": {"named": {"bernoulli": 1.2}}},
+            r"'bernoulli' \(probability .*\) is at least 0 and at most 1, got 1.2",
+        ),
+        (
+            {"noises": {"named": ["poisson"]}, "prior_noises": {"named": {"poisson": 0.2}}},
+            r"poisson \(named\) is scored",
+        ),
+        ({"batches": {"sizes": [8]}}, "batches must have exactly sizes, conditions, images; it has sizes"),
+        (
+            {"batches": {"sizes": [9], "images": 8, "conditions": {}}},
+            r"whole numbers from 1 to images=8, got \[9\]",
+        ),
         ({"modes": {"local": ["fix"]}}, r"unknown arm \(local, fix\); norm and mode are one of \(batch, fixed\)"),
     ],
 )

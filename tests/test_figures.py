@@ -4,13 +4,25 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import json
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from conftest import ROOT
+from matplotlib.colors import to_hex
+from PIL import Image
+from torch import nn
 
-from localnorm import figures
+from localnorm import figures, paths
+from localnorm.ablations import FINE_TUNING, FIXED_BATCH, FIXED_SIZE, NORM, TRAINED_SIZES
 from localnorm.evaluate import ARMS
+from localnorm.figures.ablations import ABLATIONS
+from localnorm.figures.estimates import clean_and_noisy
+from localnorm.models import make_model, save_model
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +78,7 @@ def test_accuracy_figure_draws_a_panel_a_noise_and_a_line_an_arm_with_the_values
 
 def test_same_table_gives_the_same_bytes_and_another_table_others(project, curves):
     def written(table):
-        figures.save(figures.plot_accuracy(table), "accuracy")
+        figures.save(figures.plot_accuracy(table), "accuracy", "A caption.")
         return {
             suffix: (project / "paper" / "figures" / f"accuracy.{suffix}").read_bytes() for suffix in ("pdf", "png")
         }
@@ -100,3 +112,243 @@ def test_wall_has_a_row_a_noise_and_starts_clean():
 def test_an_unknown_photograph_names_the_two():
     with pytest.raises(ValueError, match="unknown photograph 'dog'; choose one of flower, china"):
         figures.photograph("dog", 32)
+
+
+# ------------------------------------------------------------------------------------------------------------- drawings
+
+
+@pytest.mark.parametrize(
+    ("assignment", "groups"), [("contiguous", [0, 0, 1, 1, 2, 2]), ("interleaved", [0, 1, 2, 0, 1, 2])]
+)
+def test_groups_are_those_that_the_layer_forms(assignment, groups):
+    assert figures.group_of_each_image(6, 3, assignment) == groups
+
+
+def test_the_drawing_of_groups_shows_every_image_once_in_the_batch_and_once_in_its_group():
+    figure = figures.plot_groups(8, 4)
+    for axis in figure.axes:
+        texts = [text.get_text() for text in axis.texts]
+        assert sorted(text for text in texts if text.isdigit()) == sorted([str(image) for image in range(8)] * 2)
+        assert sum(r"\gamma" in text for text in texts) == 4
+    with pytest.raises(ValueError, match=r"divides batch_size, got num_groups=3, batch_size=8"):
+        figures.plot_groups(8, 3)
+
+
+def test_the_traced_network_has_the_layers_of_the_module_tree_in_the_order_in_which_they_run():
+    network = make_model("resnet32", "local", num_classes=10, num_groups=4)
+    ran = []
+    for name, module in network.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    steps = figures.trace_network(network, torch.randn(4, 3, 32, 32))
+    layers = [step for step in steps if step.kind in ("norm", "conv", "fc")]
+    assert [step.name.replace("_", ".") for step in layers] == [name.replace("_", ".") for name in ran]
+    assert sum(step.kind == "norm" for step in steps) == 31
+    assert len({step.block for step in steps} - {""}) == 15
+    assert steps[-1].shape == (4, 10)
+
+
+def test_the_drawing_has_a_blue_bar_a_norm_layer_and_names_the_shapes_of_its_affine():
+    steps = figures.trace_network(
+        make_model("resnet32", "local", num_classes=10, num_groups=4), torch.randn(4, 3, 32, 32)
+    )
+    strip, block = figures.plot_network(steps, "blocks.5").axes
+    assert sum(to_hex(bar.get_facecolor()).upper() == "#0072B2" for bar in strip.patches) == 31
+    assert [text.get_text() for text in block.texts if "4 × 16" in text.get_text()]
+    with pytest.raises(ValueError, match=r"unknown block 'blocks\.15'; the network has blocks\.0, "):
+        figures.plot_network(steps, "blocks.15")
+
+
+def test_a_layer_that_a_drawing_has_no_look_for_is_named():
+    with pytest.raises(ValueError, match=r"no look for the layer '0', a Tanh; a drawing knows LocalNorm, Conv2d"):
+        figures.trace_network(nn.Sequential(nn.Tanh()), torch.randn(1, 3, 8, 8))
+
+
+# --------------------------------------------------------------------------------------------------------------- charts
+
+
+@pytest.fixture
+def sweep():
+    """Two seeds whose accuracy falls and whose calibration error and disagreement rise with the level."""
+    return pd.DataFrame(
+        {
+            "norm": norm, "seed": seed, "mode": mode, "suite": "named", "noise": name, "level": level, "images": 50,
+            "accuracy": 0.9 - level + 0.02 * seed, "ece": level / 2 + 0.02 * seed, "disagreement": level / 10,
+        }
+        for norm, mode in (("batch", "fixed"), ("batch", "batch"), ("local", "batch"), ("local", "vote"))
+        for seed in (0, 1)
+        for name in ("gaussian", "contrast")
+        for level in (0.0, 0.2, 0.6)
+    )  # fmt: skip
+
+
+def line(axis, label):
+    (found,) = [line for line in axis.lines if line.get_label() == label]
+    return found.get_xdata().tolist(), pytest.approx(found.get_ydata().tolist())
+
+
+def test_calibration_draws_the_mean_error_over_seeds_and_the_disagreement_of_the_vote(sweep):
+    figure = figures.plot_calibration(sweep, ["BN fixed", "LN vote"])
+    first, second, votes = (axis for axis in figure.axes if axis.get_visible())
+    for axis in (first, second):
+        assert line(axis, "LN vote") == ([0, 0.2, 0.6], [0.01, 0.11, 0.31])
+        assert {each.get_label() for each in axis.lines} == {"BN fixed", "LN vote"}
+    assert line(votes, "Contrast") == ([0, pytest.approx(1 / 3), 1], [0, 0.02, 0.06])
+
+
+def test_calibration_has_no_empty_panel_where_nothing_voted(sweep):
+    figure = figures.plot_calibration(sweep[sweep["mode"] != "vote"], ["BN fixed", "LN batch"])
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(shown) == 2
+    assert all(len(axis.lines) == 2 for axis in shown)
+
+
+def test_fixed_against_batch_writes_the_difference_in_points_and_leaves_nothing_empty():
+    summary = pd.DataFrame({"arm": ["BN fixed", "BN-batch"]} | {
+        name: [0.95, 0.9] if name.startswith("clean") else [0.4, 0.7]
+        for part in ("clean", "noisy") for name in (part, f"{part}_low", f"{part}_high")
+    })  # fmt: skip
+    (axis,) = figures.plot_fixed_against_batch({"Digits": summary, "Cars": summary}, ["BN fixed", "BN-batch"]).axes
+    assert [text.get_text() for text in axis.texts] == ["-5.0", "+30.0"] * 2
+    assert [label.get_text() for label in axis.get_yticklabels()][2:] == ["Cars, clean", "Cars, noisy"]
+    with pytest.raises(ValueError, match="Digits has no results of LN batch; it has BN fixed, BN-batch"):
+        figures.plot_fixed_against_batch({"Digits": summary}, ["BN fixed", "LN batch"])
+    with pytest.raises(ValueError, match="no experiment has results yet"):
+        figures.plot_fixed_against_batch({}, ["BN fixed", "BN-batch"])
+
+
+def test_clean_and_noisy_weigh_every_noise_alike(sweep):
+    uneven = sweep[(sweep.noise == "gaussian") | (sweep.level != 0.2)]  # contrast has one level, gaussian two
+    scores = clean_and_noisy(uneven, []).set_index(["norm", "mode", "seed", "part"]).accuracy
+    assert scores["local", "batch", 0, "clean"] == pytest.approx(0.9)
+    assert scores["local", "batch", 0, "noisy"] == pytest.approx(((0.7 + 0.3) / 2 + 0.3) / 2)
+
+
+def test_ablations_draw_accuracy_against_each_value_and_only_the_ablations_that_were_run(sweep):
+    names = {FIXED_BATCH: (1, 4, 16), FINE_TUNING: (0, 2)}
+    table = pd.concat(
+        sweep.assign(ablation=name, value=str(value), accuracy=sweep.accuracy - value / 100)
+        for name, values in names.items()
+        for value in values
+    )
+    figure = figures.plot_ablations(table, ["LN batch"])
+    clean_groups, clean_tuning, noisy_groups, _ = figure.axes
+    assert line(clean_groups, "LN batch") == ([1, 4, 16], [0.9, 0.87, 0.75])
+    assert line(noisy_groups, "LN batch") == ([1, 4, 16], [0.5, 0.47, 0.35])
+    assert line(clean_tuning, "LN batch") == ([0, 2], [0.91, 0.89])
+    other = sweep.assign(ablation=NORM, value="batch")
+    figure = figures.plot_ablations(
+        pd.concat([table, other.assign(ablation=FIXED_SIZE, value="4"), other]), ["LN batch"]
+    )
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(shown) == 2 * 4
+    (norms,) = [axis for axis in shown if axis.get_title() == "other norms"]
+    assert line(norms, "LN batch") == ([0], [0.91])
+    with pytest.raises(ValueError, match="unknown ablation depth; choose of groups at fixed batch, "):
+        figures.plot_ablations(table.assign(ablation="depth"))
+
+
+def test_the_ablations_that_are_run_are_those_that_are_drawn():
+    assert set(ABLATIONS) == {FIXED_BATCH, FIXED_SIZE, FINE_TUNING, NORM, TRAINED_SIZES}
+
+
+def test_batches_tell_a_uniform_batch_from_a_mixed_one(sweep):
+    sizes = pd.concat(sweep.assign(batch_size=n, accuracy=sweep.accuracy - 0.1 / n) for n in (1, 8))
+    mixed = sizes[sizes.level > 0].assign(accuracy=0.2)
+    table = pd.concat([sizes.assign(composition="uniform"), mixed.assign(composition="mixed")])
+    clean, uniform, mixed = figures.plot_batches(table, ["BN-batch", "LN batch"]).axes
+    assert line(clean, "LN batch") == ([1, 8], [0.81, 0.8975])
+    assert line(uniform, "LN batch") == ([1, 8], [0.41, 0.4975])
+    assert line(mixed, "LN batch") == ([1, 8], [0.2, 0.2])
+    assert len(figures.plot_batches(table[table.composition == "uniform"]).axes) == 2
+
+
+def test_cost_writes_every_ratio_and_leaves_single_layers_out():
+    costs = pd.DataFrame(
+        {
+            "subject": subject, "measure": measure, "layout": "contiguous", "dtype": "float32",
+            "ratio": ratio, "lower_quartile": ratio - 0.1, "upper_quartile": ratio + 0.1,
+        }
+        for subject, measure, ratio in (("layer", "step", 3.0), ("resnet32", "step", 1.02), ("resnet32", "vote", 7.9))
+    )  # fmt: skip
+    figure = figures.plot_cost(costs)
+    assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["1.02", "7.90"]
+    with pytest.raises(ValueError, match=r"no networks; write it with python -m localnorm\.cost"):
+        figures.plot_cost(costs[costs.subject == "layer"])
+
+
+# ----------------------------------------------------------------------------------------------------------- poor light
+
+
+@pytest.fixture
+def networks(project, digits):
+    """Untrained networks of seed 0, which answer something."""
+    for norm in ("batch", "local"):
+        torch.manual_seed(0)
+        arguments = {"num_classes": 10, "in_channels": 1, "num_groups": 4}
+        folder = project / "data" / "models" / "digits-small" / f"digits-small-{norm}-s0"
+        save_model(make_model("small", norm, **arguments), folder / "model.safetensors", "small", norm, **arguments)
+    return digits
+
+
+ASKED = {"batch_size": 64, "priors": {"batch": 16, "local": 4}, "seed": 0}
+
+
+def test_an_image_alone_gets_the_same_answer_whatever_comes_with_it(networks):
+    images, arms = networks.images("test")[:3], ["BN fixed", "BN prior", "LN single", "LN prior"]
+    together = figures.top_classes("digits-small", networks, images, [0.0, 0.7], arms, **ASKED)
+    alone = figures.top_classes("digits-small", networks, images[1:2], [0.0, 0.7], arms, **ASKED)
+    second = together[together.image == 1].reset_index(drop=True)
+    assert second.label.tolist() == alone.label.tolist()
+    assert second.probability.tolist() == pytest.approx(alone.probability.tolist(), rel=1e-4)
+    assert len(second) == 2 * 4 * 5
+    by_rank = second.groupby(["level", "arm"]).probability
+    assert (by_rank.diff().dropna() <= 0).all(), "the likeliest first"
+    with pytest.raises(ValueError, match="BN-batch cannot answer for one image alone; choose of BN fixed, "):
+        figures.top_classes("digits-small", networks, images, [0.0], ["BN-batch"], **ASKED)
+
+
+def test_the_prior_of_a_network_is_the_one_that_its_sweep_took(project):
+    rows = [("batch", "fixed", 0, None), ("batch", "prior", 0, 64), ("batch", "prior", 1, 16), ("local", "prior", 0, 4)]
+    paths.sweep("digits-small").parent.mkdir(parents=True)
+    pd.DataFrame(rows, columns=["norm", "mode", "seed", "prior"]).to_csv(paths.sweep("digits-small"))
+    assert figures.chosen_priors("digits-small", 0) == {"batch": 64, "local": 4}
+
+
+def test_photographs_of_the_users_own_go_through_the_same_figure(networks, project):
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(project / "b.png")
+    Image.new("RGB", (20, 50), (0, 0, 0)).save(project / "a.jpg")
+    (project / "notes.txt").write_text("no image")
+    names, images = figures.folder_images(project, networks)
+    assert names == ["a.jpg", "b.png"]
+    assert images.shape == (2, *networks.shape)
+    answers = figures.top_classes("digits-small", networks, images, [0.5], ["BN fixed", "LN single"], **ASKED)
+    figure = figures.plot_poor_light(images, names, answers, networks.classes)
+    bars = [axis for axis in figure.axes if axis.patches]
+    assert len(bars) == 2 * 2
+    shown = [bar.get_width() for bar in bars[0].patches]
+    assert shown == answers[(answers["image"] == 0) & (answers.arm == "BN fixed")].probability.tolist()
+    with pytest.raises(ValueError, match=r"no images in .*nowhere.*; give a folder with files in \.bmp"):
+        figures.folder_images(project / "nowhere", networks)
+
+
+def test_darkening_takes_the_share_of_light_away():
+    images = torch.full((1, 3, 4, 4), 200, dtype=torch.uint8)
+    assert torch.allclose(figures.darken(images, 0.75), torch.tensor(200 / 255 * 0.25))
+
+
+# ------------------------------------------------------------------------------------------------------------- captions
+
+
+def test_a_figure_is_written_with_its_caption_on_one_line(project, curves):
+    figures.save(figures.plot_accuracy(curves), "accuracy", "A caption\n  of two lines.")
+    assert (project / "paper" / "figures" / "accuracy.txt").read_text() == "A caption of two lines.\n"
+
+
+def test_every_figure_notebook_saves_with_a_caption():
+    for notebook in sorted((ROOT / "notebooks").glob("figure-*.ipynb")):
+        code = [
+            "".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"
+        ]
+        assert re.search(r"^save\(figure, f?\"[^,]+, caption\)", code[-1], re.M), notebook.name
+        assert code[-1].startswith("caption = ") or "\ncaption = " in code[-1], notebook.name

@@ -398,6 +398,21 @@ def test_compiles_whole_and_does_not_compile_again(assignment, dynamic):
             torch.testing.assert_close(compiled(x), layer(x))
 
 
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_a_compiled_layer_takes_ragged_batches(assignment):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    layer = randomized(LocalNorm2d(3, 4, assignment=assignment))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for batch in (8, 7, 3, 1, 9):
+        x = torch.randn(batch, 3, 5, 5, requires_grad=True)
+        plain = x.detach().clone().requires_grad_()
+        y, want = compiled(x), layer(plain)
+        torch.testing.assert_close(y, want)
+        (grad,), (expected,) = (torch.autograd.grad(out.square().sum(), at) for out, at in ((y, x), (want, plain)))
+        torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_compiled_layer_follows_the_mode():
     torch._dynamo.reset()
     layer = randomized(LocalNorm2d(3, 4))
@@ -431,6 +446,23 @@ def test_onnx_runtime_agrees_in_single_mode(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-4, atol=1e-5)
+
+
+def test_an_onnx_file_with_a_dynamic_batch_serves_one_image_and_many(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), randomized(LocalNorm2d(4, 2)), nn.ReLU()).eval()
+    shapes = ({0: torch.export.Dim("n", min=1, max=64)},)
+    with use_mode("single", group=1):
+        torch.onnx.export(
+            net, (torch.randn(2, 3, 8, 8),), tmp_path / "net.onnx", dynamo=True, dynamic_shapes=shapes, verbose=False
+        )
+        session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+        for batch in (1, 2, 5):
+            x = torch.randn(batch, 3, 8, 8)
+            (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+            torch.testing.assert_close(torch.from_numpy(got), net(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from localnorm import noise
+from localnorm.bench import pixel_loop
 
 EVERY = [(suite, name) for suite in noise.SUITES for name in noise.noises(suite)]
 SIMPLE = [(suite, name) for suite, name in EVERY if suite in ("released", "named")]
@@ -31,40 +32,6 @@ def in_domain(suite: str, images: torch.Tensor) -> torch.Tensor:
     if suite != "released":
         return images
     return torch.where(images == 0, 0.0, (images - 0.5) / 0.25)
-
-
-def pixel_loop(suite: str, name: str, images: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    """The protocol's formulas, image by image and pixel by pixel, as the released scripts draw them."""
-    out = np.empty_like(images)
-    batch, channels, height, width = images.shape
-    for image in range(batch):
-        for row in range(height):
-            for column in range(width):
-                mask = rng.random() >= level
-                for channel in range(channels):
-                    x = images[image, channel, row, column]
-                    if name in ("gaussian_pos", "gaussian_neg"):
-                        y = x * (1 + level * (rng.uniform(0, 1) if name == "gaussian_pos" else rng.uniform(-0.5, 0.5)))
-                    elif name == "poisson" and suite == "released":
-                        y = x * (1 + rng.poisson(level))
-                    elif name == "bernoulli":
-                        y = x * mask
-                    elif name == "mnist_foreground":
-                        y = x + level * rng.uniform(0, 1)
-                    elif name == "mnist_background":
-                        y = level * rng.uniform(0, 1) if x == 0 else 1
-                    elif name == "gaussian":
-                        y = x + level * rng.normal()
-                    elif name == "gaussian_multiplicative":
-                        y = x * (1 + level * rng.normal())
-                    elif name == "poisson":
-                        y = rng.poisson(x / level**2) * level**2
-                    elif name == "brightness":
-                        y = x * (1 - level)
-                    elif name == "contrast":
-                        y = (x - 0.5) * (1 - level) + 0.5
-                    out[image, channel, row, column] = y if suite == "released" else min(max(y, 0), 1)
-    return out
 
 
 # The formulas

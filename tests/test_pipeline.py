@@ -188,7 +188,7 @@ def smoke_run(smoke_project):
     for command in (  # what `make quickstart` does
         [sys.executable, "-m", "localnorm.pipeline", "runs", "digits-small", "--jobs", "2"],
         ["dvc", "repro", "report@digits-small"],
-        ["dvc", "repro", "--single-item", "numbers", "paper"],
+        ["dvc", "repro", "--single-item", "figure-fixed-against-batch", "numbers", "paper"],
     ):
         done = run(command, smoke_project)
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -200,6 +200,12 @@ def test_the_digits_branch_runs_from_nothing_to_figures_and_paper(smoke_run):
         "figures/histograms.pdf",
         "figures/noises.png",
         "figures/accuracy-digits-small.pdf",
+        "figures/accuracy-digits-small.txt",
+        "figures/calibration-digits-small.pdf",
+        "figures/fixed-against-batch.pdf",
+        "figures/groups.pdf",
+        "figures/network.pdf",
+        "figures/poor-light-digits-small.pdf",
         "numbers.tex",
         "paper.pdf",
     ):
@@ -293,3 +299,18 @@ def test_the_copy_for_these_tests_is_what_a_clone_would_have(tmp_path):
     project = copy_project(tmp_path / "copy")
     assert (project / "localnorm" / "layers.py").is_file()
     assert not (project / ".venv").exists()
+
+
+def test_the_released_protocol_is_one_file_that_the_pipeline_takes(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    (tmp_path / "params.yaml").write_text((ROOT / "params" / "released.yaml").read_text())
+    (tmp_path / ".git").mkdir()
+    monkeypatch.chdir(tmp_path)
+    check()
+    (tmp_path / ".git").rmdir()
+    run(["dvc", "init", "-q", "--no-scm"], tmp_path)
+    (tmp_path / "data" / "sources").mkdir(parents=True)
+    listed = run(["dvc", "stage", "list", "--name-only"], tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert "train@cars-resnet152-released-local-5" in listed.stdout.split()
+    assert load_params("cifar10-resnet32-released")["train"]["epochs"] == 200

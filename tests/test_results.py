@@ -2,13 +2,17 @@
 
 import json
 import re
+import shutil
+import subprocess
 
 import pandas as pd
 import pytest
+import typst
+import yaml
 from conftest import ROOT
 
 from localnorm import paths, results, stats
-from localnorm.evaluate import SweepConfig, save_sweep, sweep, test_images
+from localnorm.evaluate import SweepConfig, save_sweep, sweep, sweep_batches, test_images
 from localnorm.train import TrainConfig, fit, save_run
 
 SWEEP = SweepConfig(
@@ -16,6 +20,7 @@ SWEEP = SweepConfig(
     modes={"batch": ["fixed", "batch"], "local": ["batch", "single"]},
     batch_size=64,
     images=128,
+    batches={"sizes": [8], "conditions": {"named": {"gaussian": 0.3}}, "images": 64},
     max_levels=2,
 )
 
@@ -43,7 +48,9 @@ def project(tmp_path_factory, digits):
             trained = fit(digits, config, norm, seed)
             save_run(trained, paths.model("digits-small", run))
             table, classes = sweep(trained.model, digits, SWEEP, norm)
-            save_sweep(table, classes, test_images(digits, SWEEP)[1], paths.predictions("digits-small", run))
+            batches = sweep_batches(trained.model, digits, SWEEP, norm)
+            labels = test_images(digits, SWEEP)[1]
+            save_sweep(table, classes, batches, labels, paths.predictions("digits-small", run))
     gathered = results.collect_runs("digits-small", ["batch", "local"], [0, 1])
     results.write_tables(gathered, stats.summary(gathered.sweep), stats.claims(gathered.sweep, margin=0.01, ratio=3))
     yield folder
@@ -58,7 +65,9 @@ def test_the_tidy_table_has_every_row_of_every_run(project):
 
 
 def test_a_missing_run_is_said_and_nothing_is_left_out_silently(project):
-    with pytest.raises(FileNotFoundError, match=r"digits-small-local-s7"):
+    with pytest.raises(
+        FileNotFoundError, match="no seed of digits-small has been trained and swept with each of local"
+    ):
         results.collect_runs("digits-small", ["local"], [7])
 
 
@@ -93,32 +102,198 @@ def test_the_table_for_the_terminal_has_an_interval_for_every_accuracy(project):
         assert re.search(rf"{arm} +\d+\.\d \[\d+\.\d, \d+\.\d\] +\d+\.\d \[\d+\.\d, \d+\.\d\]", text), arm
 
 
+def test_poor_light_is_the_paired_difference_on_dark_images_over_the_levels():
+    sweep = pd.DataFrame(
+        {
+            "norm": norm,
+            "mode": mode,
+            "seed": seed,
+            "suite": "named",
+            "noise": noise,
+            "level": level,
+            "accuracy": accuracy,
+        }
+        for norm, mode, gain in (("batch", "fixed", 0.0), ("local", "single", 0.2))
+        for seed in (0, 1)
+        for noise, level, accuracy in (
+            ("brightness", 0.0, 0.9),
+            ("brightness", 0.5, 0.5 + gain + seed / 10),
+            ("brightness", 0.9, 0.1 + gain / 2 - seed / 10),
+            ("gaussian", 0.5, 0.3),
+        )
+    )
+    (row,) = results.poor_light(sweep)
+    assert row["first"] == "LN single"
+    assert row["estimate"] == pytest.approx(0.15)
+    assert row["verdict"] == "holds"
+    worse = sweep.assign(accuracy=1 - sweep.accuracy)
+    assert results.poor_light(worse)[0]["verdict"] == "does not hold here"
+    assert results.poor_light(sweep[sweep.noise == "gaussian"]) == []
+
+
+def test_a_conversion_is_compared_with_the_network_that_it_came_from():
+    def rows(ablation, value, norm, mode, clean, noisy):
+        return [
+            {"ablation": ablation, "value": value, "norm": norm, "mode": mode, "seed": seed, "suite": "named",
+             "noise": "gaussian", "level": level, "accuracy": accuracy + seed / 100}
+            for seed in (0, 1, 2) for level, accuracy in ((0.0, clean), (0.5, noisy))
+        ]  # fmt: skip
+
+    tuning = "fine-tuning epochs after conversion"
+    table = pd.DataFrame(
+        rows("norm", "batch", "batch", "fixed", 0.95, 0.4) + rows("norm", "batch", "batch", "batch", 0.94, 0.8)
+        + rows(tuning, "0", "local", "batch", 0.9, 0.6) + rows(tuning, "0", "local", "single", 0.1, 0.1)
+        + rows(tuning, "10", "local", "batch", 0.945, 0.7) + rows(tuning, "2", "local", "batch", 0.5, 0.5)
+    )  # fmt: skip
+    found = [
+        (row["what"].split()[-4], row["part"], round(row["estimate"], 3), row["verdict"])
+        for row in results.conversion(table, 0.01)
+    ]
+    assert found == [
+        ("0", "noisy", 0.2, "holds"),
+        ("0", "clean", -0.05, "does not hold here"),
+        ("10", "noisy", 0.3, "holds"),
+        ("10", "clean", -0.005, "holds"),
+    ]
+    assert results.conversion(table[table.ablation == tuning], 0.01) == []
+
+
+def test_every_claim_is_there_and_one_without_a_run_has_no_results(project):
+    claims = {claim["claim"]: claim["results"] for claim in results.collect_numbers()["claims"]}
+    assert list(claims) == ["C1", "C2", "C3", "control", "C4", "C5", "C6", "C7", "C8", "C9"]
+    assert [row["on"] for row in claims["C5"]] == ["Digits"]
+    assert not any(claims[claim] for claim in ("C6", "C7", "C8", "C9")), "brightness, cost and ablations were not run"
+
+
+def test_a_cost_holds_only_where_every_setting_is_within_its_bound(project):
+    rows = [
+        {"subject": subject, "measure": measure, "ratio": ratio, "bound": 1.05}
+        for subject, measure, ratio in (
+            ("layer", "step", 9.0), ("net", "step", 1.0), ("net", "step", 1.04), ("net", "memory", 1.0), ("net", "memory", 1.2),
+            ("net", "single", 1.3),
+        )
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(paths.sweep("cost"), index=False)
+    try:
+        claims = {claim["claim"]: claim["results"] for claim in results.collect_numbers()["claims"]}
+    finally:
+        paths.sweep("cost").unlink()
+    assert [(row["text"], row["verdict"]) for row in claims["C7"]] == [
+        ("1.00 to 1.04", "holds"),
+        ("1.00 to 1.20", "holds in part"),
+    ]
+    assert [(row["part"], row["verdict"]) for row in claims["C8"]] == [("0 of 1 settings within", "does not hold here")]
+
+
+def test_text_for_latex_has_no_character_that_latex_reads_as_its_own():
+    numbers = {"experiments": {}, "figures": {"a-1": "95 % of x_1 & {y} #2 $ ~ ^ \\z"}}
+    (command,) = re.findall(r"\\newcommand\{\\LNcaptionaone\}\{(.*)\}", results.latex_numbers(numbers))
+    assert command == r"95 \% of x\_1 \& \{y\} \#2 \$ \textasciitilde{} \textasciicircum{} \textbackslash{}z"
+
+
 # ------------------------------------------------------------------------------------------------------- the manuscript
+
+MANUSCRIPT = (ROOT / "paper" / "paper.typ").read_text()
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+EXPERIMENTS = yaml.safe_load((ROOT / "params.yaml").read_text())["experiments"]
+DRAWN = {
+    name + ("-${item.experiment}" if each else "")
+    for name, each in re.findall(r'#?drawn\("([\w-]+)"(, experiment: name)?', MANUSCRIPT)
+}
+# every file that a figure stage makes, as dvc.yaml names it
+MADE = {
+    next(iter(out)).removeprefix("paper/figures/")
+    for stage in STAGES.values()
+    for out in stage["outs"]
+    if isinstance(out, dict) and next(iter(out)).startswith("paper/figures/")
+}
 
 
 def test_the_manuscript_has_no_result_typed_by_hand():
-    text = (ROOT / "paper" / "paper.typ").read_text()
-    prose = re.sub(r"//.*|#set .*|#show .*|#let .*|https?://\S+", "", text)
-    assert not re.search(r"\d+(\.\d+)? ?%(?! (BCa|interval))", re.sub(r"width: \d+%|95 %|\d+\.?\d*em", "", prose))
+    prose = re.sub(r"//.*|#set .*|#show .*|#let .*|https?://\S+|\$[^$]*\$", "", MANUSCRIPT)
+    prose = re.sub(r"width: \d+%|95 % (BCa|interval)|95 %|[\d.]+(em|pt|fr|cm)|C\d", "", prose)
+    assert not re.findall(r"\d+\.\d+|\d+ ?%|\d+ (points|times|seeds|epochs)", prose)
 
 
 def test_every_citation_is_in_the_references_and_every_reference_is_cited():
-    text = (ROOT / "paper" / "paper.typ").read_text()
     known = set(re.findall(r"@\w+\{(\w+),", (ROOT / "paper" / "references.bib").read_text()))
-    cited = {key for key in re.findall(r"@(\w+)", text) if re.search(r"\d{4}", key)}
+    cited = {key for key in re.findall(r"@(\w+)", MANUSCRIPT) if re.search(r"\d{4}", key)}
     assert cited == known
 
 
-def test_every_figure_of_the_manuscript_is_made_by_a_stage():
-    text = (ROOT / "paper" / "paper.typ").read_text()
-    stages = (ROOT / "dvc.yaml").read_text()
-    for name in re.findall(r'image\("figures/([\w-]+?)-?"? ?\+', text) + re.findall(
-        r'image\("figures/([\w-]+)\.', text
-    ):
-        assert f"paper/figures/{name}" in stages, name
+def test_the_manuscript_draws_every_figure_that_a_stage_makes_and_no_other():
+    assert len(DRAWN) > 8
+    readme = {"teaser"}  # the README's figure; the manuscript has its panels in the accuracy figures
+    assert {f"{name}.{suffix}" for name in DRAWN | readme for suffix in ("pdf", "png", "txt")} == MADE
+    assert set(re.findall(r'see\("([\w-]+)"', MANUSCRIPT)) <= {
+        name.removesuffix("-${item.experiment}") for name in DRAWN
+    }
+    assert "image(" in MANUSCRIPT
+    assert MANUSCRIPT.count("image(") == 1, "figures go through `drawn`, which knows those that were made"
+
+
+def test_every_figure_in_the_tree_comes_from_a_stage_and_has_its_caption(committed_results):
+    known = {file.replace("${item.experiment}", experiment) for file in MADE for experiment in EXPERIMENTS}
+    there = {file.name for file in (ROOT / "paper" / "figures").iterdir() if not file.name.startswith(".")}
+    assert there <= known, sorted(there - known)
+    numbers = json.loads((ROOT / "paper" / "numbers.json").read_text())
+    for name, caption in numbers["figures"].items():
+        assert {f"{name}.pdf", f"{name}.png"} <= there
+        assert (ROOT / "paper" / "figures" / f"{name}.txt").read_text().strip() == caption
+    assert {name for name in there if name.endswith(".txt")} == {f"{name}.txt" for name in numbers["figures"]}
 
 
 def test_committed_numbers_are_those_of_the_committed_tables(monkeypatch, committed_results):
     monkeypatch.chdir(ROOT)
     written = json.loads((ROOT / "paper" / "numbers.json").read_text())
     assert written == json.loads(json.dumps(results.collect_numbers()))
+
+
+@pytest.fixture
+def paper(tmp_path):
+    """A copy of the paper's folder, to be broken."""
+    return shutil.copytree(ROOT / "paper", tmp_path / "paper")
+
+
+def test_the_paper_is_set_from_the_numbers_and_says_what_was_not_tested(paper):
+    assert typst.compile(paper / "paper.typ").startswith(b"%PDF")
+    numbers = json.loads((paper / "numbers.json").read_text())
+    for experiment in numbers["experiments"].values():  # nothing but the small table of each
+        experiment["claims"] = []
+    numbers |= {"figures": {}, "claims": [claim | {"results": []} for claim in numbers["claims"]]}
+    (paper / "numbers.json").write_text(json.dumps(numbers))
+    shutil.rmtree(paper / "figures")
+    assert typst.compile(paper / "paper.typ").startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("key", ["source", "conditions", "arms", "training", "about"])
+def test_the_paper_is_not_set_where_a_number_is_missing(paper, key):
+    numbers = json.loads((paper / "numbers.json").read_text())
+    for experiment in numbers["experiments"].values():
+        del experiment[key]
+    (paper / "numbers.json").write_text(json.dumps(numbers))
+    with pytest.raises(typst.TypstError, match=f'does not contain key "{key}"'):
+        typst.compile(paper / "paper.typ")
+
+
+def test_the_paper_is_not_set_where_a_figure_is_missing(paper):
+    (paper / "figures" / "groups.pdf").unlink()
+    with pytest.raises(typst.TypstError, match="file not found"):
+        typst.compile(paper / "paper.typ")
+
+
+def test_numbers_tables_and_figures_go_into_a_latex_document_as_the_readme_says(paper):
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex here; Debian has it in texlive-latex-recommended and texlive-latex-extra")
+    (example,) = re.findall(r"```latex\n(.*?)```", (paper / "README.md").read_text(), re.DOTALL)
+    more = [f"\\input{{paper/tables/{table.stem}}}" for table in sorted((paper / "tables").glob("*.tex"))]
+    numbers = json.loads((paper / "numbers.json").read_text())
+    captions = re.findall(r"\\newcommand\{(\\LNcaption\w+)\}", (paper / "numbers.tex").read_text())
+    assert len(captions) == len(numbers["figures"])
+    figures = [f"\\includegraphics[width=2cm]{{paper/figures/{name}}}" for name in numbers["figures"]]
+    lines = "\n\n".join([*more, *figures, *(f"{caption}{{}}" for caption in captions)])
+    (paper.parent / "main.tex").write_text(example.replace("\\bibliographystyle", f"{lines}\n\\bibliographystyle"))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "main.tex"]
+    done = subprocess.run(command, cwd=paper.parent, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (paper.parent / "main.pdf").stat().st_size > 10_000

@@ -1,6 +1,7 @@
 """Training: it learns, it is paired, it continues after a kill, and what it saves comes back."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
+from localnorm.convert import convert_to_localnorm
+from localnorm.data.augment import standardise
 from localnorm.models import load_model
+from localnorm.predict import predict
 from localnorm.train import TrainConfig, fit, learning_rate, make_fabric, save_run
 
 SMALL = TrainConfig(
@@ -104,6 +108,73 @@ def test_saving_the_run_removes_its_checkpoint(digits, tmp_path):
     assert not list(tmp_path.glob(".*")), "no temporary file is left"
 
 
+# ------------------------------------------------------------------------------------------------------ several processes
+
+
+@pytest.mark.parametrize("norm", ["batch", "local"])
+def test_two_processes_train_one_network_and_the_first_saves_it(digits, tmp_path, norm):
+    script = tmp_path / "train.py"
+    script.write_text(f"""
+import os; from pathlib import Path; import torch
+from localnorm.data import load; from localnorm.train import TrainConfig, fit, save_run
+config = TrainConfig("small", epochs=2, batch_size=32, num_groups=4, threads=1)
+run = fit(load({str(digits.folder)!r}), config, {norm!r}, 0, checkpoint=Path({str(tmp_path)!r}) / "run.safetensors")
+weights = torch.cat([value.flatten().double() for value in run.model.parameters()])
+torch.save(weights, Path({str(tmp_path)!r}) / f"weights-{{os.environ['RANK']}}.pt")
+save_run(run, Path({str(tmp_path)!r}) / "out", Path({str(tmp_path)!r}) / "run.safetensors")
+""")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first, second)
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["processes"] == 2
+    history = (tmp_path / "out" / "history.csv").read_text().splitlines()
+    assert float(history[-1].split(",")[-1]) > 0.5
+    alone = fit(digits, TrainConfig("small", epochs=2, batch_size=64, num_groups=4, threads=1), norm, 0).model
+    assert not torch.equal(first, torch.cat([value.flatten().double() for value in alone.parameters()]))
+
+
+# ------------------------------------------------------------------------------------------------ groups drawn in training
+
+
+def test_a_network_trained_with_single_images_among_its_groups_predicts_single_images_far_better(digits):
+    usual = {"epochs": 6, "batch_size": 64, "num_groups": 4, "augment": {"shift": 0.125}, "threads": 1}
+    images = standardise(digits.images("validation"), torch.tensor(digits.mean), torch.tensor(digits.std))
+    accuracy = {}
+    for sizes in ([], [1, 4, 16]):
+        network = fit(digits, TrainConfig("small", **usual, group_sizes=sizes), "local", seed=0).model
+        chosen = predict(network, images, "single").argmax(1)
+        accuracy[len(sizes)] = (chosen == digits.labels("validation")).float().mean().item()
+    assert accuracy[3] > accuracy[0] + 0.02
+    assert accuracy[3] > 0.9
+
+
+def test_group_sizes_that_do_not_divide_the_batch_are_named():
+    with pytest.raises(ValueError, match=r"group_sizes must divide batch_size=64, \[3, 0\] do not"):
+        TrainConfig("small", epochs=1, batch_size=64, group_sizes=[1, 3, 0])
+
+
+def test_fine_tuning_starts_from_the_network_that_it_is_given(digits):
+    trained = fit(digits, SMALL, "batch", seed=0)
+    converted = convert_to_localnorm(trained.model, 4)
+    config = TrainConfig("small", epochs=1, batch_size=64, num_groups=4, learning_rate=0.01, threads=1)
+    tuned, fresh = (fit(digits, config, "local", 0, initial=start) for start in (converted, None))
+    assert tuned.history[0]["train_loss"] < 0.5 * fresh.history[0]["train_loss"]
+    assert tuned.model is converted
+
+
 # ---------------------------------------------------------------------------------------------------------- bad settings
 
 
@@ -154,6 +225,27 @@ def test_released_schedules_have_the_released_rates():
     assert learning_rate(adam, 2.5) == pytest.approx(1e-3 * 0.81)
     vgg = TrainConfig("small", epochs=250, batch_size=64, schedule="exponential", decay=0.75, decay_every=30)
     assert learning_rate(vgg, 89) == pytest.approx(0.1 * 0.75**2)
+
+
+def test_a_plateau_lowers_the_rate_after_patience_epochs_without_a_better_accuracy():
+    cars = TrainConfig(
+        "small", epochs=150, batch_size=64, schedule="plateau", learning_rate=1.5e-3, decay=0.1, patience=2
+    )
+    assert learning_rate(cars, 3, [0.1, 0.2, 0.2]) == 1.5e-3
+    assert learning_rate(cars, 4, [0.1, 0.2, 0.2, 0.1]) == pytest.approx(1.5e-4)
+    assert learning_rate(cars, 6, [0.1, 0.2, 0.2, 0.1, 0.2, 0.2]) == pytest.approx(1.5e-5)
+    assert learning_rate(cars, 6, [0.1, 0.2, 0.2, 0.1, 0.3, 0.2]) == pytest.approx(1.5e-4)
+    with pytest.raises(ValueError, match=r"schedule=.plateau. needs a decay below 1, got 1\.0"):
+        TrainConfig("small", epochs=1, batch_size=64, schedule="plateau")
+
+
+def test_training_ends_where_the_validation_accuracy_has_stalled(digits):
+    config = TrainConfig(
+        "small", epochs=40, batch_size=64, learning_rate=0.0, stop_after=2, schedule="constant", threads=1
+    )
+    run = fit(digits, config, "local", seed=0)
+    assert len(run.history) == 3
+    assert run.record["images_per_second"] > 0
 
 
 def test_weight_decay_acts_on_kernels_and_not_on_affines(digits):

@@ -1,0 +1,194 @@
+"""Ablations: what the number of groups, the images a group and the fine-tuning after a conversion do to accuracy.
+
+Each ablation varies one setting of an experiment's training and leaves the rest; every value is trained with the same seeds.
+Each trained variant's rows are kept beside the checkpoints, so that an interrupted ablation continues with the next one.
+"""
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+from torch.nn import Module
+from tqdm import tqdm
+
+from localnorm import paths
+from localnorm.convert import convert_to_localnorm
+from localnorm.data.dataset import Dataset
+from localnorm.evaluate import SweepConfig, sweep
+from localnorm.train import TrainConfig, fit
+
+__all__ = [
+    "COLUMNS",
+    "FINE_TUNING",
+    "FIXED_BATCH",
+    "FIXED_SIZE",
+    "NORM",
+    "TRAINED_SIZES",
+    "AblationConfig",
+    "Variant",
+    "run",
+    "variants",
+]
+
+FIXED_BATCH = "groups at fixed batch"
+FIXED_SIZE = "groups at fixed group size"
+TRAINED_SIZES = "images a group drawn in training"
+FINE_TUNING = "fine-tuning epochs after conversion"
+NORM = "norm"
+COLUMNS = ["ablation", "value", "seed", "norm", "mode", "suite", "noise", "level", "images", "accuracy"]
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """The settings of an experiment's ablations: an `ablations` block of params.yaml, checked.
+
+    Args:
+        seeds: of the trainings; each variant is trained with each.
+        noises: suite -> noises, as in the sweep block.
+        max_levels: levels a noise, as in the sweep block.
+        images: test images a condition.
+        epochs: of every training but fine-tuning; None is as many as the train block has.
+        groups_at_fixed_batch: values of K; a group has B / K images, down to 1 at K = B.
+        groups_at_fixed_group_size: values of K; the batch has K times the train block's images a group, and the learning rate is in
+            proportion to the batch.
+        group_sizes: lists of images a group to draw from in each training step.
+        fine_tuning_epochs: after a trained BatchNorm network was converted; 0 is the converted network as it is.
+        fine_tuning_rate: the peak of its learning rate, as a share of the train block's.
+        norms: other norms in the same network.
+
+    Raises:
+        ValueError: an unknown or missing key, or a value that cannot work.
+    """
+
+    seeds: list[int]
+    noises: dict[str, list[str]]
+    max_levels: int
+    images: int
+    epochs: int | None = None
+    groups_at_fixed_batch: list[int] = field(default_factory=list)
+    groups_at_fixed_group_size: list[int] = field(default_factory=list)
+    group_sizes: list[list[int]] = field(default_factory=list)
+    fine_tuning_epochs: list[int] = field(default_factory=list)
+    fine_tuning_rate: float = 0.1
+    norms: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_params(cls, block: dict) -> "AblationConfig":
+        known = [item.name for item in fields(cls)]
+        unknown = sorted(set(block) - set(known))
+        missing = sorted({"seeds", "noises", "max_levels", "images"} - set(block))
+        if unknown or missing:
+            raise ValueError(
+                f"an ablations block knows {', '.join(known)}"
+                + (f"; unknown: {', '.join(unknown)}" if unknown else "")
+                + (f"; missing: {', '.join(missing)}" if missing else "")
+            )
+        return cls(**block)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network of an ablation: the value on its axis, and how it is trained."""
+
+    ablation: str
+    value: str
+    norm: str
+    train: TrainConfig
+    fine_tuning: TrainConfig | None = None  # after a conversion to LocalNorm
+
+    @property
+    def modes(self) -> list[str]:
+        return {"batch": ["fixed", "batch"], "local": ["batch", "single"]}.get(self.norm, ["batch"])
+
+
+def variants(config: AblationConfig, train: TrainConfig) -> list[Variant]:
+    """The networks that an experiment's ablations train for each seed.
+
+    Raises:
+        ValueError: a value that the train block cannot have, such as K above B; before any training.
+    """
+    train = replace(train, epochs=config.epochs or train.epochs)
+    size = train.batch_size // train.num_groups
+    made = [Variant(FIXED_BATCH, str(k), "local", replace(train, num_groups=k)) for k in config.groups_at_fixed_batch]
+    for k in config.groups_at_fixed_group_size:
+        rate = train.learning_rate * k * size / train.batch_size
+        made.append(
+            Variant(FIXED_SIZE, str(k), "local", replace(train, num_groups=k, batch_size=k * size, learning_rate=rate))
+        )
+    for sizes in config.group_sizes:
+        name = " or ".join(map(str, sizes))
+        made.append(Variant(TRAINED_SIZES, name, "local", replace(train, group_sizes=sizes)))
+    for epochs in config.fine_tuning_epochs:
+        tuning = replace(train, epochs=max(1, epochs), learning_rate=train.learning_rate * config.fine_tuning_rate)
+        made.append(Variant(FINE_TUNING, str(epochs), "local", train, tuning))
+    made += [Variant(NORM, norm, norm, train) for norm in config.norms]
+    return made
+
+
+def run(
+    experiment: str, dataset: Dataset, train: TrainConfig, sweep_config: SweepConfig, config: AblationConfig
+) -> pd.DataFrame:
+    """Train and sweep every variant with every seed.
+
+    Returns:
+        A row a variant, seed, mode, noise and level: COLUMNS. `value` is text: K, epochs, a norm, or the sizes drawn from.
+    """
+    planned = variants(config, train)
+    original = replace(train, epochs=config.epochs or train.epochs)
+    swept = replace(
+        sweep_config,
+        noises=config.noises,
+        max_levels=config.max_levels,
+        images=config.images,
+        prior_noises={},
+        prior=0,
+        modes={variant.norm: variant.modes for variant in planned},
+    )
+    tables = []
+    with tqdm(
+        total=len(planned) * len(config.seeds), desc=f"ablations {experiment}", unit="network", file=sys.stderr
+    ) as bar:
+        for seed in config.seeds:
+            batchnorm = cache(
+                lambda seed=seed: fit(dataset, original, "batch", seed).model
+            )  # what fine-tuning starts from
+            for number, variant in enumerate(planned):
+                kept = paths.checkpoint(f"{experiment}-ablation-{number}-s{seed}")
+                identity = f"# {dataset.provenance['checksum']} {variant} {swept}\n"
+                rows = _kept(kept.with_suffix(".csv"), identity)
+                if rows is None:
+                    network = _train(dataset, variant, seed, batchnorm, kept)
+                    described = f"sweep {variant.ablation} {variant.value} s{seed}"
+                    table, _ = sweep(
+                        network, dataset, replace(swept, batch_size=variant.train.batch_size), variant.norm, described
+                    )
+                    rows = table.assign(ablation=variant.ablation, value=variant.value, seed=seed, norm=variant.norm)[
+                        COLUMNS
+                    ]
+                    paths.write(kept.with_suffix(".csv"), identity + rows.to_csv(index=False, float_format="%.6g"))
+                    kept.unlink(missing_ok=True)
+                tables.append(rows)
+                bar.update()
+    return pd.concat(tables, ignore_index=True)
+
+
+def _kept(path: Path, identity: str) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    if not text.startswith(identity):
+        return None
+    return pd.read_csv(io.StringIO(text.removeprefix(identity)), dtype={"value": str})
+
+
+def _train(dataset: Dataset, variant: Variant, seed: int, batchnorm: Callable[[], Module], checkpoint: Path) -> Module:
+    if variant.fine_tuning is None:
+        return fit(dataset, variant.train, variant.norm, seed, checkpoint=checkpoint).model
+    network = convert_to_localnorm(batchnorm(), variant.train.num_groups, assignment="contiguous")
+    if variant.value == "0":
+        return network
+    return fit(dataset, variant.fine_tuning, "local", seed, initial=network).model

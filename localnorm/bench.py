@@ -1,0 +1,295 @@
+"""What the pipeline's own parts cost, each against its usual form in the same run: ``python -m localnorm.bench``.
+
+Training against a DataLoader loop, noise against loops over pixels, a sweep's bookkeeping against its forwards, and preparing the
+data sets that are on this machine. The layer against BatchNorm is `localnorm.cost`.
+"""
+
+import argparse
+import io
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from localnorm import noise, paths
+from localnorm.cost import alternate, ratios
+from localnorm.data import prepare
+from localnorm.data.augment import augment, standardise
+from localnorm.data.dataset import Dataset
+from localnorm.evaluate import SweepConfig, noisy_images
+from localnorm.models import make_model
+from localnorm.predict import predict
+
+__all__ = ["Row", "main", "pixel_loop"]
+
+BATCH = 128
+MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # of CIFAR-10, about: the time does not depend on them
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: ours, the usual form's, their ratio with its quartiles, and what was asked for."""
+
+    subject: str
+    unit: str
+    usual: float
+    ours: float
+    ratio: float  # the better, the larger
+    lower_quartile: float
+    upper_quartile: float
+    wanted: str
+
+
+def pixel_loop(suite: str, name: str, images: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+    """The protocol's formulas, image by image and pixel by pixel, as the released scripts draw them."""
+    out = np.empty_like(images)
+    batch, channels, height, width = images.shape
+    for image in range(batch):
+        for row in range(height):
+            for column in range(width):
+                mask = rng.random() >= level
+                for channel in range(channels):
+                    x = images[image, channel, row, column]
+                    if name in ("gaussian_pos", "gaussian_neg"):
+                        y = x * (1 + level * (rng.uniform(0, 1) if name == "gaussian_pos" else rng.uniform(-0.5, 0.5)))
+                    elif name == "poisson" and suite == "released":
+                        y = x * (1 + rng.poisson(level))
+                    elif name == "bernoulli":
+                        y = x * mask
+                    elif name == "mnist_foreground":
+                        y = x + level * rng.uniform(0, 1)
+                    elif name == "mnist_background":
+                        y = level * rng.uniform(0, 1) if x == 0 else 1
+                    elif name == "gaussian":
+                        y = x + level * rng.normal()
+                    elif name == "gaussian_multiplicative":
+                        y = x * (1 + level * rng.normal())
+                    elif name == "poisson":
+                        y = rng.poisson(x / level**2) * level**2
+                    elif name == "brightness":
+                        y = x * (1 - level)
+                    elif name == "contrast":
+                        y = (x - 0.5) * (1 - level) + 0.5
+                    out[image, channel, row, column] = y if suite == "released" else min(max(y, 0), 1)
+    return out
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+
+
+class _Pictures(torch.utils.data.Dataset):
+    """torchvision.datasets.CIFAR10 as it keeps its images: an array in memory, a PIL image and its transforms an item."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self.images, self.labels = images, labels
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize([m / 255 for m in MEAN], [s / 255 for s in STD]),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
+
+
+def _endless(loader: DataLoader) -> Iterator:
+    while True:
+        yield from loader
+
+
+def _step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+    loss = F.cross_entropy(network(images), labels)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _training(model: str, steps: int, repeats: int) -> Iterator[Row]:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (4096, 32, 32, 3), np.uint8)
+    classes = rng.integers(0, 10, 4096)
+    resident, labels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(classes)
+    loops: dict[str, Callable[[], None]] = {}
+    workers = _endless(
+        DataLoader(
+            _Pictures(pixels, classes),
+            BATCH,
+            shuffle=True,
+            num_workers=os.cpu_count(),
+            drop_last=True,
+            persistent_workers=True,
+        )
+    )
+    for name, norm in (("usual", "batch"), ("batch", "batch"), ("local", "local")):
+        torch.manual_seed(0)
+        network = make_model(model, norm, num_classes=10, image_size=32, num_groups=8)
+        if name != "usual":
+            network = network.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True)
+
+        def usual(network=network, optimizer=optimizer) -> None:
+            for _ in range(steps):
+                _step(network, optimizer, *next(workers))
+
+        def ours(network=network, optimizer=optimizer) -> None:
+            for _ in range(steps):
+                chosen = torch.randint(len(resident), (BATCH,))
+                images = augment(standardise(resident[chosen], MEAN, STD), flip=True, shift=0.125)
+                _step(network, optimizer, images.contiguous(memory_format=torch.channels_last), labels[chosen])
+
+        loops[name] = usual if name == "usual" else ours
+    seconds = alternate(loops, repeats, warmup=1)
+    speeds = {name: [steps * BATCH / value for value in values] for name, values in seconds.items()}
+    yield _row(
+        f"{model} training, BatchNorm, against a DataLoader loop",
+        "images/s",
+        speeds["usual"],
+        speeds["batch"],
+        ">= 1.5",
+    )
+    yield _row(
+        f"{model} training, LocalNorm against BatchNorm", "images/s", speeds["batch"], speeds["local"], ">= 0.95"
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------- noise
+
+
+def _noises(images: int, repeats: int) -> Iterator[Row]:
+    pixels = torch.rand(images, 3, 32, 32)
+    few = pixels[:1].double().numpy()
+    for suite in ("released", "named"):
+        for name in noise.noises(suite):
+            level = noise.levels(name, suite)[3]
+            rng = np.random.default_rng(0)
+            seconds = alternate(
+                {
+                    "usual": lambda s=suite, n=name, v=level, r=rng: pixel_loop(s, n, few, v, r),
+                    "ours": lambda s=suite, n=name, v=level: noise.apply(pixels, n, v, suite=s),
+                },
+                repeats,
+            )
+            speeds = {key: [count / v for v in seconds[key]] for key, count in (("usual", 1), ("ours", images))}
+            yield _row(
+                f"noise {name} ({suite}) against a loop over pixels",
+                "images/s",
+                speeds["usual"],
+                speeds["ours"],
+                ">= 100",
+            )
+
+
+def _sweep(model: str, images: int, repeats: int) -> Iterator[Row]:
+    """A sweep's time beside its forwards, over every noise of both suites at one level each."""
+    network = make_model(model, "local", num_classes=10, image_size=32, num_groups=8).to(
+        memory_format=torch.channels_last
+    )
+    pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8)
+    about = Dataset(Path(), "random", "random", ("0",), (3, 32, 32), MEAN, STD, {}, {})
+    names = {suite: [n for n in noise.noises(suite) if not n.startswith("mnist")] for suite in ("released", "named")}
+    config = SweepConfig(noises=names, modes={}, batch_size=BATCH)
+    span = noise.Extrema(torch.zeros(3), torch.full((3,), 255.0))
+
+    def draw() -> None:
+        for suite, listed in names.items():
+            for name in listed:
+                noisy_images(pixels, about, suite, name, noise.levels(name, suite)[3], config, span)
+
+    def forward() -> None:
+        for _ in range(sum(map(len, names.values()))):
+            predict(network, standardise(pixels, MEAN, STD), "batch", batch_size=BATCH)
+
+    seconds = alternate({"forward": forward, "noise": draw}, repeats, warmup=1)
+    yield _row(f"a {model} sweep's forwards against its noise", "s", seconds["noise"], seconds["forward"], ">= 10")
+
+
+# --------------------------------------------------------------------------------------------------------------- preparing
+
+
+def _preparing() -> Iterator[Row]:
+    for name, size, bound in (("cifar10", None, 30), ("cars", 128, 60)):
+        with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+            start = time.perf_counter()
+            try:
+                prepare(name, Path(folder) / name, size=size, test=0.2)
+            except (OSError, RuntimeError, ValueError) as error:
+                print(
+                    f"{name} is not on this machine, so preparing it is not measured: {str(error).splitlines()[0]}",
+                    file=sys.stderr,
+                )
+                continue
+            seconds = time.perf_counter() - start
+        yield Row(
+            f"preparing {name}" + (f" at {size} pixels" if size else ""),
+            "s",
+            bound,
+            seconds,
+            *[bound / seconds] * 3,
+            ">= 1",
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------------ report
+
+
+def _row(subject: str, unit: str, usual: list[float], ours: list[float], wanted: str) -> Row:
+    return Row(subject, unit, float(np.median(usual)), float(np.median(ours)), *ratios(ours, usual), wanted)
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    """Measure, print the table, write the CSV; `arguments` as on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m localnorm.bench", description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, default=None, help="CSV; default: data/sweeps/bench.csv of the project")
+    parser.add_argument("--repeats", type=int, default=20, help="rounds of alternating runs (at least 20 to report)")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, no data sets: whether it runs, not what it costs"
+    )
+    options = parser.parse_args(arguments)
+    if options.repeats < 2:
+        parser.error(f"--repeats must be at least 2 for a spread, got {options.repeats}")
+    torch.manual_seed(0)
+    model, steps, images = ("small", 1, 250) if options.quick else ("resnet32", 2, 1000)
+    parts = [
+        _training(model, steps, options.repeats),
+        _noises(images, options.repeats),
+        _sweep(model, images, min(options.repeats, 5)),
+    ]
+    rows = []
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{'':66} {'usual':>9} {'ours':>9} {'ratio':>7} {'quartiles':>17} wanted")
+    for part in parts if options.quick else [*parts, _preparing()]:
+        for row in part:
+            rows.append(row)
+            spread = f"{row.lower_quartile:.2f} to {row.upper_quartile:.2f}"
+            verdict = "holds" if row.ratio >= float(row.wanted.split()[1]) else "MISSED"
+            print(
+                f"{row.subject:66} {row.usual:9.4g} {row.ours:9.4g} {row.ratio:7.2f} {spread:>17} {row.wanted} {row.unit}: {verdict}",
+                flush=True,
+            )
+    output = options.output or paths.project() / "data" / "sweeps" / "bench.csv"
+    paths.write(output, pd.DataFrame(map(asdict, rows)).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Tables, networks and images to figures, in one style; a module a figure, so that a stage depends on its own figure alone."""
+
+from localnorm.figures.ablations import plot_ablations, plot_batches
+from localnorm.figures.accuracy import plot_accuracy
+from localnorm.figures.calibration import plot_calibration
+from localnorm.figures.captions import describe, experiments_with_results
+from localnorm.figures.cost import plot_cost
+from localnorm.figures.fixed_against_batch import plot_fixed_against_batch
+from localnorm.figures.groups import group_of_each_image, plot_groups
+from localnorm.figures.network import plot_network, trace_network
+from localnorm.figures.photographs import noise_wall, noisy_photographs, photograph, plot_noises, rgb_histograms
+from localnorm.figures.poor_light import chosen_priors, darken, folder_images, plot_poor_light, top_classes
+from localnorm.figures.style import ARM_STYLES, save
+from localnorm.figures.summary import plot_summary
+
+__all__ = [
+    "ARM_STYLES",
+    "chosen_priors",
+    "darken",
+    "describe",
+    "experiments_with_results",
+    "folder_images",
+    "group_of_each_image",
+    "noise_wall",
+    "noisy_photographs",
+    "photograph",
+    "plot_ablations",
+    "plot_accuracy",
+    "plot_batches",
+    "plot_calibration",
+    "plot_cost",
+    "plot_fixed_against_batch",
+    "plot_groups",
+    "plot_network",
+    "plot_noises",
+    "plot_poor_light",
+    "plot_summary",
+    "rgb_histograms",
+    "save",
+    "top_classes",
+    "trace_network",
+]

@@ -1,0 +1,132 @@
+"""Number of groups, images a group, fine-tuning, test batch size and mixed batches: clean and noisy accuracy against each."""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from localnorm.figures.estimates import by_arm, clean_and_noisy
+from localnorm.figures.style import ARM_STYLES, draw_arms, new_figure
+
+__all__ = ["plot_ablations", "plot_batches"]
+
+# what the table calls an ablation -> (title, what its values are); None where they are names, not numbers
+ABLATIONS = {
+    "groups at fixed batch": ("groups K, the batch fixed", "K"),
+    "groups at fixed group size": ("groups K, images a group fixed", "K"),
+    "fine-tuning epochs after conversion": ("fine-tuning after conversion", "epochs"),
+    "images a group drawn in training": ("images a group, drawn in training", None),
+    "norm": ("other norms", None),
+}
+COLUMNS = 3
+# composition, part -> title
+BATCHES = {
+    ("uniform", "clean"): "clean",
+    ("uniform", "noisy"): "one noise a batch",
+    ("mixed", "clean"): "clean, among noisy",
+    ("mixed", "noisy"): "noisy, mixed noises",
+}
+
+
+def plot_ablations(table: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure:
+    """A column an ablation, clean accuracy above and noisy below, a line or points an arm with the interval over seeds.
+
+    Args:
+        table: columns ablation, value (text), seed, norm, mode, suite, noise, level and accuracy.
+        arms: those to draw; None is all.
+
+    Raises:
+        ValueError: an ablation that is not known.
+    """
+    if unknown := set(table.ablation) - set(ABLATIONS):
+        raise ValueError(f"unknown ablation {', '.join(sorted(unknown))}; choose of {', '.join(ABLATIONS)}")
+    table = table.assign(value=table.value.astype(str))
+    scores = by_arm(clean_and_noisy(table, ["ablation", "value"]), ["part", "ablation", "value"], "accuracy")
+    shown = [name for name in ABLATIONS if name in set(table.ablation)]
+    arms = _present(scores, arms)
+    bands = -(-len(shown) // COLUMNS)
+    figure, axes = new_figure(2 * bands, min(COLUMNS, len(shown)), 3.6 * bands + 0.4)
+    for number, name in enumerate(shown):
+        band, column = divmod(number, COLUMNS)
+        order = list(dict.fromkeys(table[table.ablation == name].value))
+        for row, part in enumerate(("clean", "noisy")):
+            axis = axes[2 * band + row, column]
+            panel = scores[(scores.part == part) & (scores.ablation == name)]
+            _draw_values(axis, panel, arms, order, numbers=ABLATIONS[name][1] is not None)
+            axis.set(ylim=(0, 1), ylabel=f"{part} accuracy" if column == 0 else None)
+        axes[2 * band, column].set_title(ABLATIONS[name][0])
+        axes[2 * band + 1, column].set_xlabel(ABLATIONS[name][1])
+    for number in range(len(shown), bands * COLUMNS if bands > 1 else 0):
+        band, column = divmod(number, COLUMNS)
+        axes[2 * band, column].set_visible(False)
+        axes[2 * band + 1, column].set_visible(False)
+    _legend(figure, axes)
+    return figure
+
+
+def _draw_values(axis: Axes, panel: pd.DataFrame, arms: list[str], order: list[str], numbers: bool) -> None:
+    """Lines over numbers, points with bars over names."""
+    if numbers:
+        panel = panel.assign(value=panel.value.astype(float))
+        draw_arms(axis, panel, arms, "value", "accuracy")
+        _ticks_at(axis, panel.value)
+        return
+    for place, arm in enumerate(arms):
+        rows = panel[panel.arm == arm]
+        colour, marker, _ = ARM_STYLES[arm]
+        x = [order.index(value) + 0.12 * (place - (len(arms) - 1) / 2) for value in rows.value]  # side by side
+        axis.vlines(x, rows.low, rows.high, color=colour, linewidth=1)
+        axis.plot(x, rows.accuracy, color=colour, marker=marker, linestyle="", label=arm if len(rows) else None)
+    axis.set(xlim=(-0.6, len(order) - 0.4))
+    axis.set_xticks(range(len(order)), [textwrap.fill(value, 9) for value in order], fontsize=6)
+
+
+def plot_batches(table: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure:
+    """Accuracy against the size of a test batch: clean, a noise and level a batch, and a noise and level an image.
+
+    Args:
+        table: columns norm, mode, seed, composition, batch_size, suite, noise, level and accuracy.
+        arms: those to draw; None is all.
+    """
+    by = ["composition", "batch_size"]
+    scores = by_arm(clean_and_noisy(table, by), ["part", *by], "accuracy")
+    arms = _present(scores, arms)
+    panels = [(scores[(scores.composition == c) & (scores.part == p)], title) for (c, p), title in BATCHES.items()]
+    panels = [(panel, title) for panel, title in panels if len(panel)]
+    figure, axes = new_figure(1, len(panels), 2.5, sharey=True)
+    for axis, (panel, title) in zip(axes.flat, panels, strict=True):
+        draw_arms(axis, panel, arms, "batch_size", "accuracy")
+        _ticks_at(axis, panel.batch_size)
+        axis.set(xlabel="images a test batch", title=title)
+    axes[0, 0].set(ylabel="accuracy", ylim=(0, 1))
+    _legend(figure, axes)
+    return figure
+
+
+def _present(scores: pd.DataFrame, arms: Sequence[str] | None) -> list[str]:
+    return [arm for arm in ARM_STYLES if arm in set(scores.arm) and (arms is None or arm in arms)]
+
+
+def _ticks_at(axis: Axes, values: pd.Series) -> None:
+    """A tick at every value that was run, and no others; a power of two is a step, and a zero has its place."""
+    ticks = sorted(set(values))
+    if 0 in ticks:
+        axis.set_xscale("symlog", base=2, linthresh=1)
+    else:
+        axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    axis.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def _legend(figure: Figure, axes: np.ndarray) -> None:
+    """One for all panels, each arm once."""
+    handles = {}
+    for axis in axes.flat:
+        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    order = [arm for arm in ARM_STYLES if arm in handles]
+    figure.legend([handles[arm] for arm in order], order, loc="outside lower center", ncols=len(order), frameon=False)

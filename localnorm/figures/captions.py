@@ -1,0 +1,35 @@
+"""What a caption says of its source, in one place, so that no figure is without data set, n, seeds and device."""
+
+import json
+
+import pandas as pd
+
+from localnorm import paths
+from localnorm.params import load_params
+
+__all__ = ["describe", "experiments_with_results"]
+
+
+def experiments_with_results() -> list[str]:
+    """The experiments of params.yaml that have statistics, in its order."""
+    return [name for name in load_params()["experiments"] if (paths.statistics(name) / "summary.csv").is_file()]
+
+
+def describe(experiment: str) -> str:
+    """A sentence on what an experiment's numbers were measured on: data, network, training, test images, device.
+
+    Raises:
+        FileNotFoundError: the experiment has no statistics yet.
+    """
+    folder = paths.statistics(experiment)
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    runs = pd.read_csv(folder / "runs.csv")
+    images = pd.read_csv(paths.sweep(experiment), usecols=["images"]).images.max()
+    counts, first = about["counts"], runs.iloc[0]
+    source = f" ({about['provenance']['note']})" if about["provenance"]["lossy"] else ""
+    epochs = f"{first.epochs} epoch{'s' if first.epochs > 1 else ''}"
+    return (
+        f"{about['title']}{source}: {counts['train']:,} training and {counts['test']:,} test images, {images:,} of them "
+        f"scored; {first.model}, {epochs}, batches of {first.batch_size} in {first.num_groups} groups; "
+        f"{runs.seed.nunique()} seeds; {', '.join(sorted(runs.device.unique()))}, torch {first.torch}"
+    )

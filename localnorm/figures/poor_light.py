@@ -1,0 +1,183 @@
+"""One poorly lit image at a time: what each network answers, with its five likeliest classes (claim C6)."""
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import matplotlib.patheffects
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from localnorm import noise, paths
+from localnorm.data.archives import IMAGE_SUFFIXES, read, scan
+from localnorm.data.augment import standardise
+from localnorm.data.dataset import Dataset
+from localnorm.data.prepare import to_pixels
+from localnorm.evaluate import ARMS
+from localnorm.figures.style import ARM_STYLES, new_figure
+from localnorm.models import load_model
+from localnorm.predict import estimate_statistics, predict
+
+__all__ = ["chosen_priors", "darken", "folder_images", "plot_poor_light", "top_classes"]
+
+ONE_IMAGE = ("fixed", "single", "vote", "prior")  # modes in which an image meets no other
+TOP = 5
+
+
+def folder_images(folder: str | Path, dataset: Dataset) -> tuple[list[str], Tensor]:
+    """A user's own photographs, made like the images of a data set.
+
+    Args:
+        folder: or an archive; every image in it is taken, in the order of names.
+        dataset: the data set that the networks were trained on.
+
+    Returns:
+        The files' names and uint8 (N, C, H, W).
+
+    Raises:
+        ValueError: there is no such folder, or no image in it.
+    """
+    folder = Path(folder).expanduser()
+    entries = scan(folder) if folder.exists() else []
+    entries = [entry for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+    if not entries:
+        raise ValueError(f"no images in {str(folder)!r}; give a folder with files in {', '.join(IMAGE_SUFFIXES)}")
+    channels, side, _ = dataset.shape
+    pixels = {e.name: torch.tensor(to_pixels(data, e.name, side, channels)) for e, data in read(entries)}
+    names = sorted(pixels)
+    return names, torch.stack([pixels[name] for name in names])
+
+
+def darken(images: Tensor, level: float) -> Tensor:
+    """Images with the share `level` of their light taken away: uint8 (N, C, H, W) -> float32 in [0, 1]."""
+    return noise.apply(images.float() / 255, "brightness", level, torch.Generator(), suite="named")
+
+
+def chosen_priors(experiment: str, seed: int) -> dict[str, float]:
+    """norm -> n0 that the sweep of a network took, in positions; none of a norm without the mode "prior".
+
+    Raises:
+        FileNotFoundError: the experiment has no sweep yet.
+    """
+    sweep = pd.read_csv(paths.sweep(experiment))
+    rows = sweep[(sweep["mode"] == "prior") & (sweep.seed == seed)]
+    return rows.groupby("norm").prior.first().to_dict()
+
+
+def top_classes(
+    experiment: str,
+    dataset: Dataset,
+    images: Tensor,
+    levels: Sequence[float],
+    arms: Sequence[str],
+    batch_size: int,
+    priors: dict[str, float],
+    seed: int,
+) -> pd.DataFrame:
+    """What the networks of one seed answer to each image alone.
+
+    Args:
+        experiment: its trained networks are asked.
+        dataset: what they were trained on.
+        images: uint8 (N, C, H, W).
+        levels: shares of the light taken away.
+        arms: names of arms in which an image meets no other.
+        batch_size: of the training images that give a LocalNorm network its stored statistics.
+        priors: norm -> n0 of the mode "prior".
+        seed: of the networks.
+
+    Returns:
+        A row an image, level, arm and rank (0 is the likeliest), with `label`, the class's number, and `probability`.
+
+    Raises:
+        ValueError: an arm that is unknown or needs more than one image.
+        FileNotFoundError: the experiment has no trained network of the seed.
+    """
+    keys = {label: key for key, label in ARMS.items() if key[1] in ONE_IMAGE}
+    if wrong := [arm for arm in arms if arm not in keys]:
+        raise ValueError(f"{', '.join(wrong)} cannot answer for one image alone; choose of {', '.join(keys)}")
+    mean, std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
+    rows, networks = [], {}
+    for arm in arms:
+        norm, mode = keys[arm]
+        if norm not in networks:
+            networks[norm] = load_model(
+                paths.model(experiment, paths.run_name(experiment, norm, seed)) / "model.safetensors"
+            )
+            if norm == "local" and any(keys[each] in (("local", "prior"), ("local", "fixed")) for each in arms):
+                estimate_statistics(networks[norm], _training_batches(dataset, batch_size, mean, std))
+        more = {"prior": priors[norm]} if mode == "prior" else {}
+        for level in levels:
+            standardised = standardise(darken(images, level) * 255, mean, std)
+            probabilities = predict(networks[norm], standardised, mode=mode, **more).softmax(1)  # (N, num_classes)
+            best = probabilities.topk(min(TOP, dataset.num_classes), dim=1)
+            rows += [
+                {"image": image, "level": level, "arm": arm, "rank": rank, "label": label, "probability": probability}
+                for image, answer in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+                for rank, (label, probability) in enumerate(zip(*answer, strict=True))
+            ]
+    return pd.DataFrame(rows)
+
+
+def _training_batches(dataset: Dataset, batch_size: int, mean: Tensor, std: Tensor) -> Iterator[Tensor]:
+    for chunk in dataset.images("train").split(batch_size):
+        if len(chunk) == batch_size:
+            yield standardise(chunk, mean, std)
+
+
+def plot_poor_light(
+    images: Tensor,
+    names: Sequence[str],
+    answers: pd.DataFrame,
+    classes: Sequence[str],
+    labels: Sequence[int] | None = None,
+) -> Figure:
+    """A row an image and level: the image as the networks get it, then each arm's five likeliest classes as bars.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        names: a title an image.
+        answers: what `top_classes` gives.
+        classes: their names in label order.
+        labels: (N,) the true classes, whose bars are coloured; None where nobody knows them.
+    """
+    arms, levels = list(dict.fromkeys(answers.arm)), list(dict.fromkeys(answers.level))
+    figure, axes = new_figure(
+        len(images) * len(levels),
+        1 + len(arms),
+        0.82 * len(images) * len(levels) + 0.3,
+        gridspec_kw={"width_ratios": [0.8, *[1.2] * len(arms)]},
+    )
+    for number, ((image, level), answer) in enumerate(answers.groupby(["image", "level"], sort=True)):
+        row = axes[number]
+        shown = darken(images[image : image + 1], level)[0].movedim(0, -1)  # (H, W, C)
+        row[0].imshow(shown.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
+        row[0].set(xticks=[], yticks=[])
+        name = textwrap.fill(names[image], 14, break_long_words=True)
+        row[0].set_ylabel(f"{name}\n{100 * (1 - level):.0f} % light", rotation=0, ha="right", va="center", fontsize=6)
+        for axis, arm in zip(row[1:], arms, strict=True):
+            _draw_bars(axis, answer[answer.arm == arm], classes, None if labels is None else int(labels[image]))
+            if number == 0:
+                axis.set_title(arm)
+    for axis in axes[-1, 1:]:
+        axis.set_xlabel("probability")
+        axis.tick_params(labelbottom=True)
+    return figure
+
+
+def _draw_bars(axis: Axes, answer: pd.DataFrame, classes: Sequence[str], true: int | None) -> None:
+    arm = answer.arm.iloc[0]
+    outline = [matplotlib.patheffects.withStroke(linewidth=1.5, foreground="white")]
+    for row in answer.itertuples():
+        right = true is None or row.label == true
+        axis.barh(row.rank, row.probability, color=ARM_STYLES[arm][0] if right else "0.8", height=0.85, alpha=0.75)
+        name = re.sub(r"^\d+ (?=\D)", "", classes[row.label])  # some data sets number their classes
+        name = name if len(name) <= 30 else f"{name[:29]}…"
+        weight = "bold" if row.label == true else "normal"
+        axis.text(0.02, row.rank, name, va="center", fontsize=5.5, path_effects=outline, fontweight=weight)
+    axis.set(xlim=(0, 1), ylim=(len(answer) - 0.5, -0.5), yticks=[], xticks=[0, 0.5, 1])
+    axis.tick_params(labelbottom=False)

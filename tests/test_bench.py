@@ -1,0 +1,17 @@
+"""The bench of the pipeline's parts runs, compares like with like, and writes a row a measurement."""
+
+import pandas as pd
+
+from localnorm.bench import main
+
+
+def test_a_quick_run_measures_training_every_noise_and_a_sweep(tmp_path, capsys):
+    rows = main(["--quick", "--repeats", "2", "--output", str(tmp_path / "bench.csv")])
+    table = pd.read_csv(tmp_path / "bench.csv")
+    assert len(table) == len(rows) == 2 + 12 + 1
+    assert (table[["usual", "ours", "ratio"]] > 0).all().all()
+    assert (table.lower_quartile <= table.ratio).all()
+    noises = table[table.subject.str.startswith("noise")]
+    assert (noises.ratio > 10).all(), "whole arrays against loops over pixels, even on a busy machine"
+    printed = capsys.readouterr().out
+    assert all(row.subject in printed for row in rows)
