@@ -13,7 +13,7 @@ EXPERIMENT ?= digits-small
 # runs side by side; empty: one a core
 JOBS ?=
 
-.PHONY: help quickstart repro released test lab bench clean
+.PHONY: help quickstart repro released compare html test lab bench clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,11 +22,18 @@ quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results
 	python -m localnorm.pipeline runs $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))
 	dvc repro report@$(EXPERIMENT)
 	dvc repro --single-item figure-fixed-against-batch numbers paper
+	@[ ! -e .git ] || python -m localnorm.compare $(EXPERIMENT) || true # an experiment of one's own has nothing to compare with
 	@python -m localnorm.results $(EXPERIMENT)
 
 repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (hours)
 	@python -m localnorm.pipeline check
 	dvc repro --keep-going
+
+compare: $(INSTALLED) ## expected against obtained: the committed results beside yours
+	@python -m localnorm.compare
+
+html: $(INSTALLED) ## a finished run as web pages that need no network
+	@python -m localnorm.html
 
 released: $(INSTALLED) ## the released protocol at full length instead (days, GPUs)
 	cp params/released.yaml params.yaml

@@ -1,0 +1,367 @@
+"""Look at one image through both networks of a pair: its noise, its histogram, what BatchNorm and LocalNorm say to it.
+
+`look` computes what `plot_view` draws, and `explorer` puts sliders in front of the two. Images are noised as the sweep does it,
+so what is seen here is what is counted there.
+"""
+
+import io
+import math
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from localnorm import noise, paths
+from localnorm.data import Dataset, load, prepare
+from localnorm.data.augment import standardise
+from localnorm.evaluate import SweepConfig, noisy_images, test_images
+from localnorm.figures import ARM_STYLES
+from localnorm.models import load_model
+from localnorm.params import load_params
+from localnorm.predict import estimate_statistics, predict
+from localnorm.train import TrainConfig, fit
+
+__all__ = ["STATISTICS", "Pair", "View", "available", "explorer", "load_pair", "look", "plot_view", "train_pair"]
+
+TRAINING_IMAGES = 512  # enough for stored statistics to a few percent, and seconds on a CPU
+TOP = 5  # classes in a bar chart
+
+# mode of `localnorm.predict` -> where the statistics come from, in the words of a menu
+STATISTICS = {
+    "fixed": "training set (fixed)",
+    "batch": "all test images together (batch)",
+    "single": "this image alone (single)",
+    "vote": "this image alone, all groups vote (vote)",
+    "prior": "this image, shrunk to the training set (prior)",
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A BatchNorm and a LocalNorm network of one experiment and seed, and the test images that they look at.
+
+    Attributes:
+        name: the run's experiment and seed, for titles.
+        dataset: title, classes, mean and standard deviation.
+        networks: norm ("batch", "local") -> network.
+        config: the experiment's sweep settings.
+        images, labels: (B, C, H, W) uint8 and (B,), the first test batch of the sweep.
+        training_range: smallest and largest pixel a channel of the training part.
+        training_images: (N, C, H, W) uint8, for the statistics that a LocalNorm network does not store by itself.
+    """
+
+    name: str
+    dataset: Dataset
+    networks: dict[str, torch.nn.Module]
+    config: SweepConfig
+    images: Tensor
+    labels: Tensor
+    training_range: noise.Extrema
+    training_images: Tensor
+    _seen: dict = field(default_factory=dict)  # condition, norm and mode -> probabilities: another image costs nothing
+
+
+@dataclass(frozen=True)
+class View:
+    """What both networks make of one image under one noise.
+
+    Attributes:
+        title: noise and level.
+        clean, noisy: (C, H, W) pixels, 0 ... 255; noisy ones may lie outside, as the network gets them.
+        label: the true class.
+        classes: all names.
+        probabilities: norm -> (num_classes,) of this image.
+        statistics: norm -> the mode in which it was asked.
+        accuracy: norm -> over all test images of the pair under the same noise.
+        images: how many those are.
+    """
+
+    title: str
+    clean: np.ndarray
+    noisy: np.ndarray
+    label: int
+    classes: tuple[str, ...]
+    probabilities: dict[str, np.ndarray]
+    statistics: dict[str, str]
+    accuracy: dict[str, float]
+    images: int
+
+
+def available(seed: int = 0) -> list[str]:
+    """Experiments of params.yaml of which images and both networks of a seed are here."""
+    return [
+        name
+        for name in load_params()["experiments"]
+        if (paths.prepared(name) / "dataset.json").is_file() and all(file.is_file() for file in _files(name, seed))
+    ]
+
+
+def _files(experiment: str, seed: int) -> list[Path]:
+    runs = [paths.run_name(experiment, norm, seed) for norm in ("batch", "local")]
+    return [paths.model(experiment, run) / "model.safetensors" for run in runs]
+
+
+def load_pair(experiment: str, seed: int = 0) -> Pair:
+    """The pair that the pipeline trained; for the digits, where there is none, one that is trained now and not kept.
+
+    Raises:
+        FileNotFoundError: images or networks of any other experiment are missing; names the command that makes them.
+    """
+    block = load_params(experiment)
+    if experiment not in available(seed):
+        if block["prepare"]["dataset"] == "digits":
+            return train_pair(experiment, seed)
+        targets = " ".join(f"train@{experiment}-{norm}-{seed}" for norm in ("batch", "local"))
+        raise FileNotFoundError(
+            f"no trained pair {experiment} of seed {seed} here (found: {', '.join(available(seed)) or 'none'}); "
+            f"make it with `dvc repro {targets}`"
+        )
+    networks = [load_model(file).eval() for file in _files(experiment, seed)]
+    return _pair(experiment, seed, load(paths.prepared(experiment)), *networks)
+
+
+def train_pair(experiment: str = "digits-small", seed: int = 0) -> Pair:
+    """Prepare and train a pair by the experiment's block of params.yaml, in memory: seconds for the digits."""
+    block = load_params(experiment)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = load(prepare(output=Path(folder) / "prepared", **block["prepare"]))
+        config = TrainConfig.from_params(block["train"])
+        networks = [fit(dataset, config, norm, seed).model.eval() for norm in ("batch", "local")]
+        return _pair(experiment, seed, dataset, *networks)
+
+
+def _pair(experiment: str, seed: int, dataset: Dataset, batch: torch.nn.Module, local: torch.nn.Module) -> Pair:
+    config = SweepConfig.from_params(load_params(experiment)["sweep"])
+    images, labels = test_images(dataset, config)
+    seen = None
+    for chunk in dataset.images("train").split(4096):
+        seen = noise.extrema(chunk, seen)
+    return Pair(
+        name=f"{experiment}, seed {seed}",
+        dataset=dataset,
+        networks={"batch": batch, "local": local},
+        config=config,
+        images=images[: config.batch_size],
+        labels=labels[: config.batch_size],
+        training_range=noise.Extrema(*(extreme.float() for extreme in seen)),
+        training_images=dataset.images("train")[:TRAINING_IMAGES].clone(),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------- a look
+
+
+def look(
+    pair: Pair,
+    image: int = 0,
+    suite: str = "named",
+    name: str = "gaussian",
+    level: float = 0.0,
+    statistics: dict[str, str] | None = None,
+) -> View:
+    """Ask both networks about one test image under one noise.
+
+    Args:
+        pair: what `load_pair` gives.
+        image: its number in `pair.images`.
+        suite, name, level: of the noise.
+        statistics: norm -> a key of `STATISTICS`; BatchNorm "fixed" and LocalNorm "batch" if None.
+
+    Raises:
+        ValueError: no such image, noise, level or mode.
+    """
+    if not 0 <= image < len(pair.images):
+        raise ValueError(f"image must be from 0 to {len(pair.images) - 1}, got {image}")
+    statistics = {"batch": "fixed", "local": "batch"} | (statistics or {})
+    for norm, mode in statistics.items():
+        if norm not in pair.networks or mode not in STATISTICS:
+            raise ValueError(
+                f"statistics are {{norm: mode}} with norm of {', '.join(pair.networks)} and mode of "
+                f"{', '.join(STATISTICS)}; got {norm!r}: {mode!r}"
+            )
+    key = (suite, name, float(level))
+    if key not in pair._seen:
+        pair._seen[key] = noisy_images(pair.images, pair.dataset, suite, name, level, pair.config, pair.training_range)
+    noisy = pair._seen[key]  # (B, C, H, W), standardised
+    probabilities = {norm: _probabilities(pair, norm, mode, key, noisy) for norm, mode in statistics.items()}
+    mean, std = (torch.tensor(values)[:, None, None] for values in (pair.dataset.mean, pair.dataset.std))
+    about = noise.noises(suite)[name]
+    return View(
+        title=f"{about.label}, {about.unit} {level:g}",
+        clean=pair.images[image].numpy(),
+        noisy=(noisy[image] * std + mean).numpy(),
+        label=int(pair.labels[image]),
+        classes=pair.dataset.classes,
+        probabilities={norm: each[image].numpy() for norm, each in probabilities.items()},
+        statistics=statistics,
+        accuracy={n: (each.argmax(1) == pair.labels).double().mean().item() for n, each in probabilities.items()},
+        images=len(pair.images),
+    )
+
+
+def _probabilities(pair: Pair, norm: str, mode: str, key: tuple, noisy: Tensor) -> Tensor:
+    """(B, num_classes) of one network under one noise, kept so that it is asked once."""
+    if (norm, mode, key) not in pair._seen:
+        network = pair.networks[norm]
+        if norm == "local" and mode in ("fixed", "prior") and "stored" not in pair._seen:
+            mean, std = (torch.tensor(values) for values in (pair.dataset.mean, pair.dataset.std))
+            # a tail would be a batch with worse statistics than the others
+            batches = pair.training_images.split(pair.config.batch_size)
+            estimate_statistics(network, [standardise(b, mean, std) for b in batches if len(b) == len(batches[0])])
+            pair._seen["stored"] = True
+        more = {"prior": pair.config.prior} if mode == "prior" else {}
+        logits = predict(network, noisy, mode, batch_size=pair.config.batch_size, **more)
+        pair._seen[norm, mode, key] = logits.float().softmax(-1)
+    return pair._seen[norm, mode, key]
+
+
+def plot_view(view: View) -> Figure:
+    """The clean and the noisy image, their histograms, and the first classes of both networks as bars."""
+    with plt.rc_context({"axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, axes = plt.subplot_mosaic(
+            [["clean", "histogram", "batch"], ["noisy", "histogram", "local"]],
+            figsize=(10, 4.4),
+            width_ratios=[1, 1.9, 1.9],
+            layout="constrained",
+        )
+        figure.suptitle(view.title, fontsize=11)
+        for name in ("clean", "noisy"):
+            pixels = getattr(view, name).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)  # (H, W, C)
+            axes[name].imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes[name].set(title=name, xticks=[], yticks=[])
+        _draw_histogram(axes["histogram"], view)
+        _draw_bars(axes["batch"], view, "batch", "BatchNorm")
+        _draw_bars(axes["local"], view, "local", "LocalNorm")
+        return figure
+
+
+def _draw_histogram(axis: Axes, view: View) -> None:
+    channels = len(view.clean)
+    colours = ("C3", "C2", "C0") if channels == 3 else ("0.2",)
+    low, high = min(0.0, float(view.noisy.min())), max(255.0, float(view.noisy.max()))
+    bins = np.linspace(low, high, 27)
+    for channel, colour in zip(range(channels), colours, strict=True):
+        axis.hist(view.clean[channel].ravel(), bins, histtype="step", color=colour, linestyle=":", density=True)
+        axis.hist(view.noisy[channel].ravel(), bins, color=colour, alpha=0.35, density=True)
+    for image, style in ((view.clean, ":"), (view.noisy, "-")):
+        axis.axvline(image.mean(), color="black", linestyle=style)
+    axis.set(title="pixels: clean dotted, noisy filled;\nlines at their means", xlabel="pixel value", yticks=[])
+
+
+def _draw_bars(axis: Axes, view: View, norm: str, title: str) -> None:
+    probabilities = view.probabilities[norm]
+    order = probabilities.argsort()[::-1][:TOP]
+    colour = ARM_STYLES["LN batch" if norm == "local" else "BN fixed"][0]
+    bars = axis.barh(range(len(order)), probabilities[order], color=colour, alpha=0.8)
+    for bar, index in zip(bars, order, strict=True):
+        if index == view.label:
+            bar.set_hatch("///")
+            bar.set_edgecolor("white")
+    names = [f"{view.classes[i]}{' (true)' if i == view.label else ''}" for i in order]
+    axis.set_yticks(range(len(order)), [name if len(name) < 30 else f"{name[:27]}..." for name in names])
+    axis.invert_yaxis()
+    verdict = "right" if order[0] == view.label else "wrong"
+    axis.set(
+        xlim=(0, 1),
+        title=f"{title}, {view.statistics[norm]}: {verdict}; {view.accuracy[norm]:.0%} of {view.images} images",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------ sliders
+
+
+def explorer(experiment: str = "digits-small", seed: int = 0) -> widgets.Widget:
+    """Menus and sliders (experiment, image, noise, level, statistics of each network) over `plot_view`.
+
+    Returns:
+        A widget; its child `.picture` holds the drawn PNG and `.controls` the named controls, for tests and scripts.
+    """
+    names = list(dict.fromkeys([experiment, *available(seed)]))
+    pairs = {experiment: load_pair(experiment, seed)}
+    choices = [
+        (f"{suite}: {about.label.split(' (released')[0]}", (suite, name))
+        for suite in ("named", "released")
+        for name, about in noise.noises(suite).items()
+        if not name.startswith("mnist")
+    ]
+    wide = {"style": {"description_width": "9em"}, "layout": {"width": "35em"}}
+    controls = {
+        "experiment": widgets.Dropdown(options=names, value=experiment, description="experiment", **wide),
+        "image": widgets.IntSlider(max=len(pairs[experiment].images) - 1, description="image", **wide),
+        "noise": widgets.Dropdown(options=choices, description="noise", **wide),
+        "level": widgets.SelectionSlider(options=_levels(choices[0][1]), description="level", **wide),
+        "batch": widgets.Dropdown(options=_menu(), value="fixed", description="BatchNorm uses", **wide),
+        "local": widgets.Dropdown(options=_menu(), value="batch", description="LocalNorm uses", **wide),
+    }
+    controls["image"].continuous_update = controls["level"].continuous_update = (
+        False  # a drag is one question, not fifty
+    )
+    picture = widgets.Image(format="png")
+    message = widgets.HTML()
+
+    def show(_=None) -> None:
+        given = {name: control.value for name, control in controls.items()}
+        try:
+            if given["experiment"] not in pairs:
+                message.value = "loading ..."
+                pairs[given["experiment"]] = load_pair(given["experiment"], seed)
+            pair = pairs[given["experiment"]]
+            controls["image"].max = len(pair.images) - 1
+            picture.value = _png(
+                look(
+                    pair,
+                    min(given["image"], len(pair.images) - 1),
+                    *given["noise"],
+                    given["level"],
+                    {norm: given[norm] for norm in ("batch", "local")},
+                )
+            )
+            message.value = ""
+        except (ValueError, FileNotFoundError) as error:
+            message.value = f"<pre>{error}</pre>"
+
+    def change_noise(change) -> None:
+        controls["level"].unobserve(show, "value")
+        share = controls["level"].index / max(1, len(controls["level"].options) - 1)
+        levels = _levels(change["new"])
+        controls["level"].options = levels  # sets the value to the first
+        controls["level"].index = math.floor(share * (len(levels) - 1))  # as far along the new scale as on the old
+        controls["level"].observe(show, "value")
+        show()
+
+    for name, control in controls.items():
+        control.observe(change_noise if name == "noise" else show, "value")
+    show()
+    box = widgets.VBox(
+        [
+            widgets.HBox([widgets.VBox(list(controls.values())[:3]), widgets.VBox(list(controls.values())[3:])]),
+            message,
+            picture,
+        ]
+    )
+    box.controls, box.picture = controls, picture
+    return box
+
+
+def _menu() -> list[tuple[str, str]]:
+    return [(text, mode) for mode, text in STATISTICS.items()]
+
+
+def _levels(choice: tuple[str, str]) -> list[tuple[str, float]]:
+    suite, name = choice
+    return [(f"{level:g}", float(level)) for level in noise.levels(name, suite)]
+
+
+def _png(view: View) -> bytes:
+    figure = plot_view(view)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)  # a slider would otherwise leave a hundred of them open
+    return buffer.getvalue()

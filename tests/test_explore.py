@@ -1,0 +1,152 @@
+"""The looks behind the sliders: what is shown is what the networks say, and every control does something."""
+
+import io
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from localnorm import explore, noise, paths
+from localnorm.data.augment import standardise
+from localnorm.params import load_params
+from localnorm.predict import predict
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project with the digits' block alone, shortened, and without any network."""
+    folder = tmp_path_factory.mktemp("project")
+    params = load_params()
+    params["experiments"] = ["digits-small", "cifar10-resnet32"]
+    params["digits-small"]["train"]["epochs"] = 3
+    (folder / "dvc.yaml").write_text("")
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    patch = pytest.MonkeyPatch()
+    patch.chdir(folder)
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def pair(project):
+    return explore.load_pair("digits-small")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def test_digits_work_at_once_and_leave_nothing_behind(project, pair):
+    assert explore.available() == []
+    assert sorted(file.name for file in project.iterdir()) == ["dvc.yaml", "params.yaml"]
+    view = explore.look(pair)
+    assert view.images == 64
+    assert min(view.accuracy.values()) > 0.5, "three epochs reach far more than chance (0.1)"
+
+
+def test_without_a_trained_pair_the_message_names_the_command(project):
+    with pytest.raises(FileNotFoundError, match=r"dvc repro train@cifar10-resnet32-batch-0 train@cifar10-resnet32-loc"):
+        explore.load_pair("cifar10-resnet32")
+
+
+def test_a_pair_that_the_pipeline_trained_is_loaded_as_it_is(project, pair, monkeypatch, tmp_path):
+    from localnorm.data import prepare
+    from localnorm.models import save_model
+
+    (tmp_path / "dvc.yaml").write_text("")
+    (tmp_path / "params.yaml").write_text((project / "params.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    prepare(output=paths.prepared("digits-small"), **load_params("digits-small")["prepare"])
+    for norm, network in pair.networks.items():
+        file = paths.model("digits-small", paths.run_name("digits-small", norm, 0)) / "model.safetensors"
+        save_model(network, file, "small", norm, num_classes=10, in_channels=1, image_size=8, num_groups=4, eps=1e-5)
+    assert explore.available() == ["digits-small"]
+    again = explore.look(explore.load_pair("digits-small"), 5, "named", "gaussian", 0.2)
+    for norm, probabilities in explore.look(pair, 5, "named", "gaussian", 0.2).probabilities.items():
+        np.testing.assert_allclose(again.probabilities[norm], probabilities, atol=1e-6)
+
+
+def test_a_clean_look_is_the_image_itself_and_the_networks_own_answer(pair):
+    view = explore.look(pair, 7)
+    np.testing.assert_array_equal(view.clean, pair.images[7].numpy())
+    np.testing.assert_allclose(view.noisy, view.clean, atol=1e-3)
+    mean, std = (torch.tensor(values) for values in (pair.dataset.mean, pair.dataset.std))
+    images = standardise(pair.images, mean, std)
+    for norm, mode in (("batch", "fixed"), ("local", "batch")):
+        expected = predict(pair.networks[norm], images, mode, batch_size=64).softmax(1)[7]
+        np.testing.assert_allclose(view.probabilities[norm], expected.numpy(), atol=1e-5)
+        assert view.probabilities[norm].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_named_noise_is_the_one_that_it_is_called(pair):
+    dark = explore.look(pair, 0, "named", "brightness", 0.5)
+    np.testing.assert_allclose(dark.noisy, dark.clean / 2, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", list(explore.STATISTICS))
+def test_every_source_of_statistics_serves_both_networks(pair, mode):
+    view = explore.look(pair, 1, "named", "contrast", 0.8, {"batch": mode, "local": mode})
+    assert view.statistics == {"batch": mode, "local": mode}
+    for probabilities in view.probabilities.values():
+        assert np.isfinite(probabilities).all()
+
+
+def test_statistics_of_the_test_batch_save_a_network_from_low_contrast(pair):
+    fixed, batch = (
+        explore.look(pair, 0, "named", "contrast", 0.8, {"batch": mode}).accuracy["batch"]
+        for mode in ("fixed", "batch")
+    )
+    assert batch > fixed + 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": 64}, "image must be from 0 to 63, got 64"),
+        (
+            {"statistics": {"local": "companions"}},
+            "mode of fixed, batch, single, vote, prior; got 'local': 'companions'",
+        ),
+        ({"name": "gauss"}, "unknown noise 'gauss'"),
+    ],
+)
+def test_a_wrong_question_is_answered_with_the_right_ones(pair, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        explore.look(pair, **{"level": 0.1, **arguments})
+
+
+def test_the_figure_draws_the_largest_probabilities_and_marks_the_true_class(pair):
+    view = explore.look(pair, 2, "named", "gaussian", 0.3)
+    axes = {axis.get_label(): axis for axis in explore.plot_view(view).axes}
+    for norm in ("batch", "local"):
+        widths = [bar.get_width() for bar in axes[norm].patches]
+        assert widths == pytest.approx(sorted(view.probabilities[norm], reverse=True)[:5])
+        hatched = [bar.get_width() for bar in axes[norm].patches if bar.get_hatch()]
+        assert all(width == pytest.approx(view.probabilities[norm][view.label]) for width in hatched)
+
+
+def test_every_control_redraws_and_the_levels_are_those_of_the_noise(pair, monkeypatch):
+    monkeypatch.setattr(explore, "load_pair", lambda experiment, seed: pair)  # trained once is enough
+    box = explore.explorer()
+    assert Image.open(io.BytesIO(box.picture.value)).size[0] > 900
+    for name, value in (
+        ("level", 0.3),
+        ("noise", ("released", "bernoulli")),
+        ("image", 9),
+        ("batch", "single"),
+        ("local", "vote"),
+    ):
+        before = box.picture.value
+        box.controls[name].value = value
+        assert box.picture.value != before, name
+    options = [level for _, level in box.controls["level"].options]
+    assert options == [float(level) for level in noise.levels("bernoulli", "released")]

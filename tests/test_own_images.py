@@ -1,0 +1,150 @@
+"""A folder of one's own images: packed faithfully, and through the notebook's block of params.yaml through the whole pipeline."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import copy_project
+from PIL import Image
+
+from localnorm import paths
+from localnorm.data import load, prepare
+from localnorm.own_images import pack_folder, write_sample_folder
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOCALNORM_DATA", raising=False)
+    return tmp_path
+
+
+def draw(file, value):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(file)
+
+
+def test_a_folder_of_classes_becomes_training_images_and_is_prepared_pixel_for_pixel(project):
+    for number in range(10):
+        for shade, name in enumerate(("robin", "wren")):
+            draw(project / "my birds" / name / f"{number}.png", 100 * shade + number)
+    draw(project / "my birds" / ".cache" / "x.png", 255)
+    (project / "my birds" / "notes.txt").write_text("no image")
+    name = pack_folder(project / "my birds")
+    assert name == "my-birds"
+    data = load(prepare(name, project / "prepared", test=0.2, validation=0.2))
+    assert data.classes == ("robin", "wren")
+    assert sum(data.counts.values()) == 20
+    for part in data.counts:
+        pixels = data.images(part)[:, 0, 0, 0] // 100
+        assert pixels.tolist() == data.labels(part).tolist()
+
+
+def test_splits_of_ones_own_are_kept(project):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            for number in range(4):
+                draw(project / "pictures" / split / name / f"{number}.png", 50 if split == "train" else 200)
+    data = load(prepare(pack_folder(project / "pictures"), project / "prepared", validation=0.25))
+    assert data.counts == {"train": 6, "validation": 2, "test": 8}
+    assert set(data.images("test").flatten().tolist()) == {200}
+
+
+def test_the_same_folder_gives_the_same_archive(project):
+    draw(project / "x" / "a" / "1.png", 3)
+    name = pack_folder(project / "x")
+    archive = paths.raw() / f"{name}.zip"
+    before = archive.read_bytes()
+    pack_folder(project / "x")
+    assert archive.read_bytes() == before
+    assert [file.name for file in archive.parent.iterdir()] == [archive.name]
+    assert zipfile.ZipFile(archive).namelist() == ["train/a/1.png"]
+
+
+def test_a_folder_that_lies_in_the_raw_data_does_not_hide_its_archive(project):
+    draw(paths.raw() / "shells" / "a" / "1.png", 3)
+    assert pack_folder(paths.raw() / "shells") == "shells-packed"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "holds no images .* as class/file or split/class/file"),
+        (["1.png"], "neither as class/file nor as split/class/file .*: 1.png"),
+        (["train/a/1.png", "b/2.png"], "splits of .*train.*: train/a/1.png; move the images"),
+        (["summer/a/1.png"], "neither as class/file nor as split/class/file .*: summer/a/1.png"),
+    ],
+)
+def test_another_layout_is_refused_with_the_file_that_does_not_fit(project, files, message):
+    (project / "x").mkdir()
+    for name in files:
+        draw(project / "x" / name, 1)
+    with pytest.raises(ValueError, match=message):
+        pack_folder(project / "x")
+    assert not paths.raw().exists()
+
+
+def test_a_missing_folder_is_named(project):
+    with pytest.raises(NotADirectoryError, match="gone is not a folder; give one that holds class/file"):
+        pack_folder(project / "gone")
+
+
+# ------------------------------------------------------------------------------------ the notebook's block, through the pipeline
+
+
+def run(command: list[str], project: Path) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "LOCALNORM_DATA"} | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        command, cwd=project, capture_output=True, text=True, env=environment, timeout=900, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_images_of_ones_own_go_from_a_folder_to_a_report_by_the_block_that_the_notebook_prints(tmp_path):
+    project = copy_project(tmp_path / "localnorm")
+    (project / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    for folder in ("data/statistics", "data/sweeps", "dvc.lock"):
+        shutil.rmtree(project / folder, ignore_errors=True)
+    (project / "dvc.lock").unlink(missing_ok=True)
+    pictures = write_sample_folder(tmp_path / "photos of mine", images=300, size=8)
+    notebook = ["papermill", "-k", "python3", "--no-progress-bar", "notebooks/your-own-images.ipynb", "executed.ipynb"]
+    run([*notebook, "-p", "folder", str(pictures), "-p", "size", "8", "-p", "epochs", "2"], project)
+
+    outputs = [
+        o for cell in json.loads((project / "executed.ipynb").read_text())["cells"] for o in cell.get("outputs", [])
+    ]
+    (printed,) = ["".join(o["text"]) for o in outputs if "dvc repro report@" in "".join(o.get("text", ""))]
+    text, _, command = printed.partition("then: ")
+    (experiment,) = block = yaml.safe_load(text)
+    params = yaml.safe_load((project / "params.yaml").read_text()) | block
+    params |= {"experiments": [experiment], "seeds": [0, 1]}
+    params[experiment]["sweep"] |= {
+        "noises": {"released": ["bernoulli"], "named": ["contrast"]},
+        "max_levels": 2,
+        "mode_images": {"vote": 16},
+    }
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    run(command.split(), project)
+    summary = pd.read_csv(project / "data" / "statistics" / experiment / "summary.csv").set_index("arm")
+    assert {"BN fixed", "BN-batch", "LN batch", "LN vote"} <= set(summary.index)
+    assert (summary.seeds == 2).all()
+    assert summary.clean["BN-batch"] > 0.2, "two epochs reach more than chance (0.1)"
+    about = json.loads((project / "data" / "statistics" / experiment / "about.json").read_text())
+    assert about["title"] == "photos-of-mine"
+    assert about["provenance"]["source_counts"] == {"train": 300}
+    for name in (f"paper/figures/accuracy-{experiment}.pdf", f"data/executed/report-{experiment}.ipynb"):
+        assert (project / name).stat().st_size > 100
