@@ -192,7 +192,7 @@ def test_files_that_a_living_dvc_is_writing_are_left_alone(tmp_path, monkeypatch
     (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages:\n  train@digits-small-lo")
     monkeypatch.chdir(tmp_path)
-    script = "import sys; from dvc.lock import make_lock; make_lock(sys.argv[1]).lock(); print(flush=True); input()"
+    script = "import sys; from dvc.lock import make_lock; held = make_lock(sys.argv[1]); held.lock(); print(flush=True); input()"
     other = [sys.executable, "-c", script, str(tmp_path / ".dvc" / "tmp" / "lock")]
     with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
