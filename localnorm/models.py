@@ -21,7 +21,7 @@ from types import ModuleType
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
@@ -100,15 +100,22 @@ def load_model(path: Path) -> nn.Module:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no trained network at {path}; run the train stage first: dvc repro")
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        if "network" not in metadata:
-            raise ValueError(
-                f"{path.name} has no description of its network; only files that save_model wrote can be loaded"
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    description = json.loads(metadata["network"])
-    model = make_model(**description)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if "network" not in metadata:
+                raise ValueError(
+                    f"{path.name} has no description of its network; only files that save_model wrote can be loaded"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        description = json.loads(metadata["network"])
+        model = make_model(**description)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name} is damaged or no safetensors file ({error}); run its train stage again"
+        ) from None
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path.name} describes no network of this package: {error}") from None
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -4,6 +4,7 @@ papermill runs a notebook in the project's folder, nbval and JupyterLab in the n
 project is the nearest folder upwards that holds dvc.yaml. A run is named once, and a file is written in one way, here.
 """
 
+import errno
 import os
 from pathlib import Path
 
@@ -25,7 +26,11 @@ __all__ = [
 
 
 def write(path: Path, content: str | bytes) -> Path:
-    """Write `content` to `path` so that the file is there whole or not at all, and return `path`."""
+    """Write `content` to `path` so that the file is there whole or not at all, and return `path`.
+
+    Raises:
+        OSError: it could not be written; names the file and what to do.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -34,6 +39,10 @@ def write(path: Path, content: str | bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        fix = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make its folder writable"
+        reason = f"{error.strerror}; what was there before is kept: {fix} and run the same command again"
+        raise OSError(error.errno, reason, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path

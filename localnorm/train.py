@@ -15,8 +15,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from tqdm import tqdm
 
@@ -234,6 +235,23 @@ class TrainedRun:
     record: dict
 
 
+def _suggest_smaller_batches(fit: Callable) -> Callable:
+    @wraps(fit)
+    def named(dataset: Dataset, config: TrainConfig, *arguments, **options) -> TrainedRun:
+        try:
+            return fit(dataset, config, *arguments, **options)
+        except RuntimeError as error:  # torch has a class of its own for the GPU's memory, and none for the CPU's
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise MemoryError(
+                f"training {config.model} with batch_size={config.batch_size} on images of {dataset.shape} needs more memory "
+                f"than there is; lower batch_size, and num_groups={config.num_groups} with it to keep the images a group"
+            ) from error
+
+    return named
+
+
+@_suggest_smaller_batches
 def fit(
     dataset: Dataset,
     config: TrainConfig,
@@ -259,6 +277,7 @@ def fit(
     Raises:
         ValueError: fewer training images than a batch, an unknown norm.
         FloatingPointError: the loss is no longer finite; names epoch and step.
+        MemoryError: the device's memory does not hold a batch.
     """
     _check_choice("norm", norm, NORMS)
     count = len(dataset.labels("train"))
@@ -452,12 +471,16 @@ def _resume(path: Path, network, optimizer, identity: dict) -> list[dict]:
     """Load what a run of the same settings left; the history so far, empty where there is nothing to continue."""
     if not path.is_file():
         return []
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        if metadata["identity"] != json.dumps(identity, sort_keys=True):
-            print(f"{path.name} belongs to other settings or data: training starts anew", file=sys.stderr)
-            return []
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("identity") != json.dumps(identity, sort_keys=True):
+                print(f"{path.name} belongs to other settings or data: training starts anew", file=sys.stderr)
+                return []
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        print(f"{path.name} is damaged ({error}): training starts anew", file=sys.stderr)
+        return []
     network.load_state_dict(
         {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     )

@@ -22,12 +22,12 @@ from data_fixtures import kill_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from soak import differences, fingerprint, kill, printed, start, wait_for
-from stages import EXPERIMENT, STAGES, figure_stage, statistics_stage, sweep_stage, train_stage
+from stages import EXPERIMENT, STAGES, TRAIN, figure_stage, statistics_stage, sweep_stage, train_stage
 
 from localnorm import paths
 from localnorm.checks import repair_dvc
-from localnorm.data import prepare
-from localnorm.train import make_fabric
+from localnorm.data import load, prepare
+from localnorm.train import fit, make_fabric
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,8 @@ def test_a_read_only_folder_is_named_and_keeps_what_it_holds(disk):
     folder = disk(1 << 20)
     paths.write(folder / "summary.csv", "old")
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-    with pytest.raises(OSError, match=r"Read-only file system: .*summary\.csv") as error:
+    message = r"Read-only file system; what was there before is kept: make its folder writable.*summary\.csv"
+    with pytest.raises(OSError, match=message) as error:
         paths.write(folder / "summary.csv", "new")
     assert error.value.errno == errno.EROFS
     assert (folder / "summary.csv").read_text() == "old"
@@ -146,6 +147,27 @@ def test_a_gpu_that_was_asked_for_and_is_missing_is_an_error_not_a_slow_run(monk
     monkeypatch.setenv("LT_ACCELERATOR", "cuda")  # how one asks Lightning Fabric for it
     with pytest.raises(Exception, match=r"(?i)cuda.*accelerator|accelerator.*cuda"):
         make_fabric()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the process's memory")
+def test_too_little_memory_suggests_a_smaller_batch(finished):
+    script = f"""
+import resource, psutil; from localnorm.data import load; from localnorm.train import TrainConfig, fit
+data = load({str(finished[0] / "data" / "prepared" / EXPERIMENT)!r})
+limit = psutil.Process().memory_info().vms + (64 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+fit(data, TrainConfig("resnet18", epochs=1, batch_size=256, num_groups=8, threads=1), "batch", 0)
+"""
+    done = run([sys.executable, "-c", script], Path(__file__).parent.parent)
+    assert "MemoryError: training resnet18 with batch_size=256" in done.stderr
+    assert "lower batch_size" in done.stderr
+
+
+def test_a_damaged_checkpoint_starts_anew_and_says_so(finished, tmp_path, capsys):
+    data = load(finished[0] / "data" / "prepared" / EXPERIMENT)
+    (tmp_path / "run.safetensors").write_bytes(b"half")
+    assert fit(data, TRAIN, "local", 0, checkpoint=tmp_path / "run.safetensors").record["resumed_at_epoch"] == 0
+    assert "run.safetensors is damaged" in capsys.readouterr().err
 
 
 def test_a_kernel_that_dies_stops_the_stage_with_a_name(tmp_path):
