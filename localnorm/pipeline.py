@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import tokenize
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from localnorm import paths
 from localnorm.params import load_params
 
-__all__ = ["check", "closure", "run_side_by_side", "source_of", "strip", "strip_source"]
+__all__ = ["check", "closure", "run_side_by_side", "source_of", "strip", "strip_source", "train"]
 
 PACKAGE = Path(__file__).parent
 
@@ -171,6 +172,26 @@ def run_side_by_side(experiment: str, jobs: int) -> None:
         )
 
 
+def train(experiment: str, norm: str, seed: int) -> None:
+    """Run the train stage's notebook in this process's place among those that torchrun or SLURM started.
+
+    The first process's notebook is the stage's; the others' are thrown away, since several cannot write one file.
+
+    Raises:
+        RuntimeError: the notebook failed; what it printed stands above.
+    """
+    load_params(experiment)
+    executed = paths.project() / "data" / "executed" / f"train-{paths.run_name(experiment, norm, seed)}.ipynb"
+    first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+    with tempfile.TemporaryDirectory() as elsewhere:
+        output = executed if first else Path(elsewhere) / executed.name
+        command = ["papermill", "-k", "python3", "--no-progress-bar", "--log-level", "WARNING", "--stderr-file", "-"]
+        command += [str(paths.project() / "notebooks" / "train.ipynb"), str(output)]
+        command += ["-p", "experiment", experiment, "-p", "norm", norm, "-p", "seed", str(seed)]
+        if subprocess.run(command, cwd=paths.project()).returncode:
+            raise RuntimeError(f"training {executed.stem.removeprefix('train-')} failed; the reason stands above")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m localnorm.pipeline", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -179,12 +200,18 @@ def main(arguments: list[str] | None = None) -> None:
     runs = commands.add_parser("runs", help="train and sweep an experiment's runs side by side")
     runs.add_argument("experiment", help="a name in params.yaml")
     runs.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: one a core")
+    one = commands.add_parser("train", help="one training run, under torchrun or srun on several devices")
+    one.add_argument("experiment", help="a name in params.yaml")
+    one.add_argument("norm", help="batch or local")
+    one.add_argument("seed", type=int)
     given = parser.parse_args(arguments)
     try:
         if given.command == "strip":
             strip(paths.project() / "notebooks", paths.project() / "data" / "sources")
         elif given.command == "check":
             check()
+        elif given.command == "train":
+            train(given.experiment, given.norm, given.seed)
         else:
             check()
             run_side_by_side(given.experiment, given.jobs)

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from tqdm import tqdm
@@ -188,6 +189,13 @@ def _has_stalled(config: TrainConfig, validation: Sequence[float]) -> bool:
     return max(validation[-config.stop_after :]) <= max(validation[: -config.stop_after])
 
 
+class _Started(DDPStrategy):
+    """Data parallel among processes that torchrun or SLURM has started: Fabric's own launcher refuses to work in a notebook."""
+
+    def _configure_launcher(self) -> None:
+        self._launcher = None
+
+
 def make_fabric(precision: str = "32-true") -> Fabric:
     """Fabric on the best device at hand; under torchrun or SLURM, on every process that they started."""
     started_many = any(int(os.environ.get(name, 1)) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
@@ -195,7 +203,7 @@ def make_fabric(precision: str = "32-true") -> Fabric:
     fabric = Fabric(
         accelerator="auto",
         devices=here if started_many else 1,
-        strategy="ddp" if started_many else "auto",
+        strategy=_Started() if started_many else "auto",
         precision=precision,
         num_nodes=int(os.environ.get("SLURM_NNODES", 1)),
     )
