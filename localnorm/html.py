@@ -20,6 +20,7 @@ from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 
 from localnorm import paths
+from localnorm.figures.captions import seed_count
 from localnorm.params import load_params
 
 __all__ = ["page", "write_site"]
@@ -159,7 +160,7 @@ def _experiment(name: str, folder: Path, notebooks: dict[str, bool], figures: li
     lossy = ", a lossy copy of the original" if about["provenance"]["lossy"] else ""
     caption = (
         f"{about['title']}{lossy}: {about['counts']['train']:,} training and {about['counts']['test']:,} test images; "
-        f"{runs.model[0]}, {runs.epochs[0]} epochs, {runs.seed.nunique()} seeds, on {', '.join(sorted(set(runs.device)))}. "
+        f"{runs.model[0]}, {runs.epochs[0]} epochs, {seed_count(runs.seed.nunique())}, on {', '.join(sorted(set(runs.device)))}. "
         f"Accuracy in % with 95 % intervals over seeds; noisy is the mean over all noises and levels."
     )
     own = [notebook for notebook in notebooks if re.search(rf"-{re.escape(name)}(-|$)", notebook)]

@@ -4,6 +4,7 @@ papermill runs a notebook in the project's folder, nbval and JupyterLab in the n
 project is the nearest folder upwards that holds dvc.yaml. A run is named once, and a file is written in one way, here.
 """
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -44,7 +45,8 @@ def write(path: Path, content: str | bytes) -> Path:
         reason = f"{error.strerror}; what was there before is kept: {fix} and run the same command again"
         raise OSError(error.errno, reason, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that went read-only: its own error is the one to tell
+            temporary.unlink(missing_ok=True)
     return path
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from localnorm import paths, stats
 from localnorm.data import load
 from localnorm.evaluate import load_predictions
-from localnorm.figures.captions import describe, experiments_with_results
+from localnorm.figures.captions import describe, experiments_with_results, seed_count
 from localnorm.params import load_params
 
 __all__ = [
@@ -156,7 +156,7 @@ def summary_text(experiment: str) -> str:
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     summary = pd.read_csv(folder / "summary.csv")
     lines = [
-        f"{about['title']}, {summary.seeds.max()} seeds: accuracy in % [95 % interval over seeds]",
+        f"{about['title']}, {seed_count(summary.seeds.max())}: accuracy in % [95 % interval over seeds]",
         f"  {'':10} {'clean':>20} {'noisy (mean of all)':>22}",
         *(
             f"  {row.arm:10} {_with_interval(row, 'clean'):>20} {_with_interval(row, 'noisy'):>22}"
@@ -452,7 +452,7 @@ def readme_table(numbers: dict) -> str:
     for name, experiment in numbers["experiments"].items():
         training = experiment["training"]
         lines += [
-            f"**{experiment['about']['title']}**, `{training['model']}`, {training['epochs']} epochs, {training['seeds']} seeds, "
+            f"**{experiment['about']['title']}**, `{training['model']}`, {training['epochs']} epochs, {seed_count(training['seeds'])}, "
             f"{experiment['test_images']} test images, {training['device']}: [figure](paper/figures/accuracy-{name}.pdf), "
             f"[notebook](notebooks/figure-accuracy.ipynb), stage `report@{name}`",
             "",

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 ROOT = Path(__file__).parent.parent
+STARTED_IN = Path.cwd()
 torch.set_num_threads(1)  # the tests' networks are tiny: threads cost more than they give
 os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # keeps jupyter_core from warning in every kernel that the tests start
 
@@ -25,6 +26,13 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="slow; run with `pytest -m slow`"))
+
+
+@pytest.fixture(autouse=True)
+def _same_working_folder():
+    """A test that fails in another folder does not take the next ones with it."""
+    yield
+    os.chdir(STARTED_IN)
 
 
 @pytest.fixture(scope="session")

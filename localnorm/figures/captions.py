@@ -7,12 +7,17 @@ import pandas as pd
 from localnorm import paths
 from localnorm.params import load_params
 
-__all__ = ["describe", "experiments_with_results"]
+__all__ = ["describe", "experiments_with_results", "seed_count"]
 
 
 def experiments_with_results() -> list[str]:
     """The experiments of params.yaml that have statistics, in its order."""
     return [name for name in load_params()["experiments"] if (paths.statistics(name) / "summary.csv").is_file()]
+
+
+def seed_count(count: int) -> str:
+    """ "6 seeds", and for one what it means: a number without an interval."""
+    return f"{count} seeds" if count > 1 else "one seed, so no interval"
 
 
 def describe(experiment: str) -> str:
@@ -31,5 +36,5 @@ def describe(experiment: str) -> str:
     return (
         f"{about['title']}{source}: {counts['train']:,} training and {counts['test']:,} test images, {images:,} of them "
         f"scored; {first.model}, {epochs}, batches of {first.batch_size} in {first.num_groups} groups; "
-        f"{runs.seed.nunique()} seeds; {', '.join(sorted(runs.device.unique()))}, torch {first.torch}"
+        f"{seed_count(runs.seed.nunique())}; {', '.join(sorted(runs.device.unique()))}, torch {first.torch}"
     )

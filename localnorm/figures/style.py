@@ -76,7 +76,8 @@ def save(figure: Figure, name: str, caption: str) -> None:
     folder = paths.paper() / "figures"
     for suffix, metadata in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, metadata=metadata)
+        # tight: an axis label that is wider than its panel would be cut at the figure's edge
+        figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches="tight", pad_inches=0.02)
         paths.write(folder / f"{name}.{suffix}", buffer.getvalue())
     paths.write(folder / f"{name}.txt", " ".join(caption.split()) + "\n")
 
