@@ -298,7 +298,7 @@ CLAIMS = {
     "control": ("what LN adds to BN with the statistics of the test batch", "accuracy-*", ""),
     "C4": ("LN is the same or slightly better on clean images", "accuracy-*", ""),
     "C5": ("LN works on a single image where images are large", "accuracy-*", ""),
-    "C6": ("poorly lit or camouflaged cars are recognised from one image", "poor-light", "dvc repro figure-poor-light"),
+    "C6": ("poorly lit cars are recognised from one image", "poor-light-digits-small", "dvc repro figure-poor-light@digits-small"),
     "C7": ("negligible extra training cost", "cost", "make bench"),
     "C8": ("little or no extra cost at inference", "cost", "make bench"),
     "C9": ("LN can be put into trained networks simply", "", "python -m pytest tests/test_convert.py"),

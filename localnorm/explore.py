@@ -206,6 +206,11 @@ def look(
     )
 
 
+def _prior(candidates: float | list[float]) -> float:
+    """One n0 of a sweep block: the middle one, where the sweep chooses a network's own by its validation images."""
+    return sorted(candidates)[len(candidates) // 2] if isinstance(candidates, list) else candidates
+
+
 def _probabilities(pair: Pair, norm: str, mode: str, key: tuple, noisy: Tensor) -> Tensor:
     """(B, num_classes) of one network under one noise, kept so that it is asked once."""
     if (norm, mode, key) not in pair._seen:
@@ -216,7 +221,7 @@ def _probabilities(pair: Pair, norm: str, mode: str, key: tuple, noisy: Tensor) 
             batches = pair.training_images.split(pair.config.batch_size)
             estimate_statistics(network, [standardise(b, mean, std) for b in batches if len(b) == len(batches[0])])
             pair._seen["stored"] = True
-        more = {"prior": pair.config.prior} if mode == "prior" else {}
+        more = {"prior": _prior(pair.config.prior)} if mode == "prior" else {}
         logits = predict(network, noisy, mode, batch_size=pair.config.batch_size, **more)
         pair._seen[norm, mode, key] = logits.float().softmax(-1)
     return pair._seen[norm, mode, key]

@@ -11,7 +11,6 @@ import torch
 import yaml
 
 ROOT = Path(__file__).parent.parent
-STARTED_IN = Path.cwd()
 torch.set_num_threads(1)  # the tests' networks are tiny: threads cost more than they give
 os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # keeps jupyter_core from warning in every kernel that the tests start
 
@@ -31,8 +30,9 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _same_working_folder():
     """A test that fails in another folder does not take the next ones with it."""
+    before = Path.cwd()
     yield
-    os.chdir(STARTED_IN)
+    os.chdir(before)
 
 
 @pytest.fixture(scope="session")

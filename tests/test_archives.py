@@ -344,7 +344,7 @@ def test_parquet_reads_labels_names_classes_and_images_of_several_files(tmp_path
 def test_a_damaged_parquet_is_named(tmp_path):
     path = write_parquet(tmp_path / "train-0.parquet", "img", [picture(0)], [0], ["ant"])
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"train-0\.parquet is damaged or has no columns img"):
+    with pytest.raises(ValueError, match=r"train-0\.parquet is damaged, has no columns img"):
         archives.read_parquet([path])
 
 

@@ -53,7 +53,10 @@ def test_digits_work_at_once_and_leave_nothing_behind(project, pair):
     assert min(view.accuracy.values()) > 0.5, "three epochs reach far more than chance (0.1)"
 
 
-def test_without_a_trained_pair_the_message_names_the_command(project):
+def test_without_a_trained_pair_the_message_names_the_command(project, tmp_path, monkeypatch):
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).write_text((project / name).read_text())
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"dvc repro train@cifar10-resnet32-batch-0 train@cifar10-resnet32-loc"):
         explore.load_pair("cifar10-resnet32")
 

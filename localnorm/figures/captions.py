@@ -7,12 +7,21 @@ import pandas as pd
 from localnorm import paths
 from localnorm.params import load_params
 
-__all__ = ["describe", "experiments_with_results", "seed_count"]
+__all__ = ["describe", "experiments_with_results", "seed_count", "title"]
 
 
 def experiments_with_results() -> list[str]:
     """The experiments of params.yaml that have statistics, in its order."""
     return [name for name in load_params()["experiments"] if (paths.statistics(name) / "summary.csv").is_file()]
+
+
+def title(experiment: str) -> str:
+    """The name of an experiment's data, for the axes of figures.
+
+    Raises:
+        FileNotFoundError: the experiment has no statistics yet.
+    """
+    return json.loads((paths.statistics(experiment) / "about.json").read_text(encoding="utf-8"))["title"]
 
 
 def seed_count(count: int) -> str:

@@ -1,5 +1,6 @@
 """What statistics of the test batch bring BatchNorm under noise, and what they cost it on clean images (claim C2)."""
 
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -30,9 +31,9 @@ def plot_fixed_against_batch(summaries: dict[str, pd.DataFrame], arms: Sequence[
             raise ValueError(f"{title} has no results of {', '.join(missing)}; it has {', '.join(rows.index)}")
         for part, offset in (("clean", 0.0), ("noisy", 0.42)):
             height = number + offset
-            labels.append((height, f"{title}, {part}"))
+            labels.append((height, "\n".join(textwrap.wrap(f"{title}, {part}", 20))))
             start, end = (100 * rows.loc[arm, part] for arm in arms[:2])
-            right = 100 * max(rows.loc[arm, f"{part}_high"] for arm in arms)
+            right = 100 * rows.loc[list(arms), [part, f"{part}_high"]].max(axis=None)  # one seed has no interval
             axis.text(right + 3, height, f"{end - start:+.1f}", va="center", fontsize=7)
             for place, arm in enumerate(arms):  # side by side, since intervals may overlap
                 colour, marker, _ = ARM_STYLES[arm]
