@@ -27,6 +27,8 @@ __all__ = ["check_params", "repair_dvc"]
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # a folder's name, and a word of the commands in dvc.yaml
 
+BATCHES = {"sizes": list[int], "conditions": dict[str, dict[str, float]], "images": int}  # of a sweep block
+
 
 def check_params() -> None:
     """Check all of params.yaml.
@@ -48,6 +50,10 @@ def check_params() -> None:
             for stage, target in (("prepare", prepare), ("statistics", claims)):
                 _check_types(stage, block[stage], target)
                 _check_keys(stage, block[stage], target)
+            studied = block["sweep"].get("batches")
+            for key, kind in BATCHES.items() if isinstance(studied, dict) else ():
+                if key in studied and not _fits(studied[key], kind):
+                    raise ValueError(f"batches: {key} must be {_words(kind)}, got {studied[key]!r}, in the sweep block")
             settings = {}
             for stage, target in (("train", TrainConfig), ("sweep", SweepConfig), ("ablations", AblationConfig)):
                 if stage in block:
@@ -55,7 +61,12 @@ def check_params() -> None:
                     settings[stage] = target.from_params(block[stage])
             if "ablations" in settings:
                 variants(settings["ablations"], settings["train"])
-        except (ValueError, TypeError) as error:
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            KeyError,
+        ) as error:  # the last three: a wrong type deep in a block
             raise ValueError(f"params.yaml, {experiment}: {error}") from None
 
 
@@ -122,6 +133,7 @@ def _words(kind) -> str:
     if get_origin(kind) is dict:
         return f"a mapping of {_words(inner[0])} to {_words(inner[1])}"
     words = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", type(None): "null"}
+    words |= {dict: "a mapping", list: "a list"}
     return words[kind]
 
 
