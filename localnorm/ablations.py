@@ -7,8 +7,8 @@ Each trained variant's rows are kept beside the checkpoints, so that an interrup
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +19,7 @@ from localnorm import paths
 from localnorm.convert import convert_to_localnorm
 from localnorm.data.dataset import Dataset
 from localnorm.evaluate import SweepConfig, sweep
+from localnorm.params import from_block
 from localnorm.train import TrainConfig, fit
 
 __all__ = [
@@ -78,16 +79,12 @@ class AblationConfig:
 
     @classmethod
     def from_params(cls, block: dict) -> "AblationConfig":
-        known = [item.name for item in fields(cls)]
-        unknown = sorted(set(block) - set(known))
-        missing = sorted({"seeds", "noises", "max_levels", "images"} - set(block))
-        if unknown or missing:
-            raise ValueError(
-                f"an ablations block knows {', '.join(known)}"
-                + (f"; unknown: {', '.join(unknown)}" if unknown else "")
-                + (f"; missing: {', '.join(missing)}" if missing else "")
-            )
-        return cls(**block)
+        """The `ablations` block of an experiment in params.yaml.
+
+        Raises:
+            ValueError: an unknown or missing key.
+        """
+        return from_block(cls, "ablations", block)
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ def run(
         A row a variant, seed, mode, noise and level: COLUMNS. `value` is text: K, epochs, a norm, or the sizes drawn from.
     """
     planned = variants(config, train)
-    original = replace(train, epochs=config.epochs or train.epochs)
+    train = replace(train, epochs=config.epochs or train.epochs)
     swept = replace(
         sweep_config,
         noises=config.noises,
@@ -153,9 +150,7 @@ def run(
         total=len(planned) * len(config.seeds), desc=f"ablations {experiment}", unit="network", file=sys.stderr
     ) as bar:
         for seed in config.seeds:
-            batchnorm = cache(
-                lambda seed=seed: fit(dataset, original, "batch", seed).model
-            )  # what fine-tuning starts from
+            batchnorm = cache(partial(_train_batchnorm, dataset, train, experiment, seed))
             for number, variant in enumerate(planned):
                 kept = paths.checkpoint(f"{experiment}-ablation-{number}-s{seed}")
                 identity = f"# {dataset.provenance['checksum']} {variant} {swept}\n"
@@ -173,6 +168,7 @@ def run(
                     kept.unlink(missing_ok=True)
                 tables.append(rows)
                 bar.update()
+            paths.checkpoint(f"{experiment}-ablation-batch-s{seed}").unlink(missing_ok=True)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -185,7 +181,14 @@ def _kept(path: Path, identity: str) -> pd.DataFrame | None:
     return pd.read_csv(io.StringIO(text.removeprefix(identity)), dtype={"value": str})
 
 
+def _train_batchnorm(dataset: Dataset, train: TrainConfig, experiment: str, seed: int) -> Module:
+    """The plain network of a seed: a variant of its own, and what every length of fine-tuning starts from."""
+    return fit(dataset, train, "batch", seed, checkpoint=paths.checkpoint(f"{experiment}-ablation-batch-s{seed}")).model
+
+
 def _train(dataset: Dataset, variant: Variant, seed: int, batchnorm: Callable[[], Module], checkpoint: Path) -> Module:
+    if variant.norm == "batch":
+        return batchnorm()
     if variant.fine_tuning is None:
         return fit(dataset, variant.train, variant.norm, seed, checkpoint=checkpoint).model
     network = convert_to_localnorm(batchnorm(), variant.train.num_groups, assignment="contiguous")

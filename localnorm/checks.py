@@ -3,14 +3,13 @@
 A mistake in params.yaml costs a second here, and hours where the stage that stumbles over it is the last one.
 """
 
-import inspect
 import json
 import math
 import re
 from collections.abc import Callable, Container
 from contextlib import ExitStack
 from types import UnionType
-from typing import get_args, get_origin, get_type_hints
+from typing import get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml
 
@@ -19,7 +18,7 @@ from localnorm.ablations import AblationConfig, variants
 from localnorm.data import prepare
 from localnorm.evaluate import SweepConfig
 from localnorm.models import NORMS
-from localnorm.params import load_params
+from localnorm.params import check_keys, load_params
 from localnorm.stats import claims
 from localnorm.train import TrainConfig
 
@@ -27,7 +26,7 @@ __all__ = ["check_params", "repair_dvc"]
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # a folder's name, and a word of the commands in dvc.yaml
 
-BATCHES = {"sizes": list[int], "conditions": dict[str, dict[str, float]], "images": int}  # of a sweep block
+GIVEN = ("output", "table")  # arguments of a stage's function that are no settings
 
 
 def check_params() -> None:
@@ -49,11 +48,7 @@ def check_params() -> None:
         try:
             for stage, target in (("prepare", prepare), ("statistics", claims)):
                 _check_types(stage, block[stage], target)
-                _check_keys(stage, block[stage], target)
-            studied = block["sweep"].get("batches")
-            for key, kind in BATCHES.items() if isinstance(studied, dict) else ():
-                if key in studied and not _fits(studied[key], kind):
-                    raise ValueError(f"batches: {key} must be {_words(kind)}, got {studied[key]!r}, in the sweep block")
+                check_keys(stage, block[stage], target, GIVEN)
             settings = {}
             for stage, target in (("train", TrainConfig), ("sweep", SweepConfig), ("ablations", AblationConfig)):
                 if stage in block:
@@ -61,12 +56,7 @@ def check_params() -> None:
                     settings[stage] = target.from_params(block[stage])
             if "ablations" in settings:
                 variants(settings["ablations"], settings["train"])
-        except (
-            ValueError,
-            TypeError,
-            AttributeError,
-            KeyError,
-        ) as error:  # the last three: a wrong type deep in a block
+        except (ValueError, TypeError) as error:
             raise ValueError(f"params.yaml, {experiment}: {error}") from None
 
 
@@ -85,26 +75,16 @@ def _check_lists(params: dict, norms: Container[str]) -> None:
             raise ValueError(f"params.yaml: an experiment's name is letters, digits, '-', '_' and '.', got {name!r}")
         if name in params and not _fits(params[name], dict[str, dict]):
             raise ValueError(f"params.yaml, {name}: must map each of its stages to a block of settings")
-
-
-def _arguments(target: Callable) -> dict[str, inspect.Parameter]:
-    """The arguments of a stage's function that its block gives: not the folder to write or the table to read."""
-    arguments = inspect.signature(target).parameters
-    return {name: argument for name, argument in arguments.items() if name not in ("output", "table")}
-
-
-def _check_keys(stage: str, block: dict, target: Callable) -> None:
-    arguments = _arguments(target)
-    if unknown := [str(key) for key in block if key not in arguments]:
-        raise ValueError(f"unknown key {', '.join(unknown)} in a {stage} block; it knows {', '.join(arguments)}")
-    needed = [name for name, argument in arguments.items() if argument.default is argument.empty]
-    if missing := [name for name in needed if name not in block]:
-        raise ValueError(f"a {stage} block needs {', '.join(missing)}; it has {', '.join(block)}")
+    ablated = params.get("ablated", [])
+    if not _fits(ablated, list[str]) or not set(ablated) <= set(params["experiments"]):
+        raise ValueError(f"params.yaml: ablated must be a list of experiments, empty for none, got {ablated!r}")
+    if lacking := [name for name in ablated if "ablations" not in params.get(name, {})]:
+        raise ValueError(f"params.yaml: {lacking[0]} is in the list ablated and has no block ablations; add one")
 
 
 def _check_types(stage: str, block: dict, target: Callable) -> None:
     types = get_type_hints(target)
-    for key in _arguments(target):
+    for key in types:
         if key in block and not _fits(block[key], types[key]):
             hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(block[key], str) else ""
             raise ValueError(f"{key} must be {_words(types[key])}, got {block[key]!r}{hint}, in the {stage} block")
@@ -119,6 +99,11 @@ def _fits(value, kind) -> bool:
         return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
     if get_origin(kind) is dict:
         return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+    if is_typeddict(kind):
+        types = get_type_hints(kind)
+        return (
+            isinstance(value, dict) and set(value) == set(types) and all(_fits(value[key], types[key]) for key in types)
+        )
     if kind is float:
         return type(value) in (int, float) and abs(value) < math.inf
     return type(value) is kind
@@ -132,8 +117,9 @@ def _words(kind) -> str:
         return f"a list, each {_words(inner[0])}"
     if get_origin(kind) is dict:
         return f"a mapping of {_words(inner[0])} to {_words(inner[1])}"
+    if is_typeddict(kind):
+        return "a mapping with " + ", ".join(f"{key}: {_words(each)}" for key, each in get_type_hints(kind).items())
     words = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", type(None): "null"}
-    words |= {dict: "a mapping", list: "a list"}
     return words[kind]
 
 

@@ -8,8 +8,9 @@ because McNemar's test and the size of a voting jury need single images.
 import io
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -20,10 +21,12 @@ from tqdm import tqdm
 from localnorm import noise, paths
 from localnorm.data.augment import standardise
 from localnorm.data.dataset import Dataset
+from localnorm.params import from_block
 from localnorm.predict import estimate_statistics, predict
 
 __all__ = [
     "ARMS",
+    "BatchStudy",
     "SweepConfig",
     "arm_label",
     "choose_prior",
@@ -33,6 +36,8 @@ __all__ = [
     "save_sweep",
     "sweep",
     "sweep_batches",
+    "training_batches",
+    "training_range_of",
 ]
 
 # (norm, mode) -> its name in every table and legend, in the order of the argument: failure, control, method, one image
@@ -64,6 +69,14 @@ def arm_label(norm: str, mode: str) -> str:
     return ARMS[norm, mode]
 
 
+class BatchStudy(TypedDict):
+    """What `sweep_batches` varies: sizes of a test batch, conditions (suite -> {noise: level}), and so many test images."""
+
+    sizes: list[int]
+    conditions: dict[str, dict[str, float]]
+    images: int
+
+
 @dataclass(frozen=True)
 class SweepConfig:
     """The settings of a sweep: a `sweep` block of params.yaml, checked.
@@ -79,8 +92,7 @@ class SweepConfig:
             on validation images (see `choose_prior`).
         prior_noises: suite -> {noise: level}, the noises of that choice; none that is scored.
         companions: S - 1 training images that join an image in the mode "companions".
-        batches: the study of test batches: {"sizes": [1, 8], "conditions": suite -> {noise: level}, "images": 512}; see
-            `sweep_batches`. None leaves it out.
+        batches: the study of test batches, see `BatchStudy`; None leaves it out.
         seed: of the noise and of the order of the test images.
         images: so many test images at most; None is all.
         mode_images: mode -> so many test images at most in this mode (vote costs K forwards an image).
@@ -100,7 +112,7 @@ class SweepConfig:
     prior: float | list[float] = 512
     prior_noises: dict[str, dict[str, float]] = field(default_factory=dict)
     companions: int = 15
-    batches: dict | None = None
+    batches: BatchStudy | None = None
     seed: int = 0
     images: int | None = None
     mode_images: dict[str, int] = field(default_factory=dict)
@@ -138,13 +150,7 @@ class SweepConfig:
         Raises:
             ValueError: an unknown or missing key, or a value that cannot work.
         """
-        known = [item.name for item in fields(cls)]
-        unknown, missing = sorted(set(block) - set(known)), sorted({"noises", "modes", "batch_size"} - set(block))
-        if unknown:
-            raise ValueError(f"unknown key {', '.join(unknown)} in a sweep block; it knows {', '.join(known)}")
-        if missing:
-            raise ValueError(f"a sweep block needs {', '.join(missing)}; it has {', '.join(block)}")
-        return cls(**block)
+        return from_block(cls, "sweep", block)
 
 
 def _named_conditions(levels: dict[str, dict[str, float]]) -> list[Condition]:
@@ -155,9 +161,10 @@ def _named_conditions(levels: dict[str, dict[str, float]]) -> list[Condition]:
     return [(suite, name, float(level)) for suite, names in levels.items() for name, level in names.items()]
 
 
-def _check_batches(block: dict) -> None:
-    if set(block) != {"sizes", "conditions", "images"}:
-        raise ValueError(f"batches must have exactly sizes, conditions, images; it has {', '.join(block) or 'nothing'}")
+def _check_batches(block: BatchStudy) -> None:
+    if set(block) != set(BatchStudy.__annotations__):
+        known = ", ".join(BatchStudy.__annotations__)
+        raise ValueError(f"batches must have exactly {known}; it has {', '.join(block) or 'nothing'}")
     if not block["sizes"] or not all(isinstance(size, int) and 1 <= size <= block["images"] for size in block["sizes"]):
         raise ValueError(
             f"batches: sizes must be whole numbers from 1 to images={block['images']}, got {block['sizes']}"
@@ -222,14 +229,15 @@ def noisy_images(
     return standardise(noisy, mean, std) if raw else noisy
 
 
-def _training_range(dataset: Dataset, device: torch.device) -> noise.Extrema:
+def training_range_of(dataset: Dataset, device: torch.device | str = "cpu") -> noise.Extrema:
+    """Smallest and largest pixel (0 ... 255) of each channel of the training part: (C,) each, on the device."""
     seen = None
     for chunk in dataset.images("train").split(4096):
         seen = noise.extrema(chunk, seen)
     return noise.Extrema(*(extreme.float().to(device) for extreme in seen))
 
 
-def _training_batches(dataset: Dataset, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+def training_batches(dataset: Dataset, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
     """Whole batches of standardised training images, in the order of the rows, which is random."""
     mean, std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
     for chunk in dataset.images("train").split(batch_size):
@@ -285,11 +293,11 @@ def _mode_options(
     modes, device = config.modes[norm], next(model.parameters()).device
     options: dict[str, dict] = {"vote": {"return_members": True}}
     if "companions" in modes:
-        batches = _training_batches(dataset, config.companions, device)
+        batches = training_batches(dataset, config.companions, device)
         options["companions"] = {"companions": next(batches)}
     if "prior" in modes:
         if norm == "local":  # a BatchNorm network has stored its statistics in training
-            batches = _training_batches(dataset, config.batch_size, device)
+            batches = training_batches(dataset, config.batch_size, device)
             total = len(dataset.labels("train")) // config.batch_size
             estimate_statistics(model, tqdm(batches, "training statistics", total, file=sys.stderr, mininterval=0.5))
         options["prior"] = {"prior": choose_prior(model, dataset, config, training_range)}
@@ -405,7 +413,7 @@ def _begin(model, dataset: Dataset, config: SweepConfig, norm: str) -> tuple[Ten
         torch.set_num_threads(config.threads)
     device = next(model.parameters()).device
     images, labels = test_images(dataset, config)
-    return images.to(device), labels.to(device), _training_range(dataset, device)
+    return images.to(device), labels.to(device), training_range_of(dataset, device)
 
 
 def test_images(dataset: Dataset, config: SweepConfig) -> tuple[Tensor, Tensor]:

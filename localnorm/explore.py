@@ -21,7 +21,7 @@ from torch import Tensor
 from localnorm import noise, paths
 from localnorm.data import Dataset, load, prepare
 from localnorm.data.augment import standardise
-from localnorm.evaluate import SweepConfig, noisy_images, test_images
+from localnorm.evaluate import SweepConfig, noisy_images, test_images, training_range_of
 from localnorm.figures import ARM_STYLES
 from localnorm.models import load_model
 from localnorm.params import load_params
@@ -140,9 +140,6 @@ def train_pair(experiment: str = "digits-small", seed: int = 0) -> Pair:
 def _pair(experiment: str, seed: int, dataset: Dataset, batch: torch.nn.Module, local: torch.nn.Module) -> Pair:
     config = SweepConfig.from_params(load_params(experiment)["sweep"])
     images, labels = test_images(dataset, config)
-    seen = None
-    for chunk in dataset.images("train").split(4096):
-        seen = noise.extrema(chunk, seen)
     return Pair(
         name=f"{experiment}, seed {seed}",
         dataset=dataset,
@@ -150,7 +147,7 @@ def _pair(experiment: str, seed: int, dataset: Dataset, batch: torch.nn.Module, 
         config=config,
         images=images[: config.batch_size],
         labels=labels[: config.batch_size],
-        training_range=noise.Extrema(*(extreme.float() for extreme in seen)),
+        training_range=training_range_of(dataset),
         training_images=dataset.images("train")[:TRAINING_IMAGES].clone(),
     )
 

@@ -1,10 +1,13 @@
 """Reads params.yaml: a block an experiment, in it a block a stage."""
 
+from collections.abc import Callable, Container
+from inspect import signature
+
 import yaml
 
 from localnorm import paths
 
-__all__ = ["load_params"]
+__all__ = ["check_keys", "from_block", "load_params"]
 
 STAGES = ("prepare", "train", "sweep", "statistics")  # the blocks that an experiment has
 OPTIONAL = ("ablations",)  # and may have
@@ -32,3 +35,29 @@ def load_params(experiment: str | None = None) -> dict:
             f"it has {', '.join(block)}"
         )
     return block
+
+
+def check_keys(stage: str, block: dict, target: Callable, given: Container[str] = ()) -> None:
+    """Whether the keys of a block are arguments of `target`, a function or dataclass, and none that it needs is missing.
+
+    Args:
+        given: arguments that do not come from the block.
+
+    Raises:
+        ValueError: an unknown or a missing key.
+    """
+    arguments = {name: one for name, one in signature(target).parameters.items() if name not in given}
+    if unknown := [str(key) for key in block if key not in arguments]:
+        raise ValueError(f"unknown key {', '.join(unknown)} in the {stage} block; it knows {', '.join(arguments)}")
+    if missing := [name for name, one in arguments.items() if one.default is one.empty and name not in block]:
+        raise ValueError(f"the {stage} block needs {', '.join(missing)}; it has {', '.join(block)}")
+
+
+def from_block(settings: type, stage: str, block: dict):
+    """A block of params.yaml as the dataclass `settings`.
+
+    Raises:
+        ValueError: an unknown or a missing key, or what `settings` itself refuses.
+    """
+    check_keys(stage, block, settings)
+    return settings(**block)

@@ -18,6 +18,7 @@ import tokenize
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+import yaml
 from tqdm import tqdm
 
 from localnorm import paths
@@ -185,7 +186,9 @@ def train(experiment: str, norm: str, seed: int) -> None:
     first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
     with tempfile.TemporaryDirectory() as elsewhere:
         output = executed if first else Path(elsewhere) / executed.name
-        command = ["papermill", "-k", "python3", "--no-progress-bar", "--log-level", "WARNING", "--stderr-file", "-"]
+        command = yaml.safe_load((paths.project() / "dvc.yaml").read_text(encoding="utf-8"))["vars"][0][
+            "papermill"
+        ].split()
         command += [str(paths.project() / "notebooks" / "train.ipynb"), str(output)]
         command += ["-p", "experiment", experiment, "-p", "norm", norm, "-p", "seed", str(seed)]
         if subprocess.run(command, cwd=paths.project()).returncode:

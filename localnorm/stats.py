@@ -14,6 +14,7 @@ from localnorm.evaluate import ARMS, arm_label
 
 __all__ = [
     "areas",
+    "by_arm",
     "claims",
     "compare",
     "curves",
@@ -118,9 +119,18 @@ def label_arms(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def by_arm(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
+    """A row an arm and combination of the columns `by`: mean of `value` over seeds with `low` and `high`.
+
+    Args:
+        table: a row a norm, mode, seed and combination of `by`; more than one of a seed are averaged first.
+    """
+    return _estimates(label_arms(table).assign(arm=lambda t: t.arm.astype(str)), ["arm", *by], value)
+
+
 def curves(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy against level: a row an arm, suite, noise and level, with mean and interval over seeds."""
-    return _estimates(label_arms(table).assign(arm=lambda t: t.arm.astype(str)), ["arm", *CONDITION], "accuracy")
+    return by_arm(table, CONDITION, "accuracy")
 
 
 def _per_seed_area(table: pd.DataFrame) -> pd.DataFrame:

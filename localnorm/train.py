@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,7 @@ from localnorm.data.augment import augment, standardise
 from localnorm.data.dataset import Dataset
 from localnorm.layers import Mode, set_mode
 from localnorm.models import MODELS, NORMS, make_model, save_model
+from localnorm.params import from_block
 from localnorm.predict import predict
 
 __all__ = ["TrainConfig", "TrainedRun", "fit", "learning_rate", "make_fabric", "save_run"]
@@ -137,14 +138,7 @@ class TrainConfig:
         Raises:
             ValueError: an unknown or missing key, or a value that cannot work.
         """
-        known = [item.name for item in fields(cls)]
-        unknown = sorted(set(block) - set(known))
-        missing = sorted({"model", "epochs", "batch_size"} - set(block))
-        if unknown:
-            raise ValueError(f"unknown key {', '.join(unknown)} in a train block; it knows {', '.join(known)}")
-        if missing:
-            raise ValueError(f"a train block needs {', '.join(missing)}; it has {', '.join(block)}")
-        return cls(**block)
+        return from_block(cls, "train", block)
 
 
 def _check_choice(name: str, value, choices) -> None:

@@ -106,6 +106,14 @@ def run(command: list[str], project: Path, **variables: str) -> subprocess.Compl
     )
 
 
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The working folder, an empty project."""
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def smoke_project(tmp_path_factory):
     """See `make_smoke_project`; its path has a space, quotes and a letter that is not ASCII, as people's have."""

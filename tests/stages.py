@@ -59,3 +59,10 @@ STAGES = {
     statistics_stage: f"data/statistics/{EXPERIMENT}",
     figure_stage: "paper/figures",
 }
+
+# every call of two pairs, in the order of the pipeline
+CALLS = [
+    *((stage, norm, seed) for norm in ("batch", "local") for seed in (0, 1) for stage in (train_stage, sweep_stage)),
+    (statistics_stage,),
+    (figure_stage,),
+]

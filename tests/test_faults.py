@@ -22,7 +22,7 @@ from data_fixtures import kill_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from soak import differences, fingerprint, kill, printed, start, wait_for
-from stages import EXPERIMENT, STAGES, TRAIN, figure_stage, statistics_stage, sweep_stage, train_stage
+from stages import CALLS, EXPERIMENT, STAGES, TRAIN
 
 from localnorm import paths
 from localnorm.checks import repair_dvc
@@ -38,18 +38,11 @@ def finished(tmp_path_factory):
     (project / "dvc.yaml").touch()
     seconds = {}
 
-    def timed(stage, *arguments):
+    here = Path.cwd()
+    for stage, *arguments in CALLS:
         began = time.monotonic()
         stage(project, *arguments)
         seconds[stage] = time.monotonic() - began
-
-    here = Path.cwd()
-    for norm in ("batch", "local"):
-        for seed in (0, 1):
-            timed(train_stage, norm, seed)
-            timed(sweep_stage, norm, seed)
-    timed(statistics_stage)
-    timed(figure_stage)
     os.chdir(here)
     return project, fingerprint(project), seconds
 

@@ -51,13 +51,6 @@ def curves():
     return pd.DataFrame(rows)
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    (tmp_path / "dvc.yaml").write_text("")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_every_arm_has_a_colour_and_a_marker_of_its_own():
     assert set(figures.ARM_STYLES) == set(ARMS.values())
     assert len({colour for colour, _, _ in figures.ARM_STYLES.values()}) == len(ARMS)

@@ -245,6 +245,14 @@ def test_a_mistyped_value_in_params_is_accepted_or_refused_by_name(tmp_path, mon
         ("", "params.yaml must map names to values, it is NoneType"),
         ("- a", "params.yaml must map names to values, it is list"),
         ("!!python/object/apply:os.system [touch gone]", "params.yaml is not YAML"),
+        (
+            "experiments: [a]\nnorms: [batch]\nseeds: [0]\nablated: [b]",
+            r"ablated must be a list of experiments, empty for none, got \['b'\]",
+        ),
+        (
+            "experiments: [a]\nnorms: [batch]\nseeds: [0]\nablated: [a]",
+            "a is in the list ablated and has no block ablations",
+        ),
         ("experiments: digits-small", "experiments must be a list, each text, none of them twice, got 'digits-small'"),
         ("experiments: [a]\nnorms: [layer]\nseeds: [0]", "unknown norm 'layer'; choose of batch, local"),
         (

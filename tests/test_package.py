@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, run
-from stages import EXPERIMENT, figure_stage, statistics_stage, sweep_stage, train_stage
+from stages import CALLS, EXPERIMENT
 
 from localnorm.data import prepare
 
@@ -92,12 +92,8 @@ def twice(tmp_path_factory):
     for project in projects:
         (project / "dvc.yaml").touch()
         prepare("digits", project / "data" / "prepared" / EXPERIMENT, validation=0.1, test=0.25, limit=256)
-        for norm in ("batch", "local"):
-            for seed in (0, 1):
-                train_stage(project, norm, seed)
-                sweep_stage(project, norm, seed)
-        statistics_stage(project)
-        figure_stage(project)
+        for stage, *arguments in CALLS:
+            stage(project, *arguments)
     watching.clear()
     os.chdir(here)
     return projects, [os.path.abspath(name) for name in written if name]

@@ -128,7 +128,7 @@ def test_an_unknown_experiment_names_the_ones_there_are():
 @pytest.mark.parametrize(
     ("block", "key", "value", "message"),
     [
-        ("train", "epoch", 3, "digits-small: unknown key epoch in a train block; it knows model, epochs"),
+        ("train", "epoch", 3, "digits-small: unknown key epoch in the train block; it knows model, epochs"),
         ("train", "model", "resnet33", "unknown model 'resnet33'; choose one of small"),
         ("train", "num_groups", 65, "num_groups=65 needs at least 65 images in a training batch, got batch_size=64"),
         ("train", "learning_rate", "1e-3", "learning_rate must be a finite number.*write 1.0e-3"),

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from localnorm.teaser import ARMS, plot_teaser
+from localnorm.figures.teaser import ARMS, plot_teaser
 
 CURVES = pd.read_csv(ROOT / "data" / "statistics" / "digits-small" / "curves.csv")
 

@@ -12,6 +12,7 @@ from localnorm.figures.photographs import noise_wall, noisy_photographs, photogr
 from localnorm.figures.poor_light import chosen_priors, darken, folder_images, plot_poor_light, top_classes
 from localnorm.figures.style import ARM_STYLES, save
 from localnorm.figures.summary import plot_summary
+from localnorm.figures.teaser import plot_teaser
 
 __all__ = [
     "ARM_STYLES",
@@ -35,6 +36,7 @@ __all__ = [
     "plot_noises",
     "plot_poor_light",
     "plot_summary",
+    "plot_teaser",
     "rgb_histograms",
     "save",
     "seed_count",

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from localnorm.figures.estimates import by_arm, clean_and_noisy
+from localnorm.figures.estimates import clean_and_noisy
 from localnorm.figures.style import ARM_STYLES, draw_arms, new_figure
+from localnorm.stats import by_arm
 
 __all__ = ["plot_ablations", "plot_batches"]
 

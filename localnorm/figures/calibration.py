@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from localnorm import noise
-from localnorm.figures.estimates import by_arm
 from localnorm.figures.style import draw_arms, legend_below, new_figure, short
+from localnorm.stats import by_arm
 
 __all__ = ["plot_calibration"]
 

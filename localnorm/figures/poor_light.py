@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.patheffects
@@ -17,7 +17,7 @@ from localnorm.data.archives import IMAGE_SUFFIXES, read, scan
 from localnorm.data.augment import standardise
 from localnorm.data.dataset import Dataset
 from localnorm.data.prepare import to_pixels
-from localnorm.evaluate import ARMS
+from localnorm.evaluate import ARMS, training_batches
 from localnorm.figures.style import ARM_STYLES, new_figure
 from localnorm.models import load_model
 from localnorm.predict import estimate_statistics, predict
@@ -109,7 +109,7 @@ def top_classes(
                 paths.model(experiment, paths.run_name(experiment, norm, seed)) / "model.safetensors"
             )
             if norm == "local" and any(keys[each] in (("local", "prior"), ("local", "fixed")) for each in arms):
-                estimate_statistics(networks[norm], _training_batches(dataset, batch_size, mean, std))
+                estimate_statistics(networks[norm], training_batches(dataset, batch_size))
         more = {"prior": priors[norm]} if mode == "prior" else {}
         for level in levels:
             standardised = standardise(darken(images, level) * 255, mean, std)
@@ -121,12 +121,6 @@ def top_classes(
                 for rank, (label, probability) in enumerate(zip(*answer, strict=True))
             ]
     return pd.DataFrame(rows)
-
-
-def _training_batches(dataset: Dataset, batch_size: int, mean: Tensor, std: Tensor) -> Iterator[Tensor]:
-    for chunk in dataset.images("train").split(batch_size):
-        if len(chunk) == batch_size:
-            yield standardise(chunk, mean, std)
 
 
 def plot_poor_light(

@@ -2,12 +2,13 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 
 from localnorm import noise
 from localnorm.data.dataset import Dataset
-from localnorm.figures import ARM_STYLES
+from localnorm.figures.style import STYLE, WIDTH, draw_arms, legend_below
 
 __all__ = ["plot_teaser"]
 
@@ -32,13 +33,12 @@ def plot_teaser(dataset: Dataset, curves: pd.DataFrame, noises: list[str], image
             f"the sweep has no {', '.join(missing)} of the named suite, only {', '.join(named.noise.unique())}"
         )
     pixels = dataset.images("test")[image][None].float() / 255  # (1, C, H, W)
-    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "legend.fontsize": 9}):
-        figure = plt.figure(figsize=(6.75, 3.4), layout="constrained")
-        for column, part in zip(noises, figure.subfigures(1, len(noises), squeeze=False)[0], strict=True):
-            _draw_noise(part, pixels, named[named.noise == column], column, seed)
-        handles, labels = figure.axes[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(ARMS), frameon=False)
-        return figure
+    sns.set_theme(style="ticks", rc=STYLE)
+    figure = plt.figure(figsize=(WIDTH, 3.4), layout="constrained")
+    for column, part in zip(noises, figure.subfigures(1, len(noises), squeeze=False)[0], strict=True):
+        _draw_noise(part, pixels, named[named.noise == column], column, seed)
+    legend_below(figure, figure.axes[-1])
+    return figure
 
 
 def _draw_noise(part: plt.Figure, pixels: torch.Tensor, curves: pd.DataFrame, name: str, seed: int) -> None:
@@ -51,12 +51,5 @@ def _draw_noise(part: plt.Figure, pixels: torch.Tensor, curves: pd.DataFrame, na
         axes[f"{level}"].imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes[f"{level}"].set_title(f"{level:g}", fontsize=9)
         axes[f"{level}"].axis("off")
-    for arm in ARMS:
-        colour, marker, line = ARM_STYLES[arm]
-        data = curves[curves.arm == arm].sort_values("level")
-        above = 2.5 if line != "-" else 2  # arms may coincide: a dashed line over a solid one shows both
-        axes["curve"].plot(
-            data.level, data.accuracy, color=colour, marker=marker, linestyle=line, label=arm, zorder=above
-        )
-        axes["curve"].fill_between(data.level, data.low, data.high, color=colour, alpha=0.2, linewidth=0)
+    draw_arms(axes["curve"], curves, ARMS, "level", "accuracy")
     axes["curve"].set(ylim=(0, 1.02), xlabel=f"{about.label}: {about.unit}", ylabel="accuracy")
