@@ -157,9 +157,9 @@ def summary_text(experiment: str) -> str:
     summary = pd.read_csv(folder / "summary.csv")
     lines = [
         f"{about['title']}, {seed_count(summary.seeds.max())}: accuracy in % [95 % interval over seeds]",
-        f"  {'':10} {'clean':>20} {'noisy (mean of all)':>22}",
+        f"  {'':13} {'clean':>20} {'noisy (mean of all)':>22}",
         *(
-            f"  {row.arm:10} {_with_interval(row, 'clean'):>20} {_with_interval(row, 'noisy'):>22}"
+            f"  {row.arm:13} {_with_interval(row, 'clean'):>20} {_with_interval(row, 'noisy'):>22}"
             for row in summary.itertuples()
         ),
         "",
