@@ -42,7 +42,7 @@ released: $(INSTALLED) ## the released protocol at full length instead (days, GP
 
 test: $(INSTALLED) ## lint, unit tests, and the pipeline and its notebooks at smoke size in a copy
 	ruff check . && ruff format --check .
-	python -m pytest
+	python -m pytest -n auto --maxprocesses 4
 
 soak: $(INSTALLED) ## kill the digits pipeline at random moments, 50 times or for 40 minutes, and compare the results
 	python tests/soak.py

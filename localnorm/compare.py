@@ -21,6 +21,7 @@ import scipy.stats
 from localnorm import paths, stats
 from localnorm.params import load_params
 from localnorm.results import CLAIMS
+from localnorm.tables import read_table
 
 __all__ = ["Comparison", "committed", "compare", "quantities", "report", "tolerance", "write_report"]
 
@@ -327,9 +328,7 @@ def _figure(stem: str) -> str:
 
 
 def _claim_rows(experiment: str, claim: str, figure: str) -> list[str]:
-    claims, sweep = (
-        pd.read_csv(file) for file in (paths.statistics(experiment) / "claims.csv", paths.sweep(experiment))
-    )
+    claims, sweep = (read_table(kind, experiment) for kind in ("claims", "sweep"))
     measured = quantities(sweep, claims)
     measured = measured[measured.kind == "claim"]
     family, resolution = measured.quantity.nunique(), 1 / sweep.images.max()
@@ -350,9 +349,9 @@ def _claim_rows(experiment: str, claim: str, figure: str) -> list[str]:
 
 
 def _experiment_row(experiment: str) -> str:
-    runs = pd.read_csv(paths.statistics(experiment) / "runs.csv")
+    runs = read_table("runs", experiment)
     about = json.loads((paths.statistics(experiment) / "about.json").read_text(encoding="utf-8"))
-    images = pd.read_csv(paths.sweep(experiment)).images.max()
+    images = read_table("sweep", experiment).images.max()
     cells = (
         f"`{experiment}`", about["title"], images, len(runs), _values(runs.epochs), _values(runs.device), _values(runs.torch),
         f"{runs.seconds.sum() / 60:.1f} min",

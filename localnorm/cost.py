@@ -12,7 +12,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads; else the memory profiler logs every call
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +33,7 @@ LAYER_SHAPES = [(128, 16, 32, 32), (128, 64, 32, 32), (32, 256, 56, 56)]
 NETWORKS = {"resnet32": (128, 3, 32, 32), "resnet50": (8, 3, 224, 224)}  # training batch
 SINGLE_BATCH = 8  # images in a forward that normalises each alone
 NUM_GROUPS = 8
+COLUMNS = ("subject", "measure", "shape", "layout", "dtype", "assignment")  # printed
 BOUNDS = {"step": 1.05, "memory": 1.05, "single": 1.15, "vote": float(NUM_GROUPS)}
 
 
@@ -237,20 +241,25 @@ def _machine() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _print_table(rows: list[Cost]) -> None:
-    columns = ("subject", "measure", "shape", "layout", "dtype", "assignment")
-    print(f"{_machine()}, {rows[0].threads} threads, {rows[0].device}, torch {torch.__version__}; ms, memory in MiB")
+def _print_header(rows: int, repeats: int) -> None:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    print(f"{_machine()}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}; ms, memory in MiB")
+    print(f"{rows} rows of {repeats} rounds follow as they are measured; the networks come last and take longest")
     print(
-        "".join(f"{c:15}" for c in columns)
-        + f"{'BatchNorm':>10} {'LocalNorm':>10} {'ratio':>6} {'quartiles':>13} bound"
+        "".join(f"{c:15}" for c in COLUMNS)
+        + f"{'BatchNorm':>10} {'LocalNorm':>10} {'ratio':>6} {'quartiles':>13} bound",
+        flush=True,
     )
-    for row in rows:
-        text = "".join(f"{getattr(row, c):15}" for c in columns)
-        spread = f"{row.lower_quartile:.2f} to {row.upper_quartile:.2f}"
-        verdict = "holds" if row.ratio <= row.bound else "MISSED"
-        print(
-            f"{text}{row.batchnorm:10.2f} {row.localnorm:10.2f} {row.ratio:6.2f} {spread:>13} {row.bound:.2f} {verdict}"
-        )
+
+
+def _print_row(row: Cost) -> None:
+    text = "".join(f"{getattr(row, c):15}" for c in COLUMNS)
+    spread = f"{row.lower_quartile:.2f} to {row.upper_quartile:.2f}"
+    verdict = "holds" if row.ratio <= row.bound else "MISSED"
+    print(
+        f"{text}{row.batchnorm:10.2f} {row.localnorm:10.2f} {row.ratio:6.2f} {spread:>13} {row.bound:.2f} {verdict}",
+        flush=True,
+    )
 
 
 def _save(rows: list[Cost], path: Path) -> None:
@@ -277,8 +286,12 @@ def main(arguments: list[str] | None = None) -> list[Cost]:
     torch.manual_seed(0)
     shapes = [(16, 8, 8, 8)] if options.quick else LAYER_SHAPES
     networks = {"resnet32": (16, 3, 32, 32)} if options.quick else NETWORKS
-    rows = [*_layer_costs(shapes, options.repeats), *_network_costs(networks, options.repeats)]
-    _print_table(rows)
+    settings = len(LAYOUTS) * len(DTYPES)
+    _print_header(4 * settings * len(shapes) + (2 * settings + 2 * len(LAYOUTS)) * len(networks), options.repeats)
+    rows = []
+    for row in chain(_layer_costs(shapes, options.repeats), _network_costs(networks, options.repeats)):
+        _print_row(row)
+        rows.append(row)
     _save(rows, options.output)
     return rows
 

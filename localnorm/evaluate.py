@@ -129,8 +129,14 @@ class SweepConfig:
         for name, value, choices in (("domain", self.domain, DOMAINS), ("rescale", self.rescale, RESCALINGS)):
             if value not in choices:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of at least 1, got {self.batch_size!r}")
+        counts = {name: getattr(self, name) for name in ("batch_size", "companions", "images", "threads")}
+        counts |= {f"mode_images {mode}": count for mode, count in self.mode_images.items()}
+        for name, count in counts.items():
+            if count is not None and (not isinstance(count, int) or count < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+        for strength in self.prior if isinstance(self.prior, list) else [self.prior]:
+            if not strength >= 0:
+                raise ValueError(f"prior must be a number of positions of at least 0, got {strength!r}")
         if self.max_levels is not None and self.max_levels < 2:
             raise ValueError(f"max_levels must be at least 2 (clean and noisy), got {self.max_levels}")
         for suite, name, _ in _named_conditions(self.prior_noises):

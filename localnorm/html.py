@@ -22,6 +22,7 @@ from pygments.formatters import HtmlFormatter
 from localnorm import paths
 from localnorm.figures.captions import seed_count
 from localnorm.params import load_params
+from localnorm.tables import read_table
 
 __all__ = ["page", "write_site"]
 
@@ -153,7 +154,7 @@ def _link(name: str, notebooks: dict[str, bool]) -> str:
 def _experiment(name: str, folder: Path, notebooks: dict[str, bool], figures: list[str]) -> str:
     source = paths.statistics(name)
     about = json.loads((source / "about.json").read_text(encoding="utf-8"))
-    runs, summary, claims = (pd.read_csv(source / f"{table}.csv") for table in ("runs", "summary", "claims"))
+    runs, summary, claims = (read_table(kind, name) for kind in ("runs", "summary", "claims"))
     tables = folder / "tables" / name
     kept = [*_copy(source, tables, "*.csv"), *_copy(source, tables, "about.json")]
     shutil.copyfile(paths.sweep(name), tables / "sweep.csv")

@@ -15,6 +15,7 @@ from localnorm.data import load
 from localnorm.evaluate import load_predictions
 from localnorm.figures.captions import describe, experiments_with_results, seed_count
 from localnorm.params import load_params
+from localnorm.tables import read_table
 
 __all__ = [
     "Results",
@@ -154,7 +155,7 @@ def summary_text(experiment: str) -> str:
     """The small table of an experiment, for a terminal: clean and noisy accuracy in percent, and where the figures are."""
     folder = paths.statistics(experiment)
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    summary = pd.read_csv(folder / "summary.csv")
+    summary = read_table("summary", experiment)
     lines = [
         f"{about['title']}, {seed_count(summary.seeds.max())}: accuracy in % [95 % interval over seeds]",
         f"  {'':13} {'clean':>20} {'noisy (mean of all)':>22}",
@@ -238,7 +239,7 @@ def _cost_results(claim: str) -> list[dict]:
     file = paths.sweep("cost")
     if claim not in COSTS or not file.is_file():
         return []
-    table = pd.read_csv(file)
+    table = read_table("cost")
     rows = []
     for subject in table[table.subject != "layer"].subject.unique():
         for measure, what in COSTS[claim].items():
@@ -322,13 +323,13 @@ def conversion(table: pd.DataFrame, margin: float) -> list[dict]:
 
 def _experiment_numbers(name: str) -> dict:
     folder = paths.statistics(name)
-    runs = pd.read_csv(folder / "runs.csv")
-    summary = pd.read_csv(folder / "summary.csv")
-    claims = pd.read_csv(folder / "claims.csv")
-    sweep = pd.read_csv(paths.sweep(name))
+    runs = read_table("runs", name)
+    summary = read_table("summary", name)
+    claims = read_table("claims", name)
+    sweep = read_table("sweep", name)
     more = poor_light(sweep)
     if paths.ablations(name).is_file():
-        more += conversion(pd.read_csv(paths.ablations(name)), load_params(name)["statistics"]["margin"])
+        more += conversion(read_table("ablations", name), load_params(name)["statistics"]["margin"])
     claims = pd.concat([claims, pd.DataFrame(more)], ignore_index=True)
     return {
         "source": describe(name),

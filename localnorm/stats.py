@@ -280,6 +280,11 @@ def claims(table: pd.DataFrame, margin: float, ratio: float) -> pd.DataFrame:
     ]
     if "LN single" in present:
         rows.append(difference("C5", "LN on one image is more robust than BN", "LN single", "BN fixed", "noisy"))
+    if "LN prior" in present:
+        what = "LN on one image, with a prior, is more robust than BN"
+        rows.append(difference("C5", what, "LN prior", "BN fixed", "noisy"))
+    if {"LN prior", "BN prior"} <= present:
+        rows.append(difference("control", f"{what} with one", "LN prior", "BN prior", "noisy"))
     return pd.DataFrame(rows)
 
 

@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import wraps
@@ -194,6 +195,7 @@ def make_fabric(precision: str = "32-true") -> Fabric:
     """Fabric on the best device at hand; under torchrun or SLURM, on every process that they started."""
     started_many = any(int(os.environ.get(name, 1)) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", 1)))
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # where SLURM is, but not wanted
     fabric = Fabric(
         accelerator="auto",
         devices=here if started_many else 1,

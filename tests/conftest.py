@@ -19,6 +19,19 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: minutes long; run with `pytest -m slow`, left out otherwise")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Side by side, a file's tests stay in one process, and so do the files that share `smoke_run`, minutes long to make."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.split("::")[0]).stem
+            return "smoke" if file in ("test_faults", "test_package", "test_pipeline") else file
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
     if config.option.markexpr:
         return
@@ -74,14 +87,25 @@ def make_smoke_project(folder: Path) -> Path:
     digits["prepare"]["limit"] = 200
     digits["train"]["epochs"] = 2
     digits["sweep"] |= {
-        "noises": {"released": ["bernoulli"], "named": ["gaussian"]},
+        "noises": {"released": ["bernoulli"], "named": ["brightness", "contrast"]},  # the two of the teaser
         "images": 64,
         "mode_images": {"vote": 16},
         "max_levels": 2,
     }
+    digits["ablations"] = {
+        "seeds": [0],
+        "noises": {"named": ["brightness"]},
+        "max_levels": 2,
+        "images": 64,
+        "groups_at_fixed_batch": [1, 4],
+        "groups_at_fixed_group_size": [1, 2],
+        "group_sizes": [[1]],
+        "fine_tuning_epochs": [0, 1],
+        "norms": ["batch"],
+    }
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (project / "dvc.lock").unlink(missing_ok=True)
-    for name in ("statistics", "sweeps"):
+    for name in ("ablations", "statistics", "sweeps"):
         shutil.rmtree(project / "data" / name, ignore_errors=True)
     (project / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     return project
@@ -131,6 +155,12 @@ def smoke_run(smoke_project):
         done = run(command, smoke_project)
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return smoke_project
+
+
+@pytest.fixture
+def smoke_copy(smoke_run, tmp_path):
+    """A copy of `smoke_run` for what breaks it on purpose."""
+    return Path(shutil.copytree(smoke_run, tmp_path / "a project's copy"))
 
 
 @pytest.fixture

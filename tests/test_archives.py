@@ -24,7 +24,7 @@ from data_fixtures import (
     write_tar,
     zeros_xz,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -224,7 +224,8 @@ def test_an_archive_cut_off_anywhere_is_refused(tmp_path_factory, kind, share):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from(["zip", "tar.gz", "tar.xz"]), share=st.floats(0.2, 0.8), bit=st.integers(0, 7))
-def test_a_flipped_bit_never_changes_an_image(tmp_path_factory, kind, share, bit):
+@example(kind="zip", share=0.798828125, bit=0)  # the ending of a name in the list of files
+def test_a_flipped_bit_never_changes_an_image_or_loses_one(tmp_path_factory, kind, share, bit):
     files = image_files(classes=2, train=3)
     path = write_container(tmp_path_factory.mktemp("flip") / "mine", kind, files)
     data = bytearray(path.read_bytes())
@@ -235,7 +236,7 @@ def test_a_flipped_bit_never_changes_an_image(tmp_path_factory, kind, share, bit
         contents = dict(listing.stream(range(len(listing.names))))
     except ValueError:
         return
-    # a bit of a name or a date carries no checksum in a zip; the images do
+    # a bit of a date carries no checksum in a zip; the images do, and names stand there twice
     assert sorted(contents.values()) == sorted(files.values())
 
 

@@ -47,7 +47,8 @@ def test_a_quick_run_prints_the_table_and_writes_every_row(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "sweeps").iterdir()] == ["cost.csv"]
     table = capsys.readouterr().out.splitlines()
     assert torch.__version__ in table[0]
-    assert len(table) == 2 + len(rows)
+    assert table[1].startswith(f"{len(rows)} rows")
+    assert len(table) == 3 + len(rows)
 
 
 def test_too_few_repeats_are_refused(capsys):

@@ -195,6 +195,11 @@ def test_the_sweep_leaves_the_network_as_it_was(digits, networks):
         ({"domain": "log"}, "unknown domain 'log'; choose one of standardised, raw"),
         ({"rescale": "batch"}, "unknown rescale 'batch'; choose one of set, image, none"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"images": -5}, "images must be a whole number of at least 1, got -5"),
+        ({"companions": 0}, "companions must be a whole number of at least 1, got 0"),
+        ({"mode_images": {"vote": 0.5}}, "mode_images vote must be a whole number of at least 1, got 0.5"),
+        ({"prior": -3}, "prior must be a number of positions of at least 0, got -3"),
+        ({"prior": [64, float("nan")]}, "prior must be a number of positions of at least 0, got nan"),
         ({"prior": [1, 2]}, r"a choice of prior \[1, 2\] needs at least one value, and prior_noises to choose by"),
         (
             {"prior_noises": {"named": {"bernoulli": 1.2}}},

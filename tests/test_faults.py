@@ -216,20 +216,20 @@ def test_files_that_a_living_dvc_is_writing_are_left_alone(tmp_path, monkeypatch
     assert repair_dvc() == ["dvc.lock"]
 
 
-def test_after_a_cut_off_dvc_lock_nothing_trains_again(smoke_run):
-    lock = smoke_run / "dvc.lock"
-    before, results_before = lock.read_text(), fingerprint(smoke_run)
+def test_after_a_cut_off_dvc_lock_nothing_trains_again(smoke_copy):
+    lock = smoke_copy / "dvc.lock"
+    before, results_before = lock.read_text(), fingerprint(smoke_copy)
     lock.write_text(before[: before.index("- path:", len(before) // 2) + len("- path")])
     try:
-        checked = run([sys.executable, "-m", "localnorm.pipeline", "check"], smoke_run)
-        done = run(["dvc", "repro", "sweep@digits-small-local-0"], smoke_run)
+        checked = run([sys.executable, "-m", "localnorm.pipeline", "check"], smoke_copy)
+        done = run(["dvc", "repro", "sweep@digits-small-local-0"], smoke_copy)
     finally:
         lock.write_text(before)
     assert "dvc.lock was cut off" in checked.stderr
     assert done.returncode == 0, done.stderr
     assert "Stage 'train@digits-small-local-0' is cached - skipping run" in done.stdout
     assert not re.search(r"Running stage '(train|sweep)@", done.stdout)
-    assert fingerprint(smoke_run) == results_before
+    assert fingerprint(smoke_copy) == results_before
 
 
 def wait_for_stage(project: Path, stage: str) -> None:
@@ -239,47 +239,47 @@ def wait_for_stage(project: Path, stage: str) -> None:
         time.sleep(0.05)
 
 
-def test_a_second_dvc_says_who_holds_the_stage_and_a_notebook_saved_meanwhile_trains_nothing(smoke_run):
-    before = fingerprint(smoke_run)
-    notebook = smoke_run / "notebooks" / "train.ipynb"
+def test_a_second_dvc_says_who_holds_the_stage_and_a_notebook_saved_meanwhile_trains_nothing(smoke_copy):
+    before = fingerprint(smoke_copy)
+    notebook = smoke_copy / "notebooks" / "train.ipynb"
     text = notebook.read_text()
-    first = start(smoke_run, ["dvc", "repro", "--force", "--single-item", "statistics@digits-small"])
+    first = start(smoke_copy, ["dvc", "repro", "--force", "--single-item", "statistics@digits-small"])
     try:
-        wait_for_stage(smoke_run, "statistics")
+        wait_for_stage(smoke_copy, "statistics")
         notebook.write_text(text.replace('"execution_count": null', '"execution_count": 3'))
-        second = run(["dvc", "repro", "--force", "--single-item", "statistics@digits-small"], smoke_run)
+        second = run(["dvc", "repro", "--force", "--single-item", "statistics@digits-small"], smoke_copy)
         assert first.poll() is None, "the first was to be at work still"
         assert second.returncode != 0
         assert "is busy, it is being blocked by" in second.stderr
         assert str(first.pid) in second.stderr
-        assert first.wait(300) == 0, printed(smoke_run)
-        third = run(["dvc", "repro", "train@digits-small-local-0"], smoke_run)
+        assert first.wait(300) == 0, printed(smoke_copy)
+        third = run(["dvc", "repro", "train@digits-small-local-0"], smoke_copy)
     finally:
         notebook.write_text(text)
     assert third.returncode == 0, third.stderr
     assert "Running stage 'strip'" in third.stdout
     assert "Running stage 'train" not in third.stdout
-    assert fingerprint(smoke_run) == before
+    assert fingerprint(smoke_copy) == before
 
 
-def test_dvc_killed_in_training_the_next_repro_finishes_with_equal_results(smoke_run):
-    expected = fingerprint(smoke_run)
+def test_dvc_killed_in_training_the_next_repro_finishes_with_equal_results(smoke_copy):
+    expected = fingerprint(smoke_copy)
     target = "train@digits-small-local-0"
-    lock = yaml.safe_load((smoke_run / "dvc.lock").read_text())
+    lock = yaml.safe_load((smoke_copy / "dvc.lock").read_text())
     del lock["stages"][target]
-    (smoke_run / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
-    shutil.rmtree(smoke_run / ".dvc" / "cache" / "runs")  # else it would come from there
+    (smoke_copy / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    shutil.rmtree(smoke_copy / ".dvc" / "cache" / "runs")  # else it would come from there
     draw = random.Random(0)
     survivors: list[psutil.Process] = []
     for victim in ("all", "dvc"):
-        process = start(smoke_run, ["dvc", "repro", "--single-item", target])
-        wait_for_stage(smoke_run, target)
+        process = start(smoke_copy, ["dvc", "repro", "--single-item", target])
+        wait_for_stage(smoke_copy, target)
         time.sleep(draw.uniform(0, 3))
         survivors += kill(process, victim)
         process.wait(60)
-        assert not differences(fingerprint(smoke_run), expected)
-    done = run(["dvc", "repro", target], smoke_run)
+        assert not differences(fingerprint(smoke_copy), expected)
+    done = run(["dvc", "repro", target], smoke_copy)
     assert done.returncode == 0, done.stderr
     assert f"Running stage '{target}'" in done.stdout
     wait_for(survivors)
-    assert fingerprint(smoke_run) == expected
+    assert fingerprint(smoke_copy) == expected

@@ -302,9 +302,11 @@ def test_an_image_alone_gets_the_same_answer_whatever_comes_with_it(networks):
 
 
 def test_the_prior_of_a_network_is_the_one_that_its_sweep_took(project):
-    rows = [("batch", "fixed", 0, None), ("batch", "prior", 0, 64), ("batch", "prior", 1, 16), ("local", "prior", 0, 4)]
+    table = pd.read_csv(ROOT / "data" / "sweeps" / "digits-small.csv", nrows=4)
+    table["norm"], table["mode"] = ["batch", "batch", "batch", "local"], ["fixed", "prior", "prior", "prior"]
+    table["seed"], table["prior"] = [0, 0, 1, 0], [None, 64, 16, 4]
     paths.sweep("digits-small").parent.mkdir(parents=True)
-    pd.DataFrame(rows, columns=["norm", "mode", "seed", "prior"]).to_csv(paths.sweep("digits-small"))
+    table.to_csv(paths.sweep("digits-small"), index=False)
     assert figures.chosen_priors("digits-small", 0) == {"batch": 64, "local": 4}
 
 

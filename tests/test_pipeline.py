@@ -233,6 +233,8 @@ def test_the_closing_table_names_every_arm_and_the_paper(smoke_run):
 
 
 def test_notebooks_execute_from_top_to_bottom_where_jupyterlab_opens_them(smoke_run):
+    measured = run([sys.executable, "-m", "localnorm.cost", "--quick", "--repeats", "2"], smoke_run)  # figure-cost's
+    assert measured.returncode == 0, measured.stderr
     command = [
         sys.executable,
         "-m",

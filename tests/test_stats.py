@@ -141,6 +141,21 @@ def test_a_claim_that_fails_is_said_to_fail():
         assert verdicts[key] == "does not hold here", key
 
 
+def test_one_image_with_a_prior_is_set_against_both_of_its_controls():
+    arms = {
+        ("batch", "fixed"): [(0.9, 0.5, 0.4)] * 6,
+        ("batch", "batch"): [(0.9, 0.6, 0.5)] * 6,
+        ("batch", "prior"): [(0.9, 0.8, 0.7)] * 6,
+        ("local", "batch"): [(0.9, 0.6, 0.5)] * 6,
+        ("local", "prior"): [(0.9, 0.7, 0.6)] * 6,
+    }
+    found = stats.claims(table(arms), margin=0.01, ratio=3).set_index(["claim", "first", "second"]).verdict
+    assert found["C5", "LN prior", "BN fixed"] == "holds"
+    assert found["control", "LN prior", "BN prior"] == "does not hold here"
+    without = {arm: scores for arm, scores in arms.items() if arm != ("batch", "prior")}
+    assert list(stats.claims(table(without), margin=0.01, ratio=3).claim).count("control") == 1
+
+
 def test_mcnemar_table_adjusts_within_a_seed_and_leaves_out_images_that_one_arm_did_not_see():
     labels = np.zeros(40, np.int16)
     rows = pd.DataFrame({"mode": "batch", "suite": "named", "noise": "gaussian", "level": [0.0, 0.1, 0.2]})

@@ -1,5 +1,6 @@
 """Training: it learns, it is paired, it continues after a kill, and what it saves comes back."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -63,6 +64,17 @@ def test_a_checkpoint_of_another_network_is_refused_by_name(digits, tmp_path):
         load_model(path)
     with pytest.raises(FileNotFoundError, match="run the train stage first"):
         load_model(tmp_path / "none.safetensors")
+
+
+def test_compiled_training_takes_the_same_steps_and_saves_the_same_kind_of_network(digits, tmp_path):
+    plain, compiled = (
+        fit(digits, dataclasses.replace(SMALL, epochs=1, compile=choice), "local", seed=0) for choice in (False, True)
+    )
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[name], value, rtol=0.02, atol=0.02)
+    save_run(compiled, tmp_path)
+    images = torch.randn(32, 1, 8, 8)
+    assert torch.equal(load_model(tmp_path / "model.safetensors")(images), compiled.model.eval()(images))
 
 
 # -------------------------------------------------------------------------------------------------------- interruptions

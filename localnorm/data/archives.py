@@ -147,6 +147,13 @@ def _list_zip(path: Path) -> Iterator[tuple[str, str, int, int, str]]:
                 kind = "a link"
             elif info.flag_bits & 1:
                 kind = "encrypted"
+            else:
+                if zipfile.stringCentralDir in info.extra + info.comment:  # a wrong length swallowed the next files
+                    raise zipfile.BadZipFile(f"the entry of {info.filename!r} holds another")
+                try:
+                    archive.open(info).close()  # compares its name with the one before its bytes
+                except OSError as error:  # its bytes are said to begin before the file does
+                    raise zipfile.BadZipFile(f"{info.filename!r} is not where the list of files says") from error
             yield info.filename, kind, info.file_size, position, "{:04}-{:02}-{:02}".format(*info.date_time[:3])
 
 

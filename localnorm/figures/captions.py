@@ -2,10 +2,9 @@
 
 import json
 
-import pandas as pd
-
 from localnorm import paths
 from localnorm.params import load_params
+from localnorm.tables import read_table
 
 __all__ = ["describe", "experiments_with_results", "seed_count", "title"]
 
@@ -37,8 +36,8 @@ def describe(experiment: str) -> str:
     """
     folder = paths.statistics(experiment)
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    runs = pd.read_csv(folder / "runs.csv")
-    images = pd.read_csv(paths.sweep(experiment), usecols=["images"]).images.max()
+    runs = read_table("runs", experiment)
+    images = read_table("sweep", experiment).images.max()
     counts, first = about["counts"], runs.iloc[0]
     source = f" ({about['provenance']['note']})" if about["provenance"]["lossy"] else ""
     epochs = f"{first.epochs} epoch{'s' if first.epochs > 1 else ''}"

@@ -21,6 +21,7 @@ from localnorm.evaluate import ARMS, training_batches
 from localnorm.figures.style import ARM_STYLES, new_figure
 from localnorm.models import load_model
 from localnorm.predict import estimate_statistics, predict
+from localnorm.tables import read_table
 
 __all__ = ["chosen_priors", "darken", "folder_images", "plot_poor_light", "top_classes"]
 
@@ -63,7 +64,7 @@ def chosen_priors(experiment: str, seed: int) -> dict[str, float]:
     Raises:
         FileNotFoundError: the experiment has no sweep yet.
     """
-    sweep = pd.read_csv(paths.sweep(experiment))
+    sweep = read_table("sweep", experiment)
     rows = sweep[(sweep["mode"] == "prior") & (sweep.seed == seed)]
     return rows.groupby("norm").prior.first().to_dict()
 

@@ -1,0 +1,109 @@
+"""A table is read back as its stage wrote it, or refused with file, line, column and value."""
+
+import contextlib
+import random
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from localnorm import figures, stats
+from localnorm.tables import TABLES, read_table
+
+EXPERIMENT = "digits-small"
+OF_AN_EXPERIMENT = [kind for kind in TABLES if kind != "cost"]
+DRAWN = {
+    "curves": figures.plot_accuracy,
+    "sweep": lambda table: stats.claims(table, margin=0.01, ratio=3),
+    "ablations": lambda table: figures.plot_ablations(table, ["LN batch", "LN single"]),
+}
+
+
+@pytest.fixture
+def tables(project):
+    """The committed tables, in a project of their own."""
+    for kind in OF_AN_EXPERIMENT:
+        name = TABLES[kind][0].format(EXPERIMENT)
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, project / name)
+    return project
+
+
+@pytest.mark.parametrize("kind", OF_AN_EXPERIMENT)
+def test_a_table_comes_back_with_the_values_that_were_written(tables, kind):
+    written = pd.read_csv(ROOT / TABLES[kind][0].format(EXPERIMENT), dtype={"value": str})
+    pd.testing.assert_frame_equal(read_table(kind, EXPERIMENT), written, check_dtype=False)
+
+
+def edit(table, line, column, value):
+    rows = [row.split(",") for row in table.read_text().splitlines()]
+    rows[line - 1][rows[0].index(column)] = value
+    table.write_text("\n".join(map(",".join, rows)) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("accuracy", "98.3", "line 3: accuracy must be a number from 0 to 1, got '98.3'"),
+        ("accuracy", "0;98", "line 3: accuracy must be a number from 0 to 1, got '0;98'"),
+        ("level", "", "line 3: level must be a number, got ''"),
+        ("level", "inf", "line 3: level must be a number, got 'inf'"),
+        ("seeds", "2.5", "line 3: seeds must be a whole number of at least 0, got '2.5'"),
+        ("noise", "", "line 3: noise is empty"),
+        ("noise", "fog", "line 3: unknown suite and noise released, fog"),
+        ("arm", "LN", "line 3: unknown arm LN"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_its_line_and_the_way_back(tables, column, value, message):
+    file = tables / TABLES["curves"][0].format(EXPERIMENT)
+    edit(file, 3, column, value)
+    with pytest.raises(ValueError, match=rf"^data/statistics/{EXPERIMENT}/curves\.csv, {message}; `git checkout"):
+        read_table("curves", EXPERIMENT)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no table"),
+        (b"arm,suite\n1,2,3,4,5\n", "is no table|has no column"),
+        (b"\xff\xfe\x00a", "is no table"),
+        (b"arm,suite,noise,level,seeds,low,high\n", "has no column accuracy, only arm, suite"),
+        (b"arm,suite,noise,level,seeds,accuracy,low,high\n", "has no rows"),
+    ],
+)
+def test_what_is_no_table_is_refused_by_name(tables, content, message):
+    (tables / TABLES["curves"][0].format(EXPERIMENT)).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_table("curves", EXPERIMENT)
+
+
+def test_a_missing_table_says_so(project):
+    with pytest.raises(FileNotFoundError, match=r"data/sweeps/cost\.csv is not there"):
+        read_table("cost")
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(DRAWN)),
+    place=st.integers(0, 2**32),
+    value=st.sampled_from(["", "0", "1e400", "nan", "-1", "0.5", '"', "x", ",", "0.1,0.2", "NA", "é", "\r", "1_000"]),
+)
+def test_one_cell_edited_by_hand_is_drawn_or_refused_by_name(tmp_path_factory, kind, place, value):
+    project = tmp_path_factory.mktemp("edited")
+    (project / "dvc.yaml").touch()
+    name = TABLES[kind][0].format(EXPERIMENT)
+    lines = (ROOT / name).read_text().splitlines()
+    draw = random.Random(place)
+    line = draw.randrange(len(lines))
+    cells = lines[line].split(",")
+    cells[draw.randrange(len(cells))] = value
+    lines[line] = ",".join(cells)
+    (project / name).parent.mkdir(parents=True)
+    (project / name).write_text("\n".join(lines) + "\n")
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(project)
+        with contextlib.suppress(ValueError):  # the reader's own; any other error is a finding
+            DRAWN[kind](read_table(kind, EXPERIMENT))
