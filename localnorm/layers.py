@@ -27,6 +27,7 @@ from torch import Tensor, nn
 __all__ = ["ASSIGNMENTS", "MODES", "LocalNorm", "LocalNorm1d", "LocalNorm2d", "LocalNorm3d", "local_norm", "use_mode"]
 
 ASSIGNMENTS = ("interleaved", "contiguous")
+LARGE_IMAGE = 2**14  # activations; above, a kernel call for an image costs less than two copies of it
 MODES = ("batch", "single", "prior", "fixed")
 
 
@@ -207,21 +208,33 @@ def _equal_groups(x, groups, weight, bias, running_mean, running_var, *, assignm
     # Not for one image: torch 2.14 gets the gradient of a channels_last batch of one with a short batch stride wrong.
     if groups == 1 < x.shape[0]:
         return F.batch_norm(x, *flat, training=True, momentum=momentum, eps=eps)
-    if groups == x.shape[0] or (assignment == "interleaved" and layout == torch.contiguous_format):
-        # Groups of one image take two copies in channels_last, which costs less than a kernel for each image.
+    eager = _runs_eagerly_on_cpu(x)
+    plain = layout == torch.contiguous_format
+    # Small images in groups of one take two copies in channels_last, and so does what traces the layer.
+    alone = groups == x.shape[0] and (plain or not eager or x[0].numel() <= LARGE_IMAGE)
+    if alone or (assignment == "interleaved" and plain):
         view = x.contiguous().view(x.shape[0] // groups, groups * x.shape[1], *x.shape[2:])  # (B/K, K*C, H, W)
         y = F.batch_norm(view, *flat, training=True, momentum=momentum, eps=eps).view(x.shape)
         return y.contiguous(memory_format=layout)
-    walk = _GroupByGroup.apply if _runs_eagerly_on_cpu(x) else _group_by_group
+    walk = _GroupByGroup.apply if eager else _group_by_group
     return walk(x, *per_group, groups, assignment, eps, momentum)
 
 
 def _each_image(x: Tensor, weight: Tensor | None, bias: Tensor | None, group: int | Tensor, eps: float) -> Tensor:
     """`local_norm` of groups of one image, by the kernel that is fastest for them on a CPU.
 
-    Not in channels_last itself, where torch 2.14's kernel subtracts E[x]^2 from E[x^2].
+    Large images in channels_last take a call of BatchNorm's kernel each, into their place. The rest is group_norm in
+    plain memory: in channels_last itself torch 2.14's kernel of it subtracts E[x]^2 from E[x^2].
     """
-    rows = (None if t is None else t[group] for t in (weight, bias))  # (C,), or (N, C) where each image has its own
+    layout = _memory_format(x)
+    rows = [None if t is None else t[group] for t in (weight, bias)]  # (C,), or (N, C) where each image has its own
+    if layout != torch.contiguous_format and x[0].numel() > LARGE_IMAGE and not torch.is_grad_enabled():
+        y = torch.empty_like(x)
+        statistics = x.new_empty(2, x.shape[1])
+        for i in range(x.shape[0]):
+            own = rows if isinstance(group, int) else [None if t is None else t[i] for t in rows]
+            torch.native_batch_norm(x[i : i + 1], *own, None, None, True, 0.0, eps, out=(y[i : i + 1], *statistics))
+        return y
     plain = x.contiguous()
     if isinstance(group, int):
         y = F.group_norm(plain, x.shape[1], *rows, eps=eps)
@@ -229,7 +242,7 @@ def _each_image(x: Tensor, weight: Tensor | None, bias: Tensor | None, group: in
         channels = x.shape[0] * x.shape[1]
         flat = (None if t is None else t.reshape(-1) for t in rows)
         y = F.group_norm(plain.view(1, channels, *x.shape[2:]), channels, *flat, eps=eps).view(x.shape)
-    return y.contiguous(memory_format=_memory_format(x))
+    return y.contiguous(memory_format=layout)
 
 
 def _group(x: Tensor, k: int, groups: int, assignment: str) -> Tensor:

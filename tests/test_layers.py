@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from localnorm.layers import ASSIGNMENTS, LocalNorm1d, LocalNorm2d, LocalNorm3d, local_norm, use_mode
+from localnorm.layers import (
+    ASSIGNMENTS,
+    LARGE_IMAGE,
+    LocalNorm1d,
+    LocalNorm2d,
+    LocalNorm3d,
+    Mode,
+    local_norm,
+    set_mode,
+    use_mode,
+)
 
 torch.set_num_threads(1)
 
@@ -323,6 +333,41 @@ def test_single_mode_normalises_each_image_alone_with_one_groups_affine():
         want = F.instance_norm(x) * layer.weight[2, :, None, None] + layer.bias[2, :, None, None]
         torch.testing.assert_close(y, want)
         assert y.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(3, 8, 48, 48), (2, 4, 16, 18, 18)])
+def test_large_images_in_channels_last_are_normalised_alone_with_and_without_gradients(shape, affine):
+    torch.manual_seed(0)
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    x = torch.randn(shape).contiguous(memory_format=layout)
+    layer = randomized((LocalNorm2d if len(shape) == 4 else LocalNorm3d)(shape[1], 4, affine=affine))
+    assert x[0].numel() > LARGE_IMAGE
+    for group in (3, torch.tensor([1, 0, 3])[: len(x)]):
+        with set_mode(Mode("single", group)):
+            tracked = layer(x)  # group_norm's kernel
+            with torch.no_grad():
+                y = layer(x)
+        torch.testing.assert_close(y, tracked.detach(), rtol=1e-4, atol=1e-4)
+        assert y.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_large_images_in_groups_of_one_have_the_gradients_of_the_formula(assignment):
+    torch.manual_seed(0)
+    x = torch.randn(3, 8, 48, 48).contiguous(memory_format=torch.channels_last)
+    grad = torch.randn_like(x)
+    affine = torch.rand(2, 3, 8)
+
+    def gradients(dtype, layout):
+        leaves = [t.to(dtype).requires_grad_() for t in (x.contiguous(memory_format=layout), *affine)]
+        y = local_norm(leaves[0], 3, *leaves[1:], assignment=assignment)
+        return y, *torch.autograd.grad(y, leaves, grad.to(dtype))
+
+    for got, want in zip(
+        gradients(torch.float32, torch.channels_last), gradients(torch.float64, torch.contiguous_format), strict=True
+    ):
+        torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
 
 
 def test_prior_mode_is_its_formula_and_ends_in_single_and_fixed():
