@@ -261,11 +261,11 @@ def test_results_hold_no_path_of_the_machine(smoke_run):
                 assert str(smoke_run.parent).encode() not in file.read_bytes(), file
 
 
-def test_missing_data_says_what_was_tried_and_how_to_supply_it(smoke_project):
+def test_missing_data_says_what_was_tried_and_how_to_supply_it(smoke_copy):
     done = run(
         ["dvc", "repro", "prepare@cifar10-resnet32"],
-        smoke_project,
-        LOCALNORM_DATA=str(smoke_project / "nowhere"),
+        smoke_copy,
+        LOCALNORM_DATA=str(smoke_copy / "nowhere"),
         LOCALNORM_OFFLINE="1",
     )
     assert done.returncode != 0
@@ -273,7 +273,7 @@ def test_missing_data_says_what_was_tried_and_how_to_supply_it(smoke_project):
     assert "LOCALNORM_DATA" in text
     assert "cifar-10-python.tar.gz" in text
     assert "data/raw" in text
-    assert not (smoke_project / "data" / "prepared" / "cifar10-resnet32").exists()
+    assert not (smoke_copy / "data" / "prepared" / "cifar10-resnet32").exists()
 
 
 def test_the_copy_for_these_tests_is_what_a_clone_would_have(tmp_path):
