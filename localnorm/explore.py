@@ -105,7 +105,7 @@ def available(seed: int = 0) -> list[str]:
 
 def _files(experiment: str, seed: int) -> list[Path]:
     runs = [paths.run_name(experiment, norm, seed) for norm in ("batch", "local")]
-    return [paths.model(experiment, run) / "model.safetensors" for run in runs]
+    return [paths.model(experiment, run) for run in runs]
 
 
 def load_pair(experiment: str, seed: int = 0) -> Pair:

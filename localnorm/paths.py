@@ -15,10 +15,10 @@ __all__ = [
     "checkpoint",
     "model",
     "paper",
-    "predictions",
     "prepared",
     "project",
     "raw",
+    "run",
     "run_name",
     "statistics",
     "sweep",
@@ -79,8 +79,8 @@ def prepared(experiment: str) -> Path:
 
 
 def model(experiment: str, run: str) -> Path:
-    """A trained network: model.safetensors, history.csv and record.json."""
-    return project() / "data" / "models" / experiment / run
+    """The weights of a trained network."""
+    return project() / "data" / "models" / experiment / f"{run}.safetensors"
 
 
 def checkpoint(run: str) -> Path:
@@ -88,9 +88,13 @@ def checkpoint(run: str) -> Path:
     return project() / "data" / "checkpoints" / f"{run}.safetensors"
 
 
-def predictions(experiment: str, run: str) -> Path:
-    """A run's sweep: sweep.csv (a row a condition) and predictions.npz (a class an image)."""
-    return project() / "data" / "predictions" / experiment / run
+def run(experiment: str, run: str) -> Path:
+    """All that is kept of a run but its weights, small enough for git.
+
+    From training history.csv (a row an epoch) and record.json (how it was made), from the sweep sweep.csv (a row a condition),
+    batches.csv (a row a test batch size and composition) and predictions.npz (a class an image and condition).
+    """
+    return project() / "data" / "runs" / experiment / run
 
 
 def sweep(experiment: str) -> Path:

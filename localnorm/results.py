@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from localnorm import paths, stats
-from localnorm.data import load
 from localnorm.evaluate import load_predictions
 from localnorm.figures.captions import describe, experiments_with_results, seed_count
 from localnorm.params import load_params
@@ -55,13 +54,11 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
     Raises:
         FileNotFoundError: no seed has all its runs yet.
     """
-    dataset = load(paths.prepared(experiment))
     swept = [
         seed
         for seed in seeds
         if all(
-            (paths.predictions(experiment, paths.run_name(experiment, norm, seed)) / "sweep.csv").is_file()
-            for norm in norms
+            (paths.run(experiment, paths.run_name(experiment, norm, seed)) / "sweep.csv").is_file() for norm in norms
         )
     ]
     if not swept:
@@ -71,49 +68,86 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
         )
     if len(swept) < len(seeds):
         print(f"{len(swept)} of {len(seeds)} seeds are there: {', '.join(map(str, swept))}")
-    runs, sweeps, batches, predictions = [], [], [], {}
-    for norm in norms:
-        for seed in swept:
-            run = paths.run_name(experiment, norm, seed)
-            record = json.loads((paths.model(experiment, run) / "record.json").read_text(encoding="utf-8"))
-            history = pd.read_csv(paths.model(experiment, run) / "history.csv")
-            predictions[norm, seed] = load_predictions(paths.predictions(experiment, run))
-            of_batches = pd.read_csv(paths.predictions(experiment, run) / "batches.csv")
-            batches.append(of_batches.assign(experiment=experiment, norm=norm, seed=seed))
-            sweeps.append(predictions[norm, seed][0].assign(experiment=experiment, norm=norm, seed=seed))
-            runs.append(
-                {
-                    "run": run,
-                    "model": record["train"]["model"],
-                    "norm": norm,
-                    "seed": seed,
-                    "epochs": record["train"]["epochs"],
-                    "num_groups": record["train"]["num_groups"],
-                    "batch_size": record["train"]["batch_size"],
-                    "precision": record["train"]["precision"],
-                    "parameters": record["parameters"],
-                    "validation_accuracy": history.validation_accuracy.iloc[-1],
-                    "seconds": record["seconds"],
-                    "images_per_second": record["images_per_second"],
-                    "device": record["device"],
-                    "torch": record["versions"]["torch"],
-                    "revision": record["revision"],
-                }
-            )
-    about = {
-        "title": dataset.title,
-        "provenance": dataset.provenance,
-        "num_classes": dataset.num_classes,
-        "shape": list(dataset.shape),
-        "counts": {part: len(dataset.labels(part)) for part in ("train", "validation", "test")},
-    }
-    keys = ["experiment", "norm", "seed"]
-    sweep, batches = (pd.concat(tables, ignore_index=True) for tables in (sweeps, batches))
-    sweep, batches = (table[[*keys, *table.columns.drop(keys)]] for table in (sweep, batches))
+    names = {(norm, seed): paths.run_name(experiment, norm, seed) for norm in norms for seed in swept}
+    folders = {key: paths.run(experiment, name) for key, name in names.items()}
+    records = {key: json.loads((folder / "record.json").read_text(encoding="utf-8")) for key, folder in folders.items()}
+    predictions = {key: load_predictions(folder) for key, folder in folders.items()}
+    of_batches = {key: pd.read_csv(folder / "batches.csv") for key, folder in folders.items()}
+    _check_comparable(experiment, {names[key]: record for key, record in records.items()})
+    _check_same_conditions(experiment, {names[key]: table for key, (table, *_) in predictions.items()})
+    runs = [
+        {
+            "run": names[norm, seed],
+            "model": record["train"]["model"],
+            "norm": norm,
+            "seed": seed,
+            "epochs": record["train"]["epochs"],
+            "num_groups": record["train"]["num_groups"],
+            "batch_size": record["train"]["batch_size"],
+            "precision": record["train"]["precision"],
+            "parameters": record["parameters"],
+            "validation_accuracy": pd.read_csv(folders[norm, seed] / "history.csv").validation_accuracy.iloc[-1],
+            "seconds": record["seconds"],
+            "images_per_second": record["images_per_second"],
+            "device": record["device"],
+            "torch": record["versions"]["torch"],
+            "revision": record["revision"],
+        }
+        for (norm, seed), record in records.items()
+    ]
+    data = next(iter(records.values()))["data"]
+    about = {key: data[key] for key in ("title", "provenance", "num_classes", "shape", "counts")}
+    sweep = _stacked(experiment, {key: table for key, (table, *_) in predictions.items()})
+    batches = _stacked(experiment, of_batches)
     modes = set(zip(sweep.norm, sweep["mode"], strict=True))
     pair = ("local", "batch"), ("batch", "batch")
     mcnemar = stats.mcnemar_table(predictions, *pair) if modes.issuperset(pair) else pd.DataFrame()
     return Results(experiment, about, pd.DataFrame(runs), sweep, batches, mcnemar)
+
+
+def _stacked(experiment: str, tables: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
+    """The tables of all runs under each other, with three columns in front that say whose a row is."""
+    return pd.concat(
+        [
+            pd.concat(
+                [pd.DataFrame({"experiment": experiment, "norm": norm, "seed": seed}, table.index), table], axis=1
+            )
+            for (norm, seed), table in tables.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def _check_comparable(experiment: str, records: dict[str, dict]) -> None:
+    """Runs made at different times, or on different machines, are one experiment only with the same settings and images."""
+    first, *others = records
+    for part in ("train", "data"):
+        for other in others:
+            one, two = (_without_date(records[name][part]) for name in (first, other))
+            if changed := sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key)):
+                raise ValueError(
+                    f"the runs of {experiment} must be trained with the same settings on the same images, but {first} and "
+                    f"{other} differ in {', '.join(f'{part}.{key}' for key in changed)}; run: dvc repro statistics@{experiment}"
+                )
+
+
+def _without_date(part: dict) -> dict:
+    provenance = {key: value for key, value in part.get("provenance", {}).items() if key != "date"}
+    return part | {"provenance": provenance}
+
+
+def _check_same_conditions(experiment: str, tables: dict[str, pd.DataFrame]) -> None:
+    """The same noises, levels and numbers of test images everywhere; modes differ by norm."""
+    columns = ["suite", "noise", "level"]
+    first, *others = tables
+    expected = set(tables[first][columns].itertuples(index=False, name=None))
+    for other in others:
+        if changed := expected ^ set(tables[other][columns].itertuples(index=False, name=None)):
+            suite, noise, level = sorted(changed)[0]
+            raise ValueError(
+                f"the runs of {experiment} must be swept over the same noises and levels, but only one of {first} and {other} "
+                f"has {suite} {noise} at {level:g}; run: dvc repro statistics@{experiment}"
+            )
 
 
 def write_tables(results: Results, summary: pd.DataFrame, claims: pd.DataFrame) -> None:

@@ -321,6 +321,7 @@ def fit(
             "num_classes": dataset.num_classes,
             "shape": list(dataset.shape),
             "provenance": dataset.provenance,
+            "counts": {part: len(dataset.labels(part)) for part in ("train", "validation", "test")},
         },
     }
     history = _resume(checkpoint, network, optimizer, identity) if checkpoint else []
@@ -497,14 +498,17 @@ def _resume(path: Path, network, optimizer, identity: dict) -> list[dict]:
     return json.loads(metadata["history"])
 
 
-def save_run(run: TrainedRun, folder: Path, checkpoint: Path | None = None) -> None:
-    """Write model.safetensors, history.csv and record.json to `folder`, then drop the checkpoint; of several processes the first does."""
+def save_run(run: TrainedRun, model: Path, folder: Path, checkpoint: Path | None = None) -> None:
+    """Write the weights to the file `model`, history.csv and record.json to `folder`, then drop the checkpoint.
+
+    Of several processes the first does.
+    """
     if dist.is_initialized() and dist.get_rank() > 0:
         return
     record = run.record
     save_model(
         run.model,
-        folder / "model.safetensors",
+        model,
         name=record["train"]["model"],
         norm=record["norm"],
         num_classes=record["data"]["num_classes"],

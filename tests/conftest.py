@@ -105,7 +105,7 @@ def make_smoke_project(folder: Path) -> Path:
     }
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (project / "dvc.lock").unlink(missing_ok=True)
-    for name in ("ablations", "statistics", "sweeps"):
+    for name in ("ablations", "runs", "statistics", "sweeps"):
         shutil.rmtree(project / "data" / name, ignore_errors=True)
     (project / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     return project

@@ -25,7 +25,7 @@ from conftest import environment, make_smoke_project, run
 from tqdm import tqdm
 
 COMMAND = ["dvc", "repro", "figure-accuracy@digits-small"]  # and so prepare, train, sweep, statistics
-RESULTS = ("prepared", "models", "predictions", "sweeps", "statistics")  # in data/
+RESULTS = ("prepared", "models", "runs", "sweeps", "statistics")  # in data/
 TIMES = {"seconds", "images_per_second", "minutes", "resumed_at_epoch"}  # what a second run may have otherwise
 VICTIMS = ("all", "dvc", "papermill", "kernel")  # every process at once, or one of them
 

@@ -26,17 +26,17 @@ def train_stage(project: Path, norm: str = "local", seed: int = 0) -> None:
     os.chdir(project)
     name = paths.run_name(EXPERIMENT, norm, seed)
     trained = fit(load(paths.prepared(EXPERIMENT)), TRAIN, norm, seed, checkpoint=paths.checkpoint(name))
-    save_run(trained, paths.model(EXPERIMENT, name), paths.checkpoint(name))
+    save_run(trained, paths.model(EXPERIMENT, name), paths.run(EXPERIMENT, name), paths.checkpoint(name))
 
 
 def sweep_stage(project: Path, norm: str = "local", seed: int = 0) -> None:
     os.chdir(project)
     name = paths.run_name(EXPERIMENT, norm, seed)
     dataset = load(paths.prepared(EXPERIMENT))
-    model = load_model(paths.model(EXPERIMENT, name) / "model.safetensors")
+    model = load_model(paths.model(EXPERIMENT, name))
     table, classes = sweep(model, dataset, SWEEP, norm)
     batches = sweep_batches(model, dataset, SWEEP, norm)
-    save_sweep(table, classes, batches, test_images(dataset, SWEEP)[1], paths.predictions(EXPERIMENT, name))
+    save_sweep(table, classes, batches, test_images(dataset, SWEEP)[1], paths.run(EXPERIMENT, name))
 
 
 def statistics_stage(project: Path) -> None:
@@ -52,13 +52,20 @@ def figure_stage(project: Path) -> None:
     figures.save(figures.plot_accuracy(curves), f"accuracy-{EXPERIMENT}", "Accuracy against level.")
 
 
+RUN = f"{EXPERIMENT}/{EXPERIMENT}-local-s0"
 # stage -> what DVC removes before it starts it
 STAGES = {
-    train_stage: f"data/models/{EXPERIMENT}/{EXPERIMENT}-local-s0",
-    sweep_stage: f"data/predictions/{EXPERIMENT}/{EXPERIMENT}-local-s0",
-    statistics_stage: f"data/statistics/{EXPERIMENT}",
-    figure_stage: "paper/figures",
+    train_stage: [f"data/models/{RUN}.safetensors", f"data/runs/{RUN}/history.csv", f"data/runs/{RUN}/record.json"],
+    sweep_stage: [f"data/runs/{RUN}/{name}" for name in ("sweep.csv", "batches.csv", "predictions.npz")],
+    statistics_stage: [f"data/statistics/{EXPERIMENT}/{name}.csv" for name in ("claims", "curves", "summary")],
+    figure_stage: [f"paper/figures/accuracy-{EXPERIMENT}.{suffix}" for suffix in ("pdf", "png", "txt")],
 }
+
+
+def remove_outputs(project: Path, stage) -> None:
+    for name in STAGES[stage]:
+        (project / name).unlink(missing_ok=True)
+
 
 # every call of two pairs, in the order of the pipeline
 CALLS = [

@@ -70,7 +70,7 @@ def test_a_pair_that_the_pipeline_trained_is_loaded_as_it_is(project, pair, monk
     monkeypatch.chdir(tmp_path)
     prepare(output=paths.prepared("digits-small"), **load_params("digits-small")["prepare"])
     for norm, network in pair.networks.items():
-        file = paths.model("digits-small", paths.run_name("digits-small", norm, 0)) / "model.safetensors"
+        file = paths.model("digits-small", paths.run_name("digits-small", norm, 0))
         save_model(network, file, "small", norm, num_classes=10, in_channels=1, image_size=8, num_groups=4, eps=1e-5)
     assert explore.available() == ["digits-small"]
     again = explore.look(explore.load_pair("digits-small"), 5, "named", "gaussian", 0.2)

@@ -22,7 +22,7 @@ from data_fixtures import kill_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from soak import differences, fingerprint, kill, printed, start, wait_for
-from stages import CALLS, EXPERIMENT, STAGES, TRAIN
+from stages import CALLS, EXPERIMENT, STAGES, TRAIN, remove_outputs
 
 from localnorm import paths
 from localnorm.checks import repair_dvc
@@ -53,7 +53,7 @@ def test_killed_at_random_moments_a_stage_leaves_nothing_half_written_and_its_ne
     draw = random.Random(stage.__name__)
     killed = 0
     for _ in range(int(os.environ.get("LOCALNORM_KILLS", 4))):
-        shutil.rmtree(project / STAGES[stage], ignore_errors=True)
+        remove_outputs(project, stage)
         killed += kill_after(draw.uniform(0, seconds[stage]), stage, project)
         assert not differences(fingerprint(project), expected)
     assert not kill_after(None, stage, project)
@@ -93,7 +93,7 @@ def test_on_a_full_disk_a_stage_fails_by_name_and_goes_on_once_there_is_room(fin
     here = Path.cwd()
     project = small / "project"
     shutil.copytree(finished_project, project)
-    shutil.rmtree(project / STAGES[stage])
+    remove_outputs(project, stage)
     ballast = small / "ballast"
     with open(ballast, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small).free)

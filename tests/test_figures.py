@@ -279,8 +279,8 @@ def networks(project, digits):
     for norm in ("batch", "local"):
         torch.manual_seed(0)
         arguments = {"num_classes": 10, "in_channels": 1, "num_groups": 4}
-        folder = project / "data" / "models" / "digits-small" / f"digits-small-{norm}-s0"
-        save_model(make_model("small", norm, **arguments), folder / "model.safetensors", "small", norm, **arguments)
+        file = project / "data" / "models" / "digits-small" / f"digits-small-{norm}-s0.safetensors"
+        save_model(make_model("small", norm, **arguments), file, "small", norm, **arguments)
     return digits
 
 

@@ -46,11 +46,11 @@ def project(tmp_path_factory, digits):
         for seed in (0, 1):
             run = paths.run_name("digits-small", norm, seed)
             trained = fit(digits, config, norm, seed)
-            save_run(trained, paths.model("digits-small", run))
+            save_run(trained, paths.model("digits-small", run), paths.run("digits-small", run))
             table, classes = sweep(trained.model, digits, SWEEP, norm)
             batches = sweep_batches(trained.model, digits, SWEEP, norm)
             labels = test_images(digits, SWEEP)[1]
-            save_sweep(table, classes, batches, labels, paths.predictions("digits-small", run))
+            save_sweep(table, classes, batches, labels, paths.run("digits-small", run))
     gathered = results.collect_runs("digits-small", ["batch", "local"], [0, 1])
     results.write_tables(gathered, stats.summary(gathered.sweep), stats.claims(gathered.sweep, margin=0.01, ratio=3))
     yield folder
@@ -69,6 +69,46 @@ def test_a_missing_run_is_said_and_nothing_is_left_out_silently(project):
         FileNotFoundError, match="no seed of digits-small has been trained and swept with each of local"
     ):
         results.collect_runs("digits-small", ["local"], [7])
+
+
+@pytest.fixture
+def copied(project, tmp_path, monkeypatch):
+    """The runs alone, as a clone has them: no images, no weights."""
+    shutil.copytree(project / "data" / "runs", tmp_path / "data" / "runs")
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(project / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "data" / "runs" / "digits-small"
+
+
+def test_the_tables_come_from_the_kept_runs_without_images_and_weights(project, copied):
+    again = results.collect_runs("digits-small", ["batch", "local"], [0, 1])
+    pd.testing.assert_frame_equal(again.sweep, pd.read_csv(project / "data" / "sweeps" / "digits-small.csv"), atol=1e-6)
+    about = json.loads((project / "data" / "statistics" / "digits-small" / "about.json").read_text())
+    assert again.about == about
+    assert about["counts"]["test"] == 449
+
+
+def test_runs_of_other_settings_or_images_do_not_join(copied):
+    file = copied / "digits-small-local-s1" / "record.json"
+    record = json.loads(file.read_text())
+    for part, key, value in (("train", "epochs", 2), ("data", "counts", {"test": 1})):
+        file.write_text(json.dumps(record | {part: record[part] | {key: value}}))
+        with pytest.raises(
+            ValueError, match=rf"digits-small-batch-s0 and digits-small-local-s1 differ in {part}.{key}; run"
+        ):
+            results.collect_runs("digits-small", ["batch", "local"], [0, 1])
+
+
+def test_runs_swept_over_other_noises_do_not_join(copied):
+    file = copied / "digits-small-batch-s1" / "sweep.csv"
+    table = pd.read_csv(file)
+    table.loc[table.noise == "gaussian", "level"] += 0.01
+    table.to_csv(file, index=False)
+    with pytest.raises(
+        ValueError, match=r"only one of digits-small-batch-s0 and digits-small-batch-s1 has named gaussian at"
+    ):
+        results.collect_runs("digits-small", ["batch", "local"], [0, 1])
 
 
 def test_numbers_are_those_of_the_tables_and_experiments_without_results_are_left_out(project):

@@ -39,7 +39,7 @@ def test_same_seed_gives_the_same_network_and_another_seed_another(digits):
 
 def test_saved_network_comes_back_whole_and_predicts_the_same(digits, tmp_path):
     run = fit(digits, SMALL, "local", seed=0)
-    save_run(run, tmp_path)
+    save_run(run, tmp_path / "model.safetensors", tmp_path)
     model = load_model(tmp_path / "model.safetensors")
     images = torch.randn(32, 1, 8, 8)
     assert torch.equal(model(images), run.model.eval()(images))
@@ -51,8 +51,8 @@ def test_saved_network_comes_back_whole_and_predicts_the_same(digits, tmp_path):
 
 
 def test_a_checkpoint_of_another_network_is_refused_by_name(digits, tmp_path):
-    save_run(fit(digits, SMALL, "batch", seed=0), tmp_path)
     path = tmp_path / "model.safetensors"
+    save_run(fit(digits, SMALL, "batch", seed=0), path, tmp_path)
     tensors = load_file(path)
     save_file(
         tensors, path, {"network": json.dumps({"name": "small", "norm": "local", "num_classes": 10, "in_channels": 1})}
@@ -72,7 +72,7 @@ def test_compiled_training_takes_the_same_steps_and_saves_the_same_kind_of_netwo
     )
     for name, value in plain.model.state_dict().items():
         torch.testing.assert_close(compiled.model.state_dict()[name], value, rtol=0.02, atol=0.02)
-    save_run(compiled, tmp_path)
+    save_run(compiled, tmp_path / "model.safetensors", tmp_path)
     images = torch.randn(32, 1, 8, 8)
     assert torch.equal(load_model(tmp_path / "model.safetensors")(images), compiled.model.eval()(images))
 
@@ -115,7 +115,7 @@ def test_saving_the_run_removes_its_checkpoint(digits, tmp_path):
     checkpoint = tmp_path / "run.safetensors"
     run = fit(digits, SMALL, "batch", seed=0, checkpoint=checkpoint)
     assert checkpoint.exists()
-    save_run(run, tmp_path / "out", checkpoint)
+    save_run(run, tmp_path / "out" / "model.safetensors", tmp_path / "out", checkpoint)
     assert not checkpoint.exists()
     assert not list(tmp_path.glob(".*")), "no temporary file is left"
 
@@ -133,7 +133,8 @@ config = TrainConfig("small", epochs=2, batch_size=32, num_groups=4, threads=1)
 run = fit(load({str(digits.folder)!r}), config, {norm!r}, 0, checkpoint=Path({str(tmp_path)!r}) / "run.safetensors")
 weights = torch.cat([value.flatten().double() for value in run.model.parameters()])
 torch.save(weights, Path({str(tmp_path)!r}) / f"weights-{{os.environ['RANK']}}.pt")
-save_run(run, Path({str(tmp_path)!r}) / "out", Path({str(tmp_path)!r}) / "run.safetensors")
+out = Path({str(tmp_path)!r}) / "out"
+save_run(run, out / "model.safetensors", out, out.parent / "run.safetensors")
 """)
     command = [
         sys.executable,

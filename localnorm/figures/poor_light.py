@@ -106,9 +106,7 @@ def top_classes(
     for arm in arms:
         norm, mode = keys[arm]
         if norm not in networks:
-            networks[norm] = load_model(
-                paths.model(experiment, paths.run_name(experiment, norm, seed)) / "model.safetensors"
-            )
+            networks[norm] = load_model(paths.model(experiment, paths.run_name(experiment, norm, seed)))
             if norm == "local" and any(keys[each] in (("local", "prior"), ("local", "fixed")) for each in arms):
                 estimate_statistics(networks[norm], training_batches(dataset, batch_size))
         more = {"prior": priors[norm]} if mode == "prior" else {}
