@@ -25,6 +25,7 @@ from conftest import environment, make_smoke_project, run
 from tqdm import tqdm
 
 COMMAND = ["dvc", "repro", "figure-accuracy@digits-small"]  # and so prepare, train, sweep, statistics
+FIGURES = "accuracy-digits*"
 RESULTS = ("prepared", "models", "runs", "sweeps", "statistics")  # in data/
 TIMES = {"seconds", "images_per_second", "minutes", "resumed_at_epoch"}  # what a second run may have otherwise
 VICTIMS = ("all", "dvc", "papermill", "kernel")  # every process at once, or one of them
@@ -37,7 +38,7 @@ def fingerprint(project: Path) -> dict[str, str]:
         ValueError: a table or record is half-written.
     """
     files = [file for name in RESULTS for file in (project / "data" / name).rglob("*")]
-    files += (project / "paper" / "figures").glob("*digits*")
+    files += (project / "paper" / "figures").glob(FIGURES)
     found = {}
     for file in files:
         name = file.relative_to(project).as_posix()
@@ -118,7 +119,7 @@ def forget(project: Path) -> None:
     """Remove every result and DVC's memory of them."""
     for name in (*RESULTS, "checkpoints"):
         shutil.rmtree(project / "data" / name, ignore_errors=True)
-    for file in [*(project / "data" / "executed").glob("*.ipynb"), *(project / "paper" / "figures").glob("*digits*")]:
+    for file in [*(project / "data" / "executed").glob("*.ipynb"), *(project / "paper" / "figures").glob(FIGURES)]:
         file.unlink()
     (project / "dvc.lock").unlink(missing_ok=True)
     for name in ("cache", "tmp"):
@@ -151,7 +152,7 @@ def soak(project: Path, kills: int, seconds: float, seed: int) -> Counter:
             over = late or happened["kills"] >= kills  # let the last one finish
             process = start(project)
             try:
-                process.wait(None if over else draw.uniform(0.3, longest / 8))
+                process.wait(None if over else draw.uniform(0.3, longest / 4))
             except subprocess.TimeoutExpired:
                 victim = draw.choice(VICTIMS)
                 survivors += kill(process, victim)
