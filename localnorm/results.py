@@ -53,6 +53,7 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
 
     Raises:
         FileNotFoundError: no seed has all its runs yet.
+        ValueError: the runs were not trained alike on the same images, or not swept over the same noises and levels.
     """
     swept = [
         seed
@@ -137,7 +138,7 @@ def _without_date(part: dict) -> dict:
 
 
 def _check_same_conditions(experiment: str, tables: dict[str, pd.DataFrame]) -> None:
-    """The same noises, levels and numbers of test images everywhere; modes differ by norm."""
+    """The same noises and levels everywhere; modes differ by norm."""
     columns = ["suite", "noise", "level"]
     first, *others = tables
     expected = set(tables[first][columns].itertuples(index=False, name=None))
