@@ -13,10 +13,10 @@ from typing import get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml
 
-from localnorm import paths
+from localnorm import noise, paths
 from localnorm.ablations import AblationConfig, variants
 from localnorm.data import prepare
-from localnorm.evaluate import SweepConfig
+from localnorm.evaluate import SweepConfig, arm_label
 from localnorm.models import NORMS
 from localnorm.params import check_keys, load_params
 from localnorm.stats import claims
@@ -53,6 +53,7 @@ def check_params() -> None:
             for stage, target in (("train", TrainConfig), ("sweep", SweepConfig), ("ablations", AblationConfig)):
                 if stage in block:
                     _check_types(stage, block[stage], target)
+                    _check_names(block[stage])
                     settings[stage] = target.from_params(block[stage])
             if "ablations" in settings:
                 variants(settings["ablations"], settings["train"])
@@ -88,6 +89,22 @@ def _check_types(stage: str, block: dict, target: Callable) -> None:
         if key in block and not _fits(block[key], types[key]):
             hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(block[key], str) else ""
             raise ValueError(f"{key} must be {_words(types[key])}, got {block[key]!r}{hint}, in the {stage} block")
+
+
+def _check_names(block: dict) -> None:
+    """The noises and modes of a block, so that a refusal names the key that they stand under."""
+    checks = (
+        ("noises", lambda suite, name: noise.levels(name, suite)),
+        ("modes", arm_label),
+        ("prior_noises", lambda suite, name: noise.check(name, block["prior_noises"][suite][name], suite)),
+    )
+    for key, check in checks:
+        for group, names in block.get(key, {}).items():
+            for name in names:
+                try:
+                    check(group, name)
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from None
 
 
 def _fits(value, kind) -> bool:

@@ -7,7 +7,7 @@ import traceback
 import pandas as pd
 import pytest
 from conftest import ROOT
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from localnorm import figures, stats
@@ -91,6 +91,7 @@ def test_a_missing_table_says_so(project):
     place=st.integers(0, 2**32),
     value=st.sampled_from(["", "0", "1e400", "nan", "-1", "0.5", '"', "x", ",", "0.1,0.2", "NA", "é", "\r", "1_000"]),
 )
+@example(kind="ablations", place=2066, value="NA")
 def test_one_cell_edited_by_hand_is_drawn_or_refused_by_name(tmp_path_factory, kind, place, value):
     project = tmp_path_factory.mktemp("edited")
     (project / "dvc.yaml").touch()

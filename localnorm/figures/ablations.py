@@ -41,11 +41,15 @@ def plot_ablations(table: pd.DataFrame, arms: Sequence[str] | None = None) -> Fi
         arms: those to draw; None is all.
 
     Raises:
-        ValueError: an ablation that is not known.
+        ValueError: an ablation that is not known, or a value that is no number where it counts something.
     """
     if unknown := set(table.ablation) - set(ABLATIONS):
         raise ValueError(f"unknown ablation {', '.join(sorted(unknown))}; choose of {', '.join(ABLATIONS)}")
     table = table.assign(value=table.value.astype(str))
+    counted = table[[ABLATIONS[name][1] is not None for name in table.ablation]]
+    if (wrong := ~np.isfinite(pd.to_numeric(counted.value, errors="coerce").astype(float))).any():
+        row = counted[wrong].iloc[0]
+        raise ValueError(f"a value of the ablation {row.ablation!r} must be a finite number, got {row.value!r}")
     scores = by_arm(clean_and_noisy(table, ["ablation", "value"]), ["part", "ablation", "value"], "accuracy")
     shown = [name for name in ABLATIONS if name in set(table.ablation)]
     arms = _present(scores, arms)
