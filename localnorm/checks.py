@@ -26,7 +26,7 @@ __all__ = ["check_params", "repair_dvc"]
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # a folder's name, and a word of the commands in dvc.yaml
 
-GIVEN = ("output", "table")  # arguments of a stage's function that are no settings
+GIVEN = ("output", "table", "num_classes")  # arguments of a stage's function that are no settings
 
 
 def check_params() -> None:

@@ -200,17 +200,19 @@ def compare(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def largest_ratio(table: pd.DataFrame, first: str, second: str) -> dict:
+def largest_ratio(table: pd.DataFrame, first: str, second: str, num_classes: int) -> dict:
     """Claim C3: the condition where mean accuracy of `first` is the largest multiple of `second`'s, with its interval.
 
+    An accuracy of `second` below chance, 1 / num_classes, counts as chance: bad luck in guessing makes no ratio large.
     The condition is picked on the same data, so the ratio is the best case, not what to expect of a new noise.
     """
     table = label_arms(table).assign(arm=lambda t: t.arm.astype(str))
     pairs = table.pivot_table(index=[*CONDITION, "seed"], columns="arm", values="accuracy")[[first, second]].dropna()
     means = pairs.groupby(CONDITION).mean()
-    best = (means[first] / means[second].clip(lower=1e-9)).idxmax()
+    chance = 1 / num_classes
+    best = (means[first] / means[second].clip(lower=chance)).idxmax()
     at_best = pairs.loc[best]
-    ratios = at_best[first] / at_best[second].clip(lower=1e-9)
+    ratios = at_best[first] / at_best[second].clip(lower=chance)
     estimate, low, high = interval(ratios)
     return {
         "first": first,
@@ -232,7 +234,7 @@ def _verdict(low: float, high: float, threshold: float = 0.0) -> str:
     return "does not hold here" if high <= threshold else "undecided"
 
 
-def claims(table: pd.DataFrame, margin: float, ratio: float) -> pd.DataFrame:
+def claims(table: pd.DataFrame, num_classes: int, margin: float, ratio: float) -> pd.DataFrame:
     """The claims that one experiment can test, each with estimate, interval, p and verdict.
 
     A difference is paired within seeds. It "holds" if its interval lies above zero (C4: above -margin), "does not hold here" if it
@@ -240,6 +242,7 @@ def claims(table: pd.DataFrame, margin: float, ratio: float) -> pd.DataFrame:
 
     Args:
         table: the tidy sweep of an experiment.
+        num_classes: of its data; chance is 1 / num_classes.
         margin: accuracies closer than this count as the same (C4).
         ratio: the multiple of BatchNorm's accuracy that the paper speaks of (C3).
     """
@@ -261,7 +264,7 @@ def claims(table: pd.DataFrame, margin: float, ratio: float) -> pd.DataFrame:
         difference("C2", "and cost it accuracy on clean images", "BN-batch", "BN fixed", "clean", sign=-1),
         difference("C3", "LN is more robust than BN", "LN batch", "BN fixed", "noisy"),
     ]
-    best = largest_ratio(table, "LN batch", "BN fixed")
+    best = largest_ratio(table, "LN batch", "BN fixed", num_classes)
     ahead = rows[-1]["verdict"]
     rows.append(
         {

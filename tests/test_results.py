@@ -52,7 +52,11 @@ def project(tmp_path_factory, digits):
             labels = test_images(digits, SWEEP)[1]
             save_sweep(table, classes, batches, labels, paths.run("digits-small", run))
     gathered = results.collect_runs("digits-small", ["batch", "local"], [0, 1])
-    results.write_tables(gathered, stats.summary(gathered.sweep), stats.claims(gathered.sweep, margin=0.01, ratio=3))
+    results.write_tables(
+        gathered,
+        stats.summary(gathered.sweep),
+        stats.claims(gathered.sweep, gathered.about["num_classes"], margin=0.01, ratio=3),
+    )
     yield folder
     patch.undo()
 

@@ -109,20 +109,27 @@ def test_comparison_is_paired_within_seeds(sweep):
 
 
 def test_largest_ratio_is_found_at_the_level_where_it_is(sweep):
-    best = stats.largest_ratio(sweep, "LN batch", "BN fixed")
+    best = stats.largest_ratio(sweep, "LN batch", "BN fixed", num_classes=10)
     assert (best["noise"], best["level"]) == ("gaussian", 3.0)
     assert best["ratio"] == pytest.approx(4, abs=0.1)
     assert best["low"] < best["ratio"] < best["high"]
 
 
+def test_an_accuracy_below_chance_counts_as_chance_in_a_ratio():
+    unlucky = table({("batch", "fixed"): [(0.9, 0.3, 0.002)] * 2, ("local", "batch"): [(0.9, 0.7, 0.4)] * 2})
+    assert stats.largest_ratio(unlucky, "LN batch", "BN fixed", num_classes=10)["ratio"] == pytest.approx(4)
+
+
 def test_verdicts_follow_from_the_intervals(sweep):
-    verdicts = stats.claims(sweep, margin=0.01, ratio=3).set_index(["claim", "part"]).verdict
+    verdicts = stats.claims(sweep, num_classes=10, margin=0.01, ratio=3).set_index(["claim", "part"]).verdict
     assert verdicts["C2", "noisy"] == "holds"
     assert verdicts["C2", "clean"] == "holds"  # BN-batch loses two points
     assert verdicts["C3", "largest ratio"] == "holds"
     assert verdicts["C4", "clean"] == "holds"
     assert (
-        stats.claims(sweep, margin=0.01, ratio=5).set_index(["claim", "part"]).verdict["C3", "largest ratio"]
+        stats.claims(sweep, num_classes=10, margin=0.01, ratio=5)
+        .set_index(["claim", "part"])
+        .verdict["C3", "largest ratio"]
         == "holds in part"
     )
 
@@ -136,7 +143,7 @@ def test_a_claim_that_fails_is_said_to_fail():
             ("local", "batch"): [(0.8 + w, 0.4, 0.3 - w) for w in seeds],
         }
     )
-    verdicts = stats.claims(worse, margin=0.01, ratio=3).set_index(["claim", "part"]).verdict
+    verdicts = stats.claims(worse, num_classes=10, margin=0.01, ratio=3).set_index(["claim", "part"]).verdict
     for key in [("C2", "noisy"), ("C3", "noisy"), ("C3", "largest ratio"), ("control", "noisy"), ("C4", "clean")]:
         assert verdicts[key] == "does not hold here", key
 
@@ -149,11 +156,13 @@ def test_one_image_with_a_prior_is_set_against_both_of_its_controls():
         ("local", "batch"): [(0.9, 0.6, 0.5)] * 6,
         ("local", "prior"): [(0.9, 0.7, 0.6)] * 6,
     }
-    found = stats.claims(table(arms), margin=0.01, ratio=3).set_index(["claim", "first", "second"]).verdict
+    found = (
+        stats.claims(table(arms), num_classes=10, margin=0.01, ratio=3).set_index(["claim", "first", "second"]).verdict
+    )
     assert found["C5", "LN prior", "BN fixed"] == "holds"
     assert found["control", "LN prior", "BN prior"] == "does not hold here"
     without = {arm: scores for arm, scores in arms.items() if arm != ("batch", "prior")}
-    assert list(stats.claims(table(without), margin=0.01, ratio=3).claim).count("control") == 1
+    assert list(stats.claims(table(without), num_classes=10, margin=0.01, ratio=3).claim).count("control") == 1
 
 
 def test_mcnemar_table_adjusts_within_a_seed_and_leaves_out_images_that_one_arm_did_not_see():

@@ -17,7 +17,7 @@ EXPERIMENT = "digits-small"
 OF_AN_EXPERIMENT = [kind for kind in TABLES if kind != "cost"]
 DRAWN = {
     "curves": figures.plot_accuracy,
-    "sweep": lambda table: stats.claims(table, margin=0.01, ratio=3),
+    "sweep": lambda table: stats.claims(table, num_classes=10, margin=0.01, ratio=3),
     "ablations": lambda table: figures.plot_ablations(table, ["LN batch", "LN single"]),
 }
 
