@@ -294,7 +294,7 @@ MARKS = "<!-- tables: written by `python -m localnorm.compare --reproducing` -->
 
 # claim -> its figure ("*" stands for the experiment), and the command where that is not the experiment's report
 SHOWN = {
-    "C1": ("histograms", "dvc repro figure-histograms"),
+    "C1": ("histograms", "dvc repro figure-histograms shifts"),
     "C2": ("accuracy-*", ""),
     "C3": ("accuracy-*", ""),
     "control": ("accuracy-*", ""),

@@ -14,6 +14,7 @@ from localnorm import paths, stats
 from localnorm.evaluate import load_predictions
 from localnorm.figures.captions import describe, experiments_with_results, seed_count
 from localnorm.params import load_params
+from localnorm.shifts import beyond_clean
 from localnorm.tables import read_table
 
 __all__ = [
@@ -259,7 +260,27 @@ def _results_of(claim: str, experiments: dict) -> list[dict]:
         for row in experiment["claims"]
         if row["claim"] == claim
     ]
+    if claim == "C1":
+        made = [name for name in experiments if paths.statistics(f"{name}-shifts.csv").is_file()]
+        rows += [_shift_result(name, experiments[name]["about"]["title"]) for name in made]
     return rows + _cost_results(claim)
+
+
+def _shift_result(experiment: str, title: str) -> dict:
+    """Claim C1: how many noises and levels move a test batch's statistics beyond those of clean batches."""
+    table = read_table("shifts", experiment)
+    noisy, beyond = table[table.level > 0], beyond_clean(table)
+    clean = table[table.level == 0].distance.iloc[0]
+    return {
+        "on": title,
+        "what": f"distance of a batch of {table.batch_size[0]} from the training statistics, in their deviations",
+        "first": "noisy",
+        "second": "clean images",
+        "part": f"{beyond.sum()} of {len(beyond)} noises and levels beyond",
+        "text": f"{noisy.distance.median():.2f}, clean {clean:.2f}",
+        "p": None,
+        "verdict": "holds" if beyond.all() else "holds in part" if beyond.any() else "does not hold here",
+    }
 
 
 # claim -> the kinds of cost that it speaks of

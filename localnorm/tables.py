@@ -52,6 +52,7 @@ TABLES = {
         "data/statistics/{}/summary.csv",
         ["arm", "seeds", *(part + bound for part in ("clean", "noisy") for bound in ("", "_low", "_high"))],
     ),
+    "shifts": ("data/statistics/{}-shifts.csv", [*CONDITION, "images", "batch_size", "distance", "low", "high"]),
     "runs": ("data/statistics/{}/runs.csv", RUN),
 }
 
@@ -60,6 +61,7 @@ SHARES = ["accuracy", "validation_accuracy", "ece", "disagreement", "clean", "no
 NUMBERS = [
     *(
         "level",
+        "distance",
         "prior",
         "nll",
         "brier",
@@ -100,7 +102,7 @@ def read_table(kind: str, experiment: str = "") -> pd.DataFrame:
     """A table of the pipeline, with the columns and the values that its stage writes.
 
     Args:
-        kind: sweep, batches, ablations, curves, claims, summary, runs (of an experiment), or cost.
+        kind: sweep, batches, ablations, curves, claims, summary, shifts, runs (of an experiment), or cost.
 
     Raises:
         FileNotFoundError: the stage did not run.

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from localnorm import paths, results, stats
 from localnorm.evaluate import SweepConfig, save_sweep, sweep, sweep_batches, test_images
+from localnorm.shifts import write_shifts
 from localnorm.train import TrainConfig, fit, save_run
 
 SWEEP = SweepConfig(
@@ -228,6 +229,28 @@ def test_a_cost_holds_only_where_every_setting_is_within_its_bound(project):
         ("1.00 to 1.20", "holds in part"),
     ]
     assert [(row["part"], row["verdict"]) for row in claims["C8"]] == [("0 of 1 settings within", "does not hold here")]
+
+
+def test_noise_shifts_statistics_only_as_far_as_noises_lie_beyond_clean_batches(project):
+    def result(*low):
+        table = pd.DataFrame(
+            {"level": [0, 0.5, 1], "distance": [0.1, 0.5, 0.7], "low": [0.05, *low], "high": [0.2, 1, 1]}
+        )
+        table = table.assign(suite="named", noise="gaussian", images=64, batch_size=16)
+        table.loc[0, ["suite", "noise"]] = "clean"
+        write_shifts(table, "digits-small")
+        return next(claim["results"] for claim in results.collect_numbers()["claims"] if claim["claim"] == "C1")
+
+    try:
+        assert [(row["on"], row["part"], row["text"], row["verdict"]) for row in result(0.21, 0.6)] == [
+            ("Digits", "2 of 2 noises and levels beyond", "0.60, clean 0.10", "holds")
+        ]
+        assert result(0.2, 0.6)[0]["part"] == "1 of 2 noises and levels beyond"
+        assert result(0.2, 0.6)[0]["verdict"] == "holds in part"
+        assert result(0.1, 0.1)[0]["verdict"] == "does not hold here"
+    finally:
+        paths.statistics("digits-small-shifts.csv").unlink()
+    assert results.collect_numbers()["claims"][0]["results"] == []
 
 
 def test_text_for_latex_has_no_character_that_latex_reads_as_its_own():

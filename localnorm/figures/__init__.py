@@ -10,6 +10,7 @@ from localnorm.figures.groups import group_of_each_image, plot_groups
 from localnorm.figures.network import plot_network, trace_network
 from localnorm.figures.photographs import noise_wall, noisy_photographs, photograph, plot_noises, rgb_histograms
 from localnorm.figures.poor_light import chosen_priors, darken, folder_images, plot_poor_light, top_classes
+from localnorm.figures.shifts import plot_shifts
 from localnorm.figures.style import ARM_STYLES, save
 from localnorm.figures.summary import plot_summary
 from localnorm.figures.teaser import plot_teaser
@@ -35,6 +36,7 @@ __all__ = [
     "plot_network",
     "plot_noises",
     "plot_poor_light",
+    "plot_shifts",
     "plot_summary",
     "plot_teaser",
     "rgb_histograms",

@@ -1,0 +1,78 @@
+"""How far noise moves the statistics that a normalisation layer takes from a test batch (claim C1), before any network sees it.
+
+Clean batches differ too, the more the smaller they are. So the yardstick is not zero but what clean batches of the same size do.
+"""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from localnorm import paths
+from localnorm.data.dataset import Dataset
+from localnorm.evaluate import CLEAN, SweepConfig, conditions, noisy_images, test_images, training_range_of
+
+__all__ = ["beyond_clean", "shifts", "write_shifts"]
+
+DRAWS = 1_000  # test batches
+TAIL = 0.05  # of the batches, on either side
+
+
+def shifts(dataset: Dataset, config: SweepConfig) -> pd.DataFrame:
+    r"""The distance of test batches' statistics from the training part's, clean and under every noise and level of a sweep.
+
+    .. math:: d = \sqrt{\tfrac{1}{C} \sum_c m_c^2 + (s_c - 1)^2}
+
+    with :math:`m_c` and :math:`s_c` the mean and standard deviation of channel c over a batch of images that were standardised by
+    the training part's, so in its deviations. It is the 2-Wasserstein distance of Gaussians with these moments, averaged over
+    channels (Dowson and Landau, The Fréchet distance between multivariate normal distributions, 1982).
+
+    The batches are drawn at random from the images that the sweep scores, 1,000 of `config.batch_size`, the same for every condition.
+
+    Returns:
+        A row a condition, clean first: suite, noise, level, images, batch_size, distance (the median batch's), low and high (between
+        which nine in ten batches lie).
+    """
+    images, _ = test_images(dataset, config)
+    training_range = training_range_of(dataset)
+    size = min(config.batch_size, len(images))
+    rng = np.random.default_rng(config.seed)
+    drawn = torch.as_tensor(np.stack([rng.permutation(len(images))[:size] for _ in range(DRAWS)]))  # (DRAWS, size)
+    noisy = [condition for condition in conditions(config) if condition[2] > 0]
+    rows = []
+    for condition in tqdm([CLEAN, *noisy], desc="shifts", unit="condition", file=sys.stderr, mininterval=0.5):
+        distances = _distances(noisy_images(images, dataset, *condition, config, training_range), drawn)
+        low, middle, high = np.quantile(distances, (TAIL, 0.5, 1 - TAIL))
+        rows.append((*condition, len(images), size, middle, low, high))
+    return pd.DataFrame(rows, columns=["suite", "noise", "level", "images", "batch_size", "distance", "low", "high"])
+
+
+def _distances(pixels: Tensor, drawn: Tensor) -> np.ndarray:
+    """(N, C, H, W) standardised images and (DRAWS, size) batches of them -> (DRAWS,) distances, see `shifts`."""
+    first = pixels.mean((2, 3), dtype=torch.double)  # (N, C)
+    second = torch.stack([image.double().square().mean((1, 2)) for image in pixels])  # (N, C)
+    mean, square = first[drawn].mean(1), second[drawn].mean(1)  # (DRAWS, C)
+    deviation = (square - mean.square()).clamp_min(0).sqrt()
+    return (mean.square() + (deviation - 1).square()).mean(1).sqrt().numpy()
+
+
+def beyond_clean(table: pd.DataFrame) -> pd.Series:
+    """Whether noise of a row moves the statistics visibly: 19 of 20 noisy batches lie farther out than 19 of 20 clean ones.
+
+    Args:
+        table: of `shifts`.
+
+    Returns:
+        A value a noisy row, under its index.
+    """
+    clean = table[table.level == 0].iloc[0]
+    return table[table.level > 0].low > clean.high
+
+
+def write_shifts(table: pd.DataFrame, experiment: str) -> None:
+    """Write data/statistics/<experiment>-shifts.csv, beside the statistics that need networks."""
+    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    paths.write(paths.statistics(f"{experiment}-shifts.csv"), text)
