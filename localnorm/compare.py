@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -292,30 +293,44 @@ def write_report(experiments: list[str], revision: str = "HEAD") -> tuple[list[C
 
 MARKS = "<!-- tables: written by `python -m localnorm.compare --reproducing` -->", "<!-- /tables -->"
 
-# claim -> its figure ("*" stands for the experiment), and the command where that is not the experiment's report
+# claim -> its figure and the command that makes it; "*" stands for an experiment
 SHOWN = {
     "C1": ("histograms", "dvc repro figure-histograms shifts"),
-    "C2": ("accuracy-*", ""),
-    "C3": ("accuracy-*", ""),
-    "control": ("accuracy-*", ""),
-    "C4": ("accuracy-*", ""),
-    "C5": ("accuracy-*", ""),
-    "C6": ("poor-light-digits-small", "dvc repro figure-poor-light@digits-small"),
+    "C2": ("accuracy-*", "dvc repro report@*"),
+    "C3": ("accuracy-*", "dvc repro report@*"),
+    "control": ("accuracy-*", "dvc repro report@*"),
+    "C4": ("accuracy-*", "dvc repro report@*"),
+    "C5": ("accuracy-*", "dvc repro report@*"),
+    "C6": ("poor-light-*", "dvc repro figure-poor-light@*"),
     "C7": ("cost", "make bench"),
     "C8": ("cost", "make bench"),
-    "C9": ("ablations-digits-small", "dvc repro figure-ablations@digits-small"),
+    "C9": ("ablations-*", "dvc repro figure-ablations@*"),
 }
 
 
 def reproducing_tables() -> str:
     """The tables of REPRODUCING.md: a row a claim and experiment, and a row an experiment with its hardware and time."""
     experiments = [name for name in load_params()["experiments"] if (paths.statistics(name) / "claims.csv").is_file()]
+    numbers = json.loads((paths.paper() / "numbers.json").read_text(encoding="utf-8"))
     lines = ["| claim | command | figure | expected | tolerance |", "|---|---|---|---|--:|"]
     for claim, (figure, command) in SHOWN.items():
-        title = f"**{claim}** {CLAIMS[claim]}"
-        rows = [] if command else [row for name in experiments for row in _claim_rows(name, claim, figure)]
-        rows = [f"| {title if number == 0 else f'**{claim}**'} {row}" for number, row in enumerate(rows)]
-        lines += rows or [f"| {title} | {f'`{command}`' if command else ''} | {_figure(figure)} | | |"]
+        rows = []  # experiment, what is expected, tolerance
+        if "*" in command:
+            for name in experiments:
+                tolerances = _tolerances(name)
+                found = [row for row in numbers["experiments"][name]["claims"] if row["claim"] == claim]
+                remark = "{what}: " if claim == "C9" else ""  # which fine-tuning
+                rows += [
+                    (name, remark.format(**row) + _expected(row), tolerances.get(_claim(SimpleNamespace(**row)), ""))
+                    for row in found
+                ]
+        else:
+            found = next(each for each in numbers["claims"] if each["claim"] == claim)["results"]
+            rows += [("", f"{row['on']}, {row['what']}: {_expected(row)}", "") for row in found]
+        for number, (name, expected, within) in enumerate(rows or [("*", "not tested here", "")]):
+            title = f"**{claim}** {CLAIMS[claim]}" if number == 0 else f"**{claim}**"
+            shown = _figure(figure.replace("*", name))
+            lines.append(f"| {title} | `{command.replace('*', name)}` | {shown} | {expected} | {within} |")
     lines += ["", "| experiment | data | test images | networks | epochs | hardware | torch | training |"]
     lines += ["|---|---|--:|--:|--:|---|---|--:|", *(_experiment_row(name) for name in experiments)]
     return "\n".join(lines) + "\n"
@@ -327,25 +342,23 @@ def _figure(stem: str) -> str:
     return f"[{stem}]({name})" if (paths.project() / name).is_file() else stem
 
 
-def _claim_rows(experiment: str, claim: str, figure: str) -> list[str]:
+def _expected(row: dict) -> str:
+    """What numbers.json says of a claim: what is compared, the estimate and the verdict."""
+    unit = " points" if row["text"][0] in "+-" else ""
+    return f"{row['first']} against {row['second']}, {row['part']}: {row['text']}{unit}; {row['verdict']}"
+
+
+def _tolerances(experiment: str) -> dict[str, str]:
+    """The claims that `compare` compares, as `_claim` names them, with their tolerance in points; none with one seed."""
     claims, sweep = (read_table(kind, experiment) for kind in ("claims", "sweep"))
     measured = quantities(sweep, claims)
-    measured = measured[measured.kind == "claim"]
-    family, resolution = measured.quantity.nunique(), 1 / sweep.images.max()
-    rows = []
-    for row in claims[claims.claim == claim].itertuples():
-        values = measured[measured.quantity == _claim(row)].value.to_numpy()
-        unit = "points" if row.part in PARTS else "times"
-        # + 0.0 turns a rounded -0.0 into 0.0
-        numbers = [
-            round((100 if unit == "points" else 1) * each, 1) + 0.0 for each in (row.estimate, row.low, row.high)
-        ]
-        interval = "" if np.isnan(row.low) else f" [{numbers[1]}, {numbers[2]}]"
-        within = f"{100 * tolerance(values, len(values), family, resolution):.1f}" if len(values) > 1 else ""
-        expected = f"{row.first} against {row.second}, {row.part}: {numbers[0]}{interval} {unit}; {row.verdict}"
-        cells = f"`dvc repro report@{experiment}`", _figure(figure.replace("*", experiment)), expected, within
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
+    scores = measured[measured.kind == "claim"].groupby("quantity").value
+    family, resolution = len(scores), 1 / sweep.images.max()
+    return {
+        quantity: f"{100 * tolerance(values.to_numpy(), len(values), family, resolution):.1f}"
+        for quantity, values in scores
+        if len(values) > 1
+    }
 
 
 def _experiment_row(experiment: str) -> str:

@@ -420,7 +420,9 @@ def _claim_numbers(row) -> dict:
     ratio = row.part == "largest ratio"
 
     def form(value: float) -> str:
-        return f"{value:.2f}" if ratio else f"{100 * value:+.1f}"  # a multiple, or points of accuracy
+        if ratio:
+            return f"{value:.2f}"  # a multiple
+        return f"{round(100 * value, 1) + 0.0:+.1f}"  # points of accuracy; + 0.0 turns a rounded -0.0 into 0.0
 
     interval = "" if np.isnan(row.low) else f" [{form(row.low)}, {form(row.high)}]"
     return {
