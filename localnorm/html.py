@@ -22,6 +22,7 @@ from pygments.formatters import HtmlFormatter
 from localnorm import paths
 from localnorm.figures.captions import seed_count
 from localnorm.params import load_params
+from localnorm.results import collect_numbers
 from localnorm.tables import read_table
 
 __all__ = ["page", "write_site"]
@@ -35,8 +36,8 @@ table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x:
 table, th, td { border: 0 } th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
 th:first-child, td:first-child, .text td, .text th { text-align: left }
 ul.runs { columns: 3 18rem; padding-left: 1.2rem } figure { margin: 1.5rem 0 } figcaption { font-size: .9rem; color: #333 }
-.jp-InputPrompt, .jp-OutputPrompt, .anchor-link { display: none } .jp-OutputArea-output { margin: .4rem 0 .4rem 1rem }
-.jp-OutputArea-output pre { background: none } .failed { color: #b00020; font-weight: bold }
+.anchor-link { display: none } .output_subarea { margin: .4rem 0 .4rem 1rem }
+.output_subarea pre { background: none } .failed { color: #b00020; font-weight: bold }
 """
 TABLES = ("summary", "claims", "curves", "areas", "mcnemar", "runs")  # of data/statistics/<experiment>
 RUN = re.compile(r"-s\d+$")  # a notebook of one training run
@@ -68,6 +69,7 @@ def write_site(output: Path) -> Path:
         raise FileNotFoundError("no experiment has results here; make some with `make quickstart`")
     if output.exists() and any(output.iterdir()) and not (output / "index.html").is_file():
         raise ValueError(f"{output} is not a report and will not be replaced; choose another folder, or remove it")
+    numbers = collect_numbers()
     new = output.with_name(f".{output.name}.part")
     shutil.rmtree(new, ignore_errors=True)
     try:
@@ -78,8 +80,8 @@ def write_site(output: Path) -> Path:
             "<h1>LocalNorm: the results of a run</h1>",
             f"<p>Made by the pipeline on this machine; {_paper_link(new)}every figure and table below is a file that a stage wrote."
             "</p>",
-            *(_experiment(name, new, notebooks, figures) for name in experiments),
-            _other_figures(experiments, figures),
+            *(_experiment(name, numbers, new, notebooks, figures) for name in experiments),
+            _other_figures(experiments, numbers, figures),
             _comparison(),
             _remaining(notebooks),
         ]
@@ -136,10 +138,14 @@ def _executed() -> list[str]:
 
 
 def _without_progress(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A cell without progress bars (stderr with carriage returns), which say nothing once they are at their end."""
+    """A cell without progress bars (stderr with carriage returns, and the line end after), which say nothing at their end."""
     if cell["cell_type"] != "code":
         return cell
-    cell.outputs = [each for each in cell.outputs if not (each.get("name") == "stderr" and "\r" in each.text)]
+    cell.outputs = [
+        each
+        for each in cell.outputs
+        if not (each.get("name") == "stderr" and ("\r" in each.text or not each.text.strip()))
+    ]
     return cell
 
 
@@ -151,10 +157,10 @@ def _link(name: str, notebooks: dict[str, bool]) -> str:
 # -------------------------------------------------------------------------------------------------------------------- index
 
 
-def _experiment(name: str, folder: Path, notebooks: dict[str, bool], figures: list[str]) -> str:
+def _experiment(name: str, numbers: dict, folder: Path, notebooks: dict[str, bool], figures: list[str]) -> str:
     source = paths.statistics(name)
     about = json.loads((source / "about.json").read_text(encoding="utf-8"))
-    runs, summary, claims = (read_table(kind, name) for kind in ("runs", "summary", "claims"))
+    runs, summary = (read_table(kind, name) for kind in ("runs", "summary"))
     tables = folder / "tables" / name
     kept = [*_copy(source, tables, "*.csv"), *_copy(source, tables, "about.json")]
     shutil.copyfile(paths.sweep(name), tables / "sweep.csv")
@@ -172,8 +178,7 @@ def _experiment(name: str, folder: Path, notebooks: dict[str, bool], figures: li
         f'<h2 id="{name}">{escape(about["title"])}: {name}</h2>',
         f"<p>{escape(caption)}</p>",
         _summary_table(summary),
-        "<h3>Claims</h3>",
-        _claims_table(claims),
+        _claims_table(numbers, name),
         *(_figure(stem, figures) for stem in sorted({Path(f).stem for f in figures}) if stem.endswith(f"-{name}")),
         f"<p>Notebooks as they ran: {', '.join(single)}.</p>" if single else "",
         f'<details><summary>{len(per_run)} notebooks of single runs</summary>\n<ul class="runs">{"".join(per_run)}</ul></details>'
@@ -200,15 +205,22 @@ def _summary_table(summary: pd.DataFrame) -> str:
     return _table(["arm", "clean", "noisy"], rows)
 
 
-def _claims_table(claims: pd.DataFrame) -> str:
-    rows = []
-    for row in claims.itertuples():
-        ratio = row.part == "largest ratio"
-        scale = 1 if ratio else 100
-        interval = "" if pd.isna(row.low) else f" [{scale * row.low:.1f}, {scale * row.high:.1f}]"
-        unit = "times" if ratio else "points"
-        rows.append([row.claim, row.what, f"{scale * row.estimate:.1f}{interval} {unit}", row.verdict])
-    return _table(["claim", "what", "estimate", "verdict"], rows, "text")
+def _claims_table(numbers: dict, experiment: str | None) -> str:
+    """What an experiment says of each claim, or what the bench says of the costs; empty where it says nothing."""
+    rows = [
+        [
+            claim["claim"],
+            " ".join([*([] if experiment else [f"{row['on']}:"]), row["what"]]),
+            f"{row['first']} against {row['second']}, {row['part']}",
+            row["text"] + (" points" if row["text"][0] in "+-" else ""),
+            row["verdict"],
+        ]
+        for claim in numbers["claims"]
+        for row in claim["results"]
+        if row["experiment"] == experiment
+    ]
+    header = ["claim", "what", "arms", "estimate", "verdict"]
+    return "<h3>Claims</h3>\n" + _table(header, rows, "text") if rows else ""
 
 
 def _table(header: list[str], rows: list[list[str]], kind: str = "") -> str:
@@ -231,11 +243,17 @@ def _figure(stem: str, figures: list[str]) -> str:
     )
 
 
-def _other_figures(experiments: list[str], figures: list[str]) -> str:
+def _other_figures(experiments: list[str], numbers: dict, figures: list[str]) -> str:
     stems = sorted({Path(name).stem for name in figures if name.endswith(".png")})
     others = [stem for stem in stems if not any(stem.endswith(f"-{name}") for name in experiments)]
     return (
-        "\n".join(["<h2>Figures of no single experiment</h2>", *(_figure(stem, figures) for stem in others)])
+        "\n".join(
+            [
+                "<h2>Of no single experiment</h2>",
+                _claims_table(numbers, None),
+                *(_figure(stem, figures) for stem in others),
+            ]
+        )
         if others
         else ""
     )

@@ -255,8 +255,8 @@ def collect_numbers() -> dict:
 def _results_of(claim: str, experiments: dict) -> list[dict]:
     """What was measured of a claim: a row an experiment and comparison, or a row a network for the costs."""
     rows = [
-        {"on": experiment["about"]["title"], **{key: value for key, value in row.items() if key != "claim"}}
-        for experiment in experiments.values()
+        {"on": experiment["about"]["title"], "experiment": name} | {key: row[key] for key in row if key != "claim"}
+        for name, experiment in experiments.items()
         for row in experiment["claims"]
         if row["claim"] == claim
     ]
@@ -273,6 +273,7 @@ def _shift_result(experiment: str, title: str) -> dict:
     clean = table[table.level == 0].distance.iloc[0]
     return {
         "on": title,
+        "experiment": experiment,
         "what": f"distance of a batch of {table.batch_size[0]} from the training statistics, in their deviations",
         "first": "noisy",
         "second": "clean images",
@@ -304,6 +305,7 @@ def _cost_results(claim: str) -> list[dict]:
             rows.append(
                 {
                     "on": subject,
+                    "experiment": None,
                     "what": f"{what}, LN over BN, at most {costs.bound.iloc[0]:.2f}",
                     "first": "LN",
                     "second": "BN",

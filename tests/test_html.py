@@ -12,12 +12,13 @@ import yaml
 from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from localnorm import html, paths
+from localnorm import html, paths, results
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 OUTPUTS = {
     "train-digits-small-batch-s0": [
-        new_output("stream", name="stderr", text="train:  10%\rtrain: 100%\n"),
+        new_output("stream", name="stderr", text="train:  10%\rtrain: 100%"),
+        new_output("stream", name="stderr", text="\n"),
         new_output("stream", name="stdout", text="12 epochs\n"),
     ],
     "statistics-digits-small": [
@@ -121,11 +122,20 @@ def test_notebooks_show_their_outputs_without_progress_bars_and_a_failed_one_say
     pages = {file.stem: file.read_text(encoding="utf-8") for file in (index.parent / "notebooks").iterdir()}
     assert "12 epochs" in pages["train-digits-small-batch-s0"]
     assert "train: 100%" not in pages["train-digits-small-batch-s0"]
+    assert pages["train-digits-small-batch-s0"].count("output_stream") == 1, "no empty box"
     assert "0.98" in pages["statistics-digits-small"]
     assert PIXEL[:40] in pages["figure-histograms"]
     assert "left-behind" not in pages
     failed = re.findall(r'notebooks/([\w-]+)\.html">[^<]*</a> <span class="failed">', index.read_text(encoding="utf-8"))
     assert failed == ["numbers"]
+
+
+def test_every_claim_that_was_tested_is_shown_with_its_verdict(project):
+    text = html.write_site(project / "site").read_text(encoding="utf-8")
+    tested = {claim["claim"]: claim["results"] for claim in results.collect_numbers()["claims"] if claim["results"]}
+    assert len(tested) > 5
+    for claim, rows in tested.items():
+        assert len(re.findall(rf"<tr><td>{claim}</td>.*<td>[^<]*</td></tr>", text)) == len(rows)
 
 
 def test_a_comparison_that_was_made_is_shown(project):
