@@ -9,6 +9,8 @@ INSTALLED := $(ENV)/installed
 endif
 # cuBLAS is reproducible only with this set before torch is imported
 export CUBLAS_WORKSPACE_CONFIG := :4096:8
+# DVC's own place for pickles, /var/tmp/dvc, is open to all users of a machine
+export DVC_SITE_CACHE_DIR ?= $(CURDIR)/.dvc/tmp/site
 EXPERIMENT ?= digits-small
 # runs side by side; empty: one a core
 JOBS ?=

@@ -124,7 +124,7 @@ def strip(notebooks: Path, output: Path) -> list[Path]:
 
 
 def check() -> None:
-    """Check params.yaml before any work starts, and prepare DVC for a folder without git or after a kill.
+    """Check params.yaml before any work starts, and prepare DVC: for a folder without git, after a kill, on a shared machine.
 
     Raises:
         ValueError: see `localnorm.checks.check_params`.
@@ -132,6 +132,9 @@ def check() -> None:
     from localnorm.checks import check_params, repair_dvc  # here, since stripping is to start quickly
 
     check_params()
+    site = Path(os.environ.setdefault("DVC_SITE_CACHE_DIR", str(paths.project() / ".dvc" / "tmp" / "site")))
+    site.mkdir(parents=True, exist_ok=True)
+    site.chmod(0o700)  # DVC keeps pickles in it and opens what it makes itself to all users
     if not (paths.project() / ".git").exists():  # an archive of the repository: DVC must be told
         subprocess.run(["dvc", "config", "--local", "core.no_scm", "true"], check=True)
     for name in repair_dvc():

@@ -114,7 +114,8 @@ def make_smoke_project(folder: Path) -> Path:
 def environment(project: Path, **more: str) -> dict[str, str]:
     """For a command in a copy of the project: this Python's commands, the copy's library, one thread."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"} | more
+    named = {"PATH": path, "PYTHONPATH": str(project), "DVC_SITE_CACHE_DIR": str(project / ".dvc" / "tmp" / "site")}
+    return os.environ | named | {"OMP_NUM_THREADS": "1"} | more
 
 
 def run(command: list[str], project: Path, **variables: str) -> subprocess.CompletedProcess:

@@ -145,6 +145,18 @@ def test_figures_carry_no_date_and_no_author(smoke_run):
             assert key not in content, f"{file.name} holds {key!r}"
 
 
+def test_the_pickles_of_dvc_lie_in_the_project_and_are_closed_to_other_users(smoke_run):
+    site = smoke_run / ".dvc" / "tmp" / "site"
+    assert list(site.rglob("cache.db")), "DVC wrote its hashes there"
+    assert site.stat().st_mode & 0o077 == 0
+    tell = 'tell: ; @printf %s "$$DVC_SITE_CACHE_DIR"'
+    without = {"env": {key: os.environ[key] for key in os.environ if key != "DVC_SITE_CACHE_DIR"}}
+    done = subprocess.run(
+        ["make", "-s", "--eval", tell, "tell"], cwd=smoke_run, capture_output=True, text=True, **without
+    )
+    assert done.stdout == str(site), done.stderr
+
+
 def test_every_command_of_the_package_fails_plainly_outside_a_project(tmp_path):
     for command in (["pipeline", "check"], ["pipeline", "runs", "digits-small"], ["pipeline", "strip"]):
         done = run([sys.executable, "-m", f"localnorm.{command[0]}", *command[1:]], tmp_path, PYTHONPATH=str(ROOT))
