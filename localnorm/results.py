@@ -139,7 +139,7 @@ def _without_date(part: dict) -> dict:
 
 
 def _check_same_conditions(experiment: str, tables: dict[str, pd.DataFrame]) -> None:
-    """The same noises and levels everywhere; modes differ by norm."""
+    """The same noises and levels everywhere, and in each mode as many images; modes differ by norm."""
     columns = ["suite", "noise", "level"]
     first, *others = tables
     expected = set(tables[first][columns].itertuples(index=False, name=None))
@@ -150,6 +150,15 @@ def _check_same_conditions(experiment: str, tables: dict[str, pd.DataFrame]) -> 
                 f"the runs of {experiment} must be swept over the same noises and levels, but only one of {first} and {other} "
                 f"has {suite} {noise} at {level:g}; run: dvc repro statistics@{experiment}"
             )
+    counts: dict[str, tuple[int, str]] = {}  # mode -> images, and a run that scored so many
+    for name, table in tables.items():
+        for mode, images in table.groupby("mode").images.max().items():
+            expected_images, run = counts.setdefault(mode, (images, name))
+            if images != expected_images:
+                raise ValueError(
+                    f"the runs of {experiment} must score the same test images, but in the mode {mode} {run} scored "
+                    f"{expected_images} and {name} {images}; run: dvc repro statistics@{experiment}"
+                )
 
 
 def write_tables(results: Results, summary: pd.DataFrame, claims: pd.DataFrame) -> None:

@@ -116,6 +116,17 @@ def test_runs_swept_over_other_noises_do_not_join(copied):
         results.collect_runs("digits-small", ["batch", "local"], [0, 1])
 
 
+def test_runs_that_scored_other_test_images_do_not_join(copied):
+    file = copied / "digits-small-local-s1" / "sweep.csv"
+    table = pd.read_csv(file)
+    table.loc[table["mode"] == "single", "images"] = 64
+    table.to_csv(file, index=False)
+    with pytest.raises(
+        ValueError, match="in the mode single digits-small-local-s0 scored 128 and digits-small-local-s1 64; run"
+    ):
+        results.collect_runs("digits-small", ["batch", "local"], [0, 1])
+
+
 def test_numbers_are_those_of_the_tables_and_experiments_without_results_are_left_out(project):
     numbers = results.collect_numbers()
     assert list(numbers["experiments"]) == ["digits-small"]
