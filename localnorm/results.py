@@ -533,8 +533,19 @@ def readme_table(numbers: dict) -> str:
                 for arm, values in experiment["arms"].items()
             ),
             "",
+            f"Verdicts: {_verdicts(numbers, name)}.",
+            "",
         ]
     return "\n".join(lines)
+
+
+def _verdicts(numbers: dict, experiment: str) -> str:
+    """The verdicts on each claim that an experiment tests: "C2 holds; C3 holds / undecided"."""
+    found = {
+        claim["claim"]: dict.fromkeys(row["verdict"] for row in claim["results"] if row["experiment"] == experiment)
+        for claim in numbers["claims"]
+    }
+    return "; ".join(f"{claim} {' / '.join(verdicts)}" for claim, verdicts in found.items() if verdicts)
 
 
 def write_readme() -> None:

@@ -116,6 +116,17 @@ def test_runs_swept_over_other_noises_do_not_join(copied):
         results.collect_runs("digits-small", ["batch", "local"], [0, 1])
 
 
+def test_the_readme_says_every_verdict_of_an_experiment(project):
+    rows = [("C2", "holds"), ("C2", "holds"), ("C4", "undecided"), ("C4", "does not hold here")]
+    numbers = results.collect_numbers()
+    numbers["claims"] = [
+        {"claim": claim, "results": [{"experiment": "digits-small", "verdict": v} for c, v in rows if c == claim]}
+        for claim in ("C2", "C3", "C4")
+    ]
+    table = results.readme_table(numbers)
+    assert "Verdicts: C2 holds; C4 undecided / does not hold here.\n" in table
+
+
 def test_runs_that_scored_other_test_images_do_not_join(copied):
     file = copied / "digits-small-local-s1" / "sweep.csv"
     table = pd.read_csv(file)
