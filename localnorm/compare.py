@@ -21,7 +21,7 @@ import scipy.stats
 
 from localnorm import paths, stats
 from localnorm.params import load_params
-from localnorm.results import CLAIMS
+from localnorm.results import CLAIMS, estimate_text
 from localnorm.tables import read_table
 
 __all__ = ["Comparison", "committed", "compare", "quantities", "report", "tolerance", "write_report"]
@@ -310,8 +310,8 @@ SHOWN = {
 
 def reproducing_tables() -> str:
     """The tables of REPRODUCING.md: a row a claim and experiment, and a row an experiment with its hardware and time."""
-    experiments = [name for name in load_params()["experiments"] if (paths.statistics(name) / "claims.csv").is_file()]
     numbers = json.loads((paths.paper() / "numbers.json").read_text(encoding="utf-8"))
+    experiments = list(numbers["experiments"])
     lines = ["| claim | command | figure | expected | tolerance |", "|---|---|---|---|--:|"]
     for claim, (figure, command) in SHOWN.items():
         rows = []  # experiment, what is expected, tolerance
@@ -344,8 +344,7 @@ def _figure(stem: str) -> str:
 
 def _expected(row: dict) -> str:
     """What numbers.json says of a claim: what is compared, the estimate and the verdict."""
-    unit = " points" if row["text"][0] in "+-" else ""
-    return f"{row['first']} against {row['second']}, {row['part']}: {row['text']}{unit}; {row['verdict']}"
+    return f"{row['first']} against {row['second']}, {row['part']}: {estimate_text(row)}; {row['verdict']}"
 
 
 def _tolerances(experiment: str) -> dict[str, str]:

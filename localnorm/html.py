@@ -22,7 +22,7 @@ from pygments.formatters import HtmlFormatter
 from localnorm import paths
 from localnorm.figures.captions import seed_count
 from localnorm.params import load_params
-from localnorm.results import collect_numbers
+from localnorm.results import collect_numbers, estimate_text
 from localnorm.tables import read_table
 
 __all__ = ["page", "write_site"]
@@ -212,7 +212,7 @@ def _claims_table(numbers: dict, experiment: str | None) -> str:
             claim["claim"],
             " ".join([*([] if experiment else [f"{row['on']}:"]), row["what"]]),
             f"{row['first']} against {row['second']}, {row['part']}",
-            row["text"] + (" points" if row["text"][0] in "+-" else ""),
+            estimate_text(row),
             row["verdict"],
         ]
         for claim in numbers["claims"]

@@ -21,6 +21,7 @@ __all__ = [
     "Results",
     "collect_numbers",
     "collect_runs",
+    "estimate_text",
     "latex_numbers",
     "summary_text",
     "write_latex_tables",
@@ -446,6 +447,11 @@ def _claim_numbers(row) -> dict:
         "p": None if np.isnan(row.p) else f"{row.p:.3f}",
         "verdict": row.verdict,
     }
+
+
+def estimate_text(row: dict) -> str:
+    """The estimate of a row of the claims with its unit: a difference, which has a sign, is in points of accuracy."""
+    return row["text"] + (" points" if row["text"][0] in "+-" else "")
 
 
 def latex_numbers(numbers: dict) -> str:

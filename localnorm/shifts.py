@@ -24,7 +24,7 @@ TAIL = 0.05  # of the batches, on either side
 def shifts(dataset: Dataset, config: SweepConfig) -> pd.DataFrame:
     r"""The distance of test batches' statistics from the training part's, clean and under every noise and level of a sweep.
 
-    .. math:: d = \sqrt{\tfrac{1}{C} \sum_c m_c^2 + (s_c - 1)^2}
+    .. math:: d = \sqrt{\tfrac{1}{C} \sum_c \left( m_c^2 + (s_c - 1)^2 \right)}
 
     with :math:`m_c` and :math:`s_c` the mean and standard deviation of channel c over a batch of images that were standardised by
     the training part's, so in its deviations. It is the 2-Wasserstein distance of Gaussians with these moments, averaged over
