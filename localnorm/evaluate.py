@@ -26,6 +26,7 @@ from localnorm.predict import estimate_statistics, predict
 
 __all__ = [
     "ARMS",
+    "STORED",
     "BatchStudy",
     "SweepConfig",
     "arm_label",
@@ -33,6 +34,7 @@ __all__ = [
     "conditions",
     "load_predictions",
     "noisy_images",
+    "predict_arguments",
     "save_sweep",
     "sweep",
     "sweep_batches",
@@ -50,9 +52,12 @@ ARMS = {
     ("local", "companions"): "LN companions",
     ("batch", "prior"): "BN prior",
     ("local", "prior"): "LN prior",
+    ("batch", "last_fixed"): "BN last fixed",
+    ("local", "last_fixed"): "LN last fixed",
     ("group", "batch"): "GN",
     ("instance", "batch"): "IN",
 }
+STORED = {"fixed", "prior", "last_fixed"}  # the modes that need training statistics
 Condition = tuple[str, str, float]  # suite, noise, level
 CLEAN: Condition = ("clean", "clean", 0.0)
 DOMAINS = ("standardised", "raw")
@@ -67,6 +72,20 @@ def arm_label(norm: str, mode: str) -> str:
             f"unknown arm ({norm}, {mode}); norm and mode are one of {', '.join(f'({n}, {m})' for n, m in ARMS)}"
         )
     return ARMS[norm, mode]
+
+
+def predict_arguments(mode: str, prior: float | None = None) -> dict:
+    """What `localnorm.predict.predict` is called with in a sweep's mode.
+
+    "last_fixed" is one image alone but for the last norm layer, which keeps the training statistics: a global pooling follows it,
+    and would make all images of statistics of their own alike.
+
+    Args:
+        prior: n0, of the mode "prior".
+    """
+    if mode == "last_fixed":
+        return {"mode": "single", "fixed_last": 1}
+    return {"mode": mode, "prior": prior} if mode == "prior" else {"mode": mode}
 
 
 class BatchStudy(TypedDict):
@@ -280,8 +299,7 @@ def _score(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
 
 def _predict_members(model, images: Tensor, mode: str, config: SweepConfig, options: dict) -> Tensor:
     """Probabilities (members, N, num_classes); one member in every mode but vote."""
-    more = options.get(mode, {})
-    logits = predict(model, images, mode=mode, batch_size=config.batch_size, **more)
+    logits = predict(model, images, batch_size=config.batch_size, **options[mode])
     return (logits if mode == "vote" else logits[None]).float().softmax(-1)
 
 
@@ -295,18 +313,20 @@ def _winners(members: Tensor) -> Tensor:
 def _mode_options(
     model, dataset: Dataset, config: SweepConfig, norm: str, training_range: noise.Extrema
 ) -> dict[str, dict]:
-    """mode -> what `predict` needs for it; a LocalNorm network gets its training statistics where the mode prior asks for them."""
+    """mode -> what `predict` needs for it; a LocalNorm network gets its training statistics where a mode asks for them."""
     modes, device = config.modes[norm], next(model.parameters()).device
-    options: dict[str, dict] = {"vote": {"return_members": True}}
+    options = {mode: predict_arguments(mode) for mode in modes}
+    if "vote" in modes:
+        options["vote"]["return_members"] = True
     if "companions" in modes:
         batches = training_batches(dataset, config.companions, device)
-        options["companions"] = {"companions": next(batches)}
+        options["companions"]["companions"] = next(batches)
+    if norm == "local" and STORED.intersection(modes):  # a BatchNorm network has stored its statistics in training
+        batches = training_batches(dataset, config.batch_size, device)
+        total = len(dataset.labels("train")) // config.batch_size
+        estimate_statistics(model, tqdm(batches, "training statistics", total, file=sys.stderr, mininterval=0.5))
     if "prior" in modes:
-        if norm == "local":  # a BatchNorm network has stored its statistics in training
-            batches = training_batches(dataset, config.batch_size, device)
-            total = len(dataset.labels("train")) // config.batch_size
-            estimate_statistics(model, tqdm(batches, "training statistics", total, file=sys.stderr, mininterval=0.5))
-        options["prior"] = {"prior": choose_prior(model, dataset, config, training_range)}
+        options["prior"]["prior"] = choose_prior(model, dataset, config, training_range)
     return options
 
 
@@ -369,7 +389,7 @@ def sweep(
                 chosen[:count] = winner.cpu().numpy()
                 if level == 0:
                     clean[mode] = scores, chosen
-            prior = options.get(mode, {}).get("prior")
+            prior = options[mode].get("prior")
             rows.append({"mode": mode, "suite": suite, "noise": name, "level": level, "prior": prior, **scores})
             classes.append(chosen)
     return pd.DataFrame(rows).astype({"prior": float}), np.stack(classes)

@@ -21,7 +21,14 @@ from torch import Tensor
 from localnorm import noise, paths
 from localnorm.data import Dataset, load, prepare
 from localnorm.data.augment import standardise
-from localnorm.evaluate import SweepConfig, noisy_images, test_images, training_range_of
+from localnorm.evaluate import (
+    STORED,
+    SweepConfig,
+    noisy_images,
+    predict_arguments,
+    test_images,
+    training_range_of,
+)
 from localnorm.figures import ARM_STYLES
 from localnorm.models import load_model
 from localnorm.params import load_params
@@ -33,13 +40,14 @@ __all__ = ["STATISTICS", "Pair", "View", "available", "explorer", "load_pair", "
 TRAINING_IMAGES = 512  # enough for stored statistics to a few percent, and seconds on a CPU
 TOP = 5  # classes in a bar chart
 
-# mode of `localnorm.predict` -> where the statistics come from, in the words of a menu
+# mode of a sweep -> where the statistics come from, in the words of a menu
 STATISTICS = {
     "fixed": "training set (fixed)",
     "batch": "all test images together (batch)",
     "single": "this image alone (single)",
     "vote": "this image alone, all groups vote (vote)",
     "prior": "this image, shrunk to the training set (prior)",
+    "last_fixed": "this image alone, training set in the last norm",
 }
 
 
@@ -212,14 +220,14 @@ def _probabilities(pair: Pair, norm: str, mode: str, key: tuple, noisy: Tensor) 
     """(B, num_classes) of one network under one noise, kept so that it is asked once."""
     if (norm, mode, key) not in pair._seen:
         network = pair.networks[norm]
-        if norm == "local" and mode in ("fixed", "prior") and "stored" not in pair._seen:
+        if norm == "local" and mode in STORED and "stored" not in pair._seen:
             mean, std = (torch.tensor(values) for values in (pair.dataset.mean, pair.dataset.std))
             # a tail would be a batch with worse statistics than the others
             batches = pair.training_images.split(pair.config.batch_size)
             estimate_statistics(network, [standardise(b, mean, std) for b in batches if len(b) == len(batches[0])])
             pair._seen["stored"] = True
-        more = {"prior": _prior(pair.config.prior)} if mode == "prior" else {}
-        logits = predict(network, noisy, mode, batch_size=pair.config.batch_size, **more)
+        arguments = predict_arguments(mode, _prior(pair.config.prior))
+        logits = predict(network, noisy, batch_size=pair.config.batch_size, **arguments)
         pair._seen[norm, mode, key] = logits.float().softmax(-1)
     return pair._seen[norm, mode, key]
 

@@ -45,6 +45,7 @@ def predict(
     group: int = 0,
     prior: float | None = None,
     companions: Tensor | None = None,
+    fixed_last: int = 0,
     return_members: bool = False,
 ) -> Tensor:
     """Logits of images, with the statistics of every LocalNorm and BatchNorm from where ``mode`` says.
@@ -76,6 +77,9 @@ def predict(
         group: the group whose affine and stored statistics serve; BatchNorm has one for all.
         prior: n0, in positions of the feature map; for ``prior`` only.
         companions: (S - 1, C, H, W) stored images; for ``companions`` only.
+        fixed_last: so many norm layers at the end of the network, in the order of ``model.modules()``, keep the training
+            statistics; for ``single``, ``vote`` and ``prior``. With 1, the layer before a global pooling does not
+            normalise away what tells one small image's class.
         return_members: the K members instead of one; not in ``batch``, where an image meets one group.
 
     Returns:
@@ -91,7 +95,7 @@ def predict(
         >>> predict(net, torch.randn(10, 3, 8, 8), "batch", batch_size=4).shape  # batches of 4, 3 and 3
         torch.Size([10, 4])
     """
-    _check_options(mode, batch_size, companions, return_members)
+    _check_options(mode, batch_size, companions, fixed_last, return_members)
     positions = check_prior(mode, prior)
     replica = _replica(model)
     norms = {name: module for name, module in replica.named_modules() if isinstance(module, LocalNorm)}
@@ -99,7 +103,9 @@ def predict(
     if not 0 <= group < num_groups:
         raise ValueError(f"group must be from 0 to {num_groups - 1} in this network, got {group}")
     if mode in ("prior", "fixed"):
-        _check_stored(norms, mode)
+        _check_stored(norms, f"mode={mode!r}")
+    if fixed_last:
+        _keep_last_fixed(norms, fixed_last)
 
     device = device_of(model)
     if mode == "batch":
@@ -156,7 +162,9 @@ def _votes(members: Tensor) -> Tensor:
     return nn.functional.one_hot(members.argmax(-1), members.shape[-1]).sum(0)  # (N, num_classes)
 
 
-def _check_options(mode: str, batch_size: int | None, companions: Tensor | None, return_members: bool) -> None:
+def _check_options(
+    mode: str, batch_size: int | None, companions: Tensor | None, fixed_last: int, return_members: bool
+) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
     if batch_size is not None and batch_size < 1:
@@ -165,6 +173,10 @@ def _check_options(mode: str, batch_size: int | None, companions: Tensor | None,
         raise ValueError("mode='companions' needs companions, a tensor (S - 1, C, H, W) of stored images; got None")
     if mode != "companions" and companions is not None:
         raise ValueError(f"companions belong to mode='companions', got mode={mode!r}; drop them or change the mode")
+    if fixed_last and mode not in ("single", "vote", "prior"):
+        raise ValueError(
+            f"fixed_last={fixed_last} belongs to the modes single, vote and prior, got mode={mode!r}; drop it or change the mode"
+        )
     if return_members and mode == "batch":
         raise ValueError(
             "return_members=True needs a mode in which an image meets every group; in 'batch' it meets one: use 'vote'"
@@ -199,12 +211,22 @@ def _common_num_groups(norms: dict[str, LocalNorm]) -> int:
     return counts.pop() if counts else 1
 
 
-def _check_stored(norms: dict[str, LocalNorm], mode: str) -> None:
+def _keep_last_fixed(norms: dict[str, LocalNorm], count: int) -> None:
+    """Let the last `count` layers of a replica take the training statistics in every mode."""
+    if not 0 <= count <= len(norms):
+        raise ValueError(f"fixed_last must be from 0 to {len(norms)}, the norm layers of this network, got {count}")
+    last = dict(list(norms.items())[-count:])
+    _check_stored(last, f"fixed_last={count}")
+    for norm in last.values():
+        norm.keeps_fixed = True
+
+
+def _check_stored(norms: dict[str, LocalNorm], wanted: str) -> None:
     missing = [name for name, norm in norms.items() if not norm.track_running_stats]
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ValueError(
-            f"mode={mode!r} needs stored training statistics, and {shown} keep none; "
+            f"{wanted} needs stored training statistics, and {shown} keep none; "
             "call localnorm.convert.estimate_statistics(model, loader) once"
         )
 

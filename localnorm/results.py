@@ -356,7 +356,7 @@ def poor_light(sweep: pd.DataFrame) -> list[dict]:
     """
     dark = sweep[(sweep.suite == "named") & (sweep.noise == "brightness") & (sweep.level > 0)]
     scores = stats.label_arms(dark).groupby(["seed", "arm"], observed=True).accuracy.mean().unstack()
-    arms = [arm for arm in ("LN single", "LN prior") if {arm, "BN fixed"} <= set(scores.columns)]
+    arms = [arm for arm in ("LN single", "LN prior", "LN last fixed") if {arm, "BN fixed"} <= set(scores.columns)]
     what = "LN recognises one poorly lit image"
     return [_compared("C6", what, "brightness", scores, (arm, "BN fixed")) for arm in arms]
 

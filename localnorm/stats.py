@@ -281,13 +281,12 @@ def claims(table: pd.DataFrame, num_classes: int, margin: float, ratio: float) -
         difference("control", "LN is more robust than BN-batch", "LN batch", "BN-batch", "noisy"),
         difference("C4", "LN is no worse on clean images", "LN batch", "BN fixed", "clean", threshold=-margin),
     ]
-    if "LN single" in present:
-        rows.append(difference("C5", "LN on one image is more robust than BN", "LN single", "BN fixed", "noisy"))
-    if "LN prior" in present:
-        what = "LN on one image, with a prior, is more robust than BN"
-        rows.append(difference("C5", what, "LN prior", "BN fixed", "noisy"))
-    if {"LN prior", "BN prior"} <= present:
-        rows.append(difference("control", f"{what} with one", "LN prior", "BN prior", "noisy"))
+    for mode, how in (("single", ""), ("prior", ", with a prior,"), ("last fixed", ", its last norm left fixed,")):
+        if f"LN {mode}" in present:
+            what = f"LN on one image{how} is more robust than BN"
+            rows.append(difference("C5", what, f"LN {mode}", "BN fixed", "noisy"))
+            if f"BN {mode}" in present:
+                rows.append(difference("control", f"{what} treated alike", f"LN {mode}", f"BN {mode}", "noisy"))
     return pd.DataFrame(rows)
 
 

@@ -24,7 +24,10 @@ from localnorm.train import TrainConfig, fit
 
 CONFIG = SweepConfig(
     noises={"released": ["bernoulli"], "named": ["gaussian", "contrast"]},
-    modes={"batch": ["fixed", "batch", "prior"], "local": ["batch", "single", "vote", "companions", "prior"]},
+    modes={
+        "batch": ["fixed", "batch", "prior", "last_fixed"],
+        "local": ["batch", "single", "vote", "companions", "prior", "last_fixed"],
+    },
     batch_size=64,
     images=192,
     mode_images={"vote": 64, "companions": 64},
@@ -113,6 +116,14 @@ def test_companions_make_a_single_image_better_than_it_is_alone(tables):
     table, _ = tables["local"]
     clean = table[table.level == 0].groupby("mode").accuracy.first()
     assert clean["companions"] > clean["single"] + 0.05
+
+
+def test_with_the_last_norm_fixed_one_image_still_undoes_a_loss_of_contrast(tables):
+    for table, _ in tables.values():
+        faint = table[(table.noise == "contrast") & (table.level == 0.95)].set_index("mode").accuracy
+        assert faint["last_fixed"] > 0.3
+    fixed = tables["batch"][0].query("noise == 'contrast' and level == 0.95").set_index("mode").accuracy
+    assert fixed["last_fixed"] > fixed["fixed"] + 0.1
 
 
 def test_larger_batches_give_better_statistics_and_clean_company_does_not_help_a_darkened_image(digits, networks):

@@ -117,7 +117,7 @@ def test_statistics_of_the_test_batch_save_a_network_from_low_contrast(pair):
         ({"image": 64}, "image must be from 0 to 63, got 64"),
         (
             {"statistics": {"local": "companions"}},
-            "mode of fixed, batch, single, vote, prior; got 'local': 'companions'",
+            "mode of fixed, batch, single, vote, prior, last_fixed; got 'local': 'companions'",
         ),
         ({"name": "gauss"}, "unknown noise 'gauss'"),
     ],

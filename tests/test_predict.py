@@ -257,12 +257,54 @@ def test_majority_and_mean_can_differ():
         ("companions", {}, r"mode='companions' needs companions, a tensor \(S - 1, C, H, W\)"),
         ("single", {"companions": images_of(1)}, "companions belong to mode='companions', got mode='single'"),
         ("batch", {"return_members": True}, "return_members=True needs a mode in which an image meets every group"),
+        ("batch", {"fixed_last": 1}, "fixed_last=1 belongs to the modes single, vote and prior, got mode='batch'"),
+        ("single", {"fixed_last": 3}, "fixed_last must be from 0 to 2, the norm layers of this network, got 3"),
+        ("single", {"fixed_last": -1}, "fixed_last must be from 0 to 2, the norm layers of this network, got -1"),
     ],
 )
 def test_wrong_options_are_named_before_any_work(mode, options, message):
     broken = nn.Sequential(*local_net(), Fails())
     with pytest.raises(ValueError, match=message):
         predict(broken, images_of(2), mode, **options)
+
+
+@pytest.mark.parametrize("norm", NETS)
+def test_the_last_layers_can_keep_the_training_statistics(norm):
+    """By hand: the first norm takes the image's own statistics, the second those of training."""
+    net, images, group = NETS[norm]().eval(), images_of(5), 0 if norm == "batch" else 2
+    x = net[0](images)
+    variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
+    first, second = (
+        [t if norm == "batch" else t[group] for t in (layer.weight, layer.bias, layer.running_mean, layer.running_var)]
+        for layer in (net[1], net[4])
+    )
+    x = (x - mean) / (variance + 1e-5).sqrt() * first[0].view(-1, 1, 1) + first[1].view(-1, 1, 1)
+    x = net[3](x.relu())
+    x = nn.functional.batch_norm(x, second[2], second[3], second[0], second[1])
+    torch.testing.assert_close(predict(net, images, "single", group=group, fixed_last=1), net[5:](x))
+    by_prior = predict(net, images, "prior", prior=0, group=group, fixed_last=1)
+    torch.testing.assert_close(by_prior, net[5:](x))
+
+
+@pytest.mark.parametrize("norm", NETS)
+def test_all_layers_fixed_is_the_mode_fixed_and_the_network_forgets_it(norm):
+    net, images = NETS[norm](), images_of(5)
+    single = predict(net, images, "single")
+    torch.testing.assert_close(predict(net, images, "single", fixed_last=2), predict(net, images, "fixed"))
+    torch.testing.assert_close(predict(net, images, "single"), single)
+
+
+def test_a_vote_with_the_last_layer_fixed_gives_each_member_its_own_training_statistics():
+    net, images = local_net(), images_of(5)
+    members = predict(net, images, "vote", fixed_last=1, return_members=True)
+    for group, member in enumerate(members):
+        torch.testing.assert_close(predict(net, images, "single", group=group, fixed_last=1), member)
+
+
+def test_a_last_layer_without_statistics_is_named():
+    net = nn.Sequential(*convert_to_localnorm(batch_net(), 2), Fails())
+    with pytest.raises(ValueError, match=r"fixed_last=1 needs stored training statistics, and 4 keep none"):
+        predict(net, images_of(2), "single", fixed_last=1)
 
 
 @pytest.mark.parametrize(("mode", "options"), [("prior", {"prior": 5}), ("fixed", {})])

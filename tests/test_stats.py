@@ -161,6 +161,11 @@ def test_one_image_with_a_prior_is_set_against_both_of_its_controls():
     )
     assert found["C5", "LN prior", "BN fixed"] == "holds"
     assert found["control", "LN prior", "BN prior"] == "does not hold here"
+    fixed = {("batch", "last_fixed"): [(0.9, 0.3, 0.2)] * 6, ("local", "last_fixed"): [(0.9, 0.4, 0.3)] * 6}
+    found = stats.claims(table(arms | fixed), num_classes=10, margin=0.01, ratio=3)
+    found = found.set_index(["claim", "first", "second"]).verdict
+    assert found["C5", "LN last fixed", "BN fixed"] == "does not hold here"
+    assert found["control", "LN last fixed", "BN last fixed"] == "holds"
     without = {arm: scores for arm, scores in arms.items() if arm != ("batch", "prior")}
     assert list(stats.claims(table(without), num_classes=10, margin=0.01, ratio=3).claim).count("control") == 1
 

@@ -17,7 +17,7 @@ from localnorm.data.archives import IMAGE_SUFFIXES, read, scan
 from localnorm.data.augment import standardise
 from localnorm.data.dataset import Dataset
 from localnorm.data.prepare import to_pixels
-from localnorm.evaluate import ARMS, training_batches
+from localnorm.evaluate import ARMS, STORED, predict_arguments, training_batches
 from localnorm.figures.style import ARM_STYLES, new_figure
 from localnorm.models import load_model
 from localnorm.predict import estimate_statistics, predict
@@ -25,7 +25,7 @@ from localnorm.tables import read_table
 
 __all__ = ["chosen_priors", "darken", "folder_images", "plot_poor_light", "top_classes"]
 
-ONE_IMAGE = ("fixed", "single", "vote", "prior")  # modes in which an image meets no other
+ONE_IMAGE = ("fixed", "single", "vote", "prior", "last_fixed")  # modes in which an image meets no other
 TOP = 5
 
 
@@ -107,12 +107,12 @@ def top_classes(
         norm, mode = keys[arm]
         if norm not in networks:
             networks[norm] = load_model(paths.model(experiment, paths.run_name(experiment, norm, seed)))
-            if norm == "local" and any(keys[each] in (("local", "prior"), ("local", "fixed")) for each in arms):
+            if norm == "local" and any(keys[each][0] == "local" and keys[each][1] in STORED for each in arms):
                 estimate_statistics(networks[norm], training_batches(dataset, batch_size))
-        more = {"prior": priors[norm]} if mode == "prior" else {}
+        arguments = predict_arguments(mode, priors.get(norm))
         for level in levels:
             standardised = standardise(darken(images, level) * 255, mean, std)
-            probabilities = predict(networks[norm], standardised, mode=mode, **more).softmax(1)  # (N, num_classes)
+            probabilities = predict(networks[norm], standardised, **arguments).softmax(1)  # (N, num_classes)
             best = probabilities.topk(min(TOP, dataset.num_classes), dim=1)
             rows += [
                 {"image": image, "level": level, "arm": arm, "rank": rank, "label": label, "probability": probability}
