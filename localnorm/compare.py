@@ -20,6 +20,7 @@ import pandas as pd
 import scipy.stats
 
 from localnorm import paths, stats
+from localnorm.figures.captions import scored_images
 from localnorm.params import load_params
 from localnorm.results import CLAIMS, estimate_text
 from localnorm.tables import read_table
@@ -158,7 +159,7 @@ def compare(experiment: str, revision: str = "HEAD") -> Comparison:
     before = {file.name: committed(file, revision) for file in files}
     after = {file.name: file.read_text(encoding="utf-8") for file in files}
     sweep = f"{experiment}.csv"
-    resolution = 1 / _read(before[sweep]).images.max()
+    resolution = _resolution(_read(before[sweep]))
     return Comparison(
         experiment=experiment,
         revision=revision,
@@ -342,6 +343,11 @@ def _figure(stem: str) -> str:
     return f"[{stem}]({name})" if (paths.project() / name).is_file() else stem
 
 
+def _resolution(sweep: pd.DataFrame) -> float:
+    """What one image more or less is of an accuracy under noise."""
+    return 1 / sweep[sweep.level > 0].images.max()
+
+
 def _expected(row: dict) -> str:
     """What numbers.json says of a claim: what is compared, the estimate and the verdict."""
     return f"{row['first']} against {row['second']}, {row['part']}: {estimate_text(row)}; {row['verdict']}"
@@ -352,7 +358,7 @@ def _tolerances(experiment: str) -> dict[str, str]:
     claims, sweep = (read_table(kind, experiment) for kind in ("claims", "sweep"))
     measured = quantities(sweep, claims)
     scores = measured[measured.kind == "claim"].groupby("quantity").value
-    family, resolution = len(scores), 1 / sweep.images.max()
+    family, resolution = len(scores), _resolution(sweep)
     return {
         quantity: f"{100 * tolerance(values.to_numpy(), len(values), family, resolution):.1f}"
         for quantity, values in scores
@@ -363,7 +369,7 @@ def _tolerances(experiment: str) -> dict[str, str]:
 def _experiment_row(experiment: str) -> str:
     runs = read_table("runs", experiment)
     about = json.loads((paths.statistics(experiment) / "about.json").read_text(encoding="utf-8"))
-    images = read_table("sweep", experiment).images.max()
+    images = scored_images(read_table("sweep", experiment))
     cells = (
         f"`{experiment}`", about["title"], images, len(runs), _values(runs.epochs), _values(runs.device), _values(runs.torch),
         f"{runs.seconds.sum() / 60:.1f} min",

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from localnorm import noise, paths
 from localnorm.data.augment import standardise
 from localnorm.data.dataset import Dataset
+from localnorm.layers import LocalNorm
 from localnorm.params import from_block
 from localnorm.predict import estimate_statistics, predict
 
@@ -30,7 +31,8 @@ __all__ = [
     "BatchStudy",
     "SweepConfig",
     "arm_label",
-    "choose_prior",
+    "choices",
+    "choose",
     "conditions",
     "load_predictions",
     "noisy_images",
@@ -50,6 +52,7 @@ ARMS = {
     ("local", "single"): "LN single",
     ("local", "vote"): "LN vote",
     ("local", "companions"): "LN companions",
+    ("batch", "single"): "BN single",
     ("batch", "prior"): "BN prior",
     ("local", "prior"): "LN prior",
     ("batch", "last_fixed"): "BN last fixed",
@@ -57,6 +60,7 @@ ARMS = {
     ("group", "batch"): "GN",
     ("instance", "batch"): "IN",
 }
+CHOSEN = ("prior", "last_fixed")  # the modes with strengths that are chosen on validation images
 STORED = {"fixed", "prior", "last_fixed"}  # the modes that need training statistics
 Condition = tuple[str, str, float]  # suite, noise, level
 CLEAN: Condition = ("clean", "clean", 0.0)
@@ -74,17 +78,18 @@ def arm_label(norm: str, mode: str) -> str:
     return ARMS[norm, mode]
 
 
-def predict_arguments(mode: str, prior: float | None = None) -> dict:
+def predict_arguments(mode: str, prior: float | None = None, fixed_last: int = 1) -> dict:
     """What `localnorm.predict.predict` is called with in a sweep's mode.
 
-    "last_fixed" is one image alone but for the last norm layer, which keeps the training statistics: a global pooling follows it,
-    and would make all images of statistics of their own alike.
+    "last_fixed" is "prior" (n0 = 0 among them) but for the last norm layers, which keep the training statistics: a global pooling
+    follows them, and statistics of one small image take away there what the pooling would have told the classes apart by.
 
     Args:
-        prior: n0, of the mode "prior".
+        prior: n0, in positions, of the modes "prior" and "last_fixed".
+        fixed_last: norm layers, of the mode "last_fixed".
     """
     if mode == "last_fixed":
-        return {"mode": "single", "fixed_last": 1}
+        return {"mode": "prior", "prior": prior, "fixed_last": fixed_last}
     return {"mode": mode, "prior": prior} if mode == "prior" else {"mode": mode}
 
 
@@ -108,12 +113,15 @@ class SweepConfig:
         rescale: what follows the released suite: map the range of the whole noisy "set", of each "image", or "none",
             to the training part's range.
         prior: n0 of the mode "prior", in positions of a feature map; or several, of which each network takes the one that is best
-            on validation images (see `choose_prior`).
-        prior_noises: suite -> {noise: level}, the noises of that choice; none that is scored.
+            on validation images (see `choices`).
+        fixed_last: norm layers at the end that keep the training statistics in the mode "last_fixed"; of several each network takes
+            the one that is best on validation images, together with its n0.
+        prior_noises: suite -> {noise: level}, the noises of these choices; none that is scored.
         companions: S - 1 training images that join an image in the mode "companions".
         batches: the study of test batches, see `BatchStudy`; None leaves it out.
         seed: of the noise and of the order of the test images.
         images: so many test images at most; None is all.
+        clean_images: so many without noise, instead of `images`: a clean accuracy is one condition, and differs by little.
         mode_images: mode -> so many test images at most in this mode (vote costs K forwards an image).
         max_levels: so many levels a noise at most, spread evenly, first and last among them; None is all.
         threads: of the CPU; None leaves torch's choice.
@@ -129,11 +137,13 @@ class SweepConfig:
     domain: str = "standardised"
     rescale: str = "set"
     prior: float | list[float] = 512
+    fixed_last: list[int] = field(default_factory=lambda: [1])
     prior_noises: dict[str, dict[str, float]] = field(default_factory=dict)
     companions: int = 15
     batches: BatchStudy | None = None
     seed: int = 0
     images: int | None = None
+    clean_images: int | None = None
     mode_images: dict[str, int] = field(default_factory=dict)
     max_levels: int | None = None
     threads: int | None = None
@@ -148,7 +158,9 @@ class SweepConfig:
         for name, value, choices in (("domain", self.domain, DOMAINS), ("rescale", self.rescale, RESCALINGS)):
             if value not in choices:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
-        counts = {name: getattr(self, name) for name in ("batch_size", "companions", "images", "threads")}
+        counts = {
+            name: getattr(self, name) for name in ("batch_size", "companions", "images", "clean_images", "threads")
+        }
         counts |= {f"mode_images {mode}": count for mode, count in self.mode_images.items()}
         for name, count in counts.items():
             if count is not None and (not isinstance(count, int) or count < 1):
@@ -163,6 +175,8 @@ class SweepConfig:
                 raise ValueError(
                     f"prior_noises: {name} ({suite}) is scored, and a prior chosen on it would be flattered; take another"
                 )
+        if not self.fixed_last or min(self.fixed_last) < 1:
+            raise ValueError(f"fixed_last must be numbers of layers of at least 1, got {self.fixed_last}")
         if isinstance(self.prior, list) and not (self.prior and self.prior_noises):
             raise ValueError(f"a choice of prior {self.prior} needs at least one value, and prior_noises to choose by")
         if self.batches is not None:
@@ -310,49 +324,90 @@ def _winners(members: Tensor) -> Tensor:
     return tally.argmax(1)
 
 
-def _mode_options(
-    model, dataset: Dataset, config: SweepConfig, norm: str, training_range: noise.Extrema
-) -> dict[str, dict]:
-    """mode -> what `predict` needs for it; a LocalNorm network gets its training statistics where a mode asks for them."""
-    modes, device = config.modes[norm], next(model.parameters()).device
-    options = {mode: predict_arguments(mode) for mode in modes}
+def _store_statistics(model, dataset: Dataset, config: SweepConfig, norm: str) -> None:
+    """Training statistics for a LocalNorm network where a mode asks for them; a BatchNorm network stored its own in training."""
+    norms = [layer for layer in model.modules() if isinstance(layer, LocalNorm)]
+    if norm != "local" or not STORED.intersection(config.modes[norm]) or all(n.track_running_stats for n in norms):
+        return
+    batches = training_batches(dataset, config.batch_size, next(model.parameters()).device)
+    total = len(dataset.labels("train")) // config.batch_size
+    estimate_statistics(model, tqdm(batches, "training statistics", total, file=sys.stderr, mininterval=0.5))
+
+
+def _mode_options(model, dataset: Dataset, config: SweepConfig, norm: str, choice: pd.DataFrame) -> dict[str, dict]:
+    """mode -> what `predict` is called with."""
+    modes = config.modes[norm]
+    options = {mode: predict_arguments(mode, **(choose(choice, mode) if mode in CHOSEN else {})) for mode in modes}
     if "vote" in modes:
         options["vote"]["return_members"] = True
     if "companions" in modes:
-        batches = training_batches(dataset, config.companions, device)
+        batches = training_batches(dataset, config.companions, next(model.parameters()).device)
         options["companions"]["companions"] = next(batches)
-    if norm == "local" and STORED.intersection(modes):  # a BatchNorm network has stored its statistics in training
-        batches = training_batches(dataset, config.batch_size, device)
-        total = len(dataset.labels("train")) // config.batch_size
-        estimate_statistics(model, tqdm(batches, "training statistics", total, file=sys.stderr, mininterval=0.5))
-    if "prior" in modes:
-        options["prior"]["prior"] = choose_prior(model, dataset, config, training_range)
     return options
 
 
-def choose_prior(model, dataset: Dataset, config: SweepConfig, training_range: noise.Extrema) -> float:
-    """The n0 of `config.prior` with the best accuracy on validation images, clean and under `config.prior_noises` in equal parts.
+def choices(model: torch.nn.Module, dataset: Dataset, config: SweepConfig, norm: str) -> pd.DataFrame:
+    """Accuracy on validation images, from which each network takes its strengths for one image (see `choose`).
 
-    No test image and no noise that is scored has a say. Of equally good ones it is the smallest.
+    No test image and no noise that is scored has a say. A LocalNorm network has its training statistics from then on.
+
+    Returns:
+        A row an n0 and number of last layers that are fixed, of the modes of `norm` that need them: prior, fixed_last, clean, and noisy
+        (the mean over `config.prior_noises`). The accuracies are empty where nothing is left to choose.
     """
-    if not isinstance(config.prior, list):
-        return config.prior
+    _set_up(config, norm)
+    modes, candidates = config.modes[norm], sorted(config.prior) if isinstance(config.prior, list) else [config.prior]
+    grid = [(prior, 0) for prior in candidates] if "prior" in modes else []
+    if "last_fixed" in modes:
+        grid += [(prior, count) for count in sorted(config.fixed_last) for prior in dict.fromkeys([0, *candidates])]
+    _store_statistics(model, dataset, config, norm)
+    table = pd.DataFrame(grid, columns=["prior", "fixed_last"]).assign(clean=np.nan, noisy=np.nan)
+    if table.empty or not config.prior_noises:
+        return table
     device = next(model.parameters()).device
+    training_range = training_range_of(dataset, device)
     labels = torch.as_tensor(dataset.labels("validation"))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))[: config.images]
     images, labels = torch.as_tensor(dataset.images("validation"))[order].to(device), labels[order].to(device)
-    accuracy = dict.fromkeys(sorted(config.prior), 0.0)
-    noisy = _named_conditions(config.prior_noises)
-    for condition, weight in [(CLEAN, 0.5), *((condition, 0.5 / len(noisy)) for condition in noisy)]:
+    accuracy = {}
+    for condition in [CLEAN, *_named_conditions(config.prior_noises)]:
         pixels = noisy_images(images, dataset, *condition, config, training_range)
-        for prior in accuracy:
-            chosen = predict(model, pixels, "prior", prior=prior, batch_size=config.batch_size).argmax(1)
-            accuracy[prior] += weight * (chosen == labels).double().mean().item()
-    return max(accuracy, key=accuracy.get)
+        accuracy[condition] = [
+            _accuracy_of(
+                predict(model, pixels, "prior", prior=prior, fixed_last=count, batch_size=config.batch_size), labels
+            )
+            for prior, count in grid
+        ]
+    table["clean"] = accuracy.pop(CLEAN)
+    table["noisy"] = np.mean(list(accuracy.values()), axis=0)
+    return table
+
+
+def _accuracy_of(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
+def choose(table: pd.DataFrame, mode: str) -> dict:
+    """The row of `choices` that a mode takes: the best mean of clean and noisy; of equal ones the first, with the fewest layers fixed.
+
+    Returns:
+        prior and fixed_last, as `predict_arguments` takes them.
+    """
+    rows = table[(table.fixed_last > 0) == (mode == "last_fixed")]
+    if rows.noisy.isna().all():  # not measured: the first is the only one, or the one to take unseen
+        best = rows.iloc[-1] if mode == "last_fixed" else rows.iloc[0]
+    else:
+        best = rows.loc[(rows.clean + rows.noisy).idxmax()]
+    return {"prior": float(best.prior), "fixed_last": int(best.fixed_last)}
 
 
 def sweep(
-    model: torch.nn.Module, dataset: Dataset, config: SweepConfig, norm: str, description: str = "sweep"
+    model: torch.nn.Module,
+    dataset: Dataset,
+    config: SweepConfig,
+    norm: str,
+    description: str = "sweep",
+    choice: pd.DataFrame | None = None,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Predict the test part under every condition and mode.
 
@@ -362,24 +417,29 @@ def sweep(
         config: the settings.
         norm: the network's norm: its modes are `config.modes[norm]`.
         description: the progress bar's text.
+        choice: what `choices` gave for this network; measured here if None.
 
     Returns:
-        A table with mode, suite, noise, level, prior (n0, in the mode prior), images, accuracy, nll, brier, ece, disagreement; and
-        the predicted classes (rows, N) int16, row by row, -1 where an image was not scored. Accuracy in "vote" is the majority's.
+        A table with mode, suite, noise, level, prior (n0) and fixed_last (of the modes that have them), images, accuracy, nll, brier,
+        ece, disagreement; and the predicted classes (rows, N) int16, row by row, -1 where an image was not scored. Accuracy in "vote"
+        is the majority's.
     """
     images, labels, training_range = _begin(model, dataset, config, norm)
-    options = _mode_options(model, dataset, config, norm, training_range)
+    choice = choices(model, dataset, config, norm) if choice is None else choice
+    _store_statistics(model, dataset, config, norm)
+    options = _mode_options(model, dataset, config, norm, choice)
     rows, classes = [], []
     clean: dict[str, tuple[dict, np.ndarray]] = {}  # level 0 is the same images for every noise
     for suite, name, level in tqdm(
         conditions(config), desc=description, unit="condition", file=sys.stderr, mininterval=0.5
     ):
-        noisy = noisy_images(images, dataset, suite, name, level, config, training_range)
+        if level > 0 or not clean:
+            noisy = noisy_images(images[: _most(config, level)], dataset, suite, name, level, config, training_range)
         for mode in config.modes[norm]:
             if level == 0 and mode in clean:
                 scores, chosen = clean[mode]
             else:
-                count = min(config.mode_images.get(mode, len(images)), len(images))
+                count = min(config.mode_images.get(mode, len(noisy)), len(noisy))
                 members = _predict_members(model, noisy[:count], mode, config, options)  # (members, count, num_classes)
                 winner = _winners(members)  # (count,)
                 scores = {"images": count, **_score(members.mean(0), labels[:count])}
@@ -389,10 +449,15 @@ def sweep(
                 chosen[:count] = winner.cpu().numpy()
                 if level == 0:
                     clean[mode] = scores, chosen
-            prior = options[mode].get("prior")
-            rows.append({"mode": mode, "suite": suite, "noise": name, "level": level, "prior": prior, **scores})
+            strengths = {key: options[mode].get(key) for key in ("prior", "fixed_last")}
+            rows.append({"mode": mode, "suite": suite, "noise": name, "level": level, **strengths, **scores})
             classes.append(chosen)
-    return pd.DataFrame(rows).astype({"prior": float}), np.stack(classes)
+    return pd.DataFrame(rows).astype({"prior": float, "fixed_last": float}), np.stack(classes)
+
+
+def _most(config: SweepConfig, level: float) -> int | None:
+    """The most test images of a condition."""
+    return config.clean_images if level == 0 and config.clean_images else config.images
 
 
 def sweep_batches(
@@ -431,12 +496,16 @@ def sweep_batches(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _begin(model, dataset: Dataset, config: SweepConfig, norm: str) -> tuple[Tensor, Tensor, noise.Extrema]:
-    """Test images and labels on the network's device, and the range of the training part."""
+def _set_up(config: SweepConfig, norm: str) -> None:
     if norm not in config.modes:
         raise ValueError(f"the sweep block names no modes for norm {norm!r}, only for {', '.join(config.modes)}")
     if config.threads:
         torch.set_num_threads(config.threads)
+
+
+def _begin(model, dataset: Dataset, config: SweepConfig, norm: str) -> tuple[Tensor, Tensor, noise.Extrema]:
+    """Test images and labels on the network's device, and the range of the training part."""
+    _set_up(config, norm)
     device = next(model.parameters()).device
     images, labels = test_images(dataset, config)
     return images.to(device), labels.to(device), training_range_of(dataset, device)
@@ -445,19 +514,27 @@ def _begin(model, dataset: Dataset, config: SweepConfig, norm: str) -> tuple[Ten
 def test_images(dataset: Dataset, config: SweepConfig) -> tuple[Tensor, Tensor]:
     """The test part in the sweep's own order: a batch in the order of the files would hold a single class."""
     labels = torch.as_tensor(dataset.labels("test"))
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))[: config.images]
+    most = None if config.images is None else max(config.images, config.clean_images or 0)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))[:most]
     return torch.as_tensor(dataset.images("test"))[order], labels[order]
 
 
 test_images.__test__ = False  # not a test
 
 
-def save_sweep(table: pd.DataFrame, classes: np.ndarray, batches: pd.DataFrame, labels: Tensor, folder: Path) -> None:
-    """Write sweep.csv, batches.csv and predictions.npz (classes (rows, N), labels (N,)) to `folder`."""
+def save_sweep(
+    table: pd.DataFrame,
+    classes: np.ndarray,
+    batches: pd.DataFrame,
+    choice: pd.DataFrame,
+    labels: Tensor,
+    folder: Path,
+) -> None:
+    """Write sweep.csv, batches.csv, choice.csv and predictions.npz (classes (rows, N), labels (N,)) to `folder`."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, classes=classes, labels=labels.cpu().numpy().astype(np.int16))
     paths.write(folder / "predictions.npz", buffer.getvalue())
-    for name, rows in (("sweep", table), ("batches", batches)):
+    for name, rows in (("sweep", table), ("batches", batches), ("choice", choice)):
         paths.write(folder / f"{name}.csv", rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 

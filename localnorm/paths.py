@@ -92,7 +92,8 @@ def run(experiment: str, run: str) -> Path:
     """All that is kept of a run but its weights, small enough for git.
 
     From training history.csv (a row an epoch) and record.json (how it was made), from the sweep sweep.csv (a row a condition),
-    batches.csv (a row a test batch size and composition) and predictions.npz (a class an image and condition).
+    batches.csv (a row a test batch size and composition), choice.csv (a row a strength for one image, on validation images) and
+    predictions.npz (a class an image and condition).
     """
     return project() / "data" / "runs" / experiment / run
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from localnorm import paths, stats
 from localnorm.evaluate import load_predictions
-from localnorm.figures.captions import describe, experiments_with_results, seed_count
+from localnorm.figures.captions import describe, experiments_with_results, scored_images, seed_count
 from localnorm.params import load_params
 from localnorm.shifts import beyond_clean
 from localnorm.tables import read_table
@@ -40,6 +40,7 @@ class Results:
         sweep: a row a run, mode, noise and level.
         batches: a row a run, test batch size, composition, noise and level.
         mcnemar: a row a seed, noise and level, LN batch against BN-batch image by image.
+        choice: a row a run and strength for one image, accuracy on validation images.
     """
 
     experiment: str
@@ -48,6 +49,7 @@ class Results:
     sweep: pd.DataFrame
     batches: pd.DataFrame
     mcnemar: pd.DataFrame
+    choice: pd.DataFrame
 
 
 def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results:
@@ -75,6 +77,9 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
     folders = {key: paths.run(experiment, name) for key, name in names.items()}
     records = {key: json.loads((folder / "record.json").read_text(encoding="utf-8")) for key, folder in folders.items()}
     predictions = {key: load_predictions(folder) for key, folder in folders.items()}
+    of_choice = {
+        key: pd.read_csv(folder / "choice.csv") for key, folder in folders.items() if (folder / "choice.csv").is_file()
+    }
     of_batches = {key: pd.read_csv(folder / "batches.csv") for key, folder in folders.items()}
     _check_comparable(experiment, {names[key]: record for key, record in records.items()})
     _check_same_conditions(experiment, {names[key]: table for key, (table, *_) in predictions.items()})
@@ -105,7 +110,8 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
     modes = set(zip(sweep.norm, sweep["mode"], strict=True))
     pair = ("local", "batch"), ("batch", "batch")
     mcnemar = stats.mcnemar_table(predictions, *pair) if modes.issuperset(pair) else pd.DataFrame()
-    return Results(experiment, about, pd.DataFrame(runs), sweep, batches, mcnemar)
+    choice = _stacked(experiment, of_choice) if of_choice else pd.DataFrame()
+    return Results(experiment, about, pd.DataFrame(runs), sweep, batches, mcnemar, choice)
 
 
 def _stacked(experiment: str, tables: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
@@ -172,6 +178,8 @@ def write_tables(results: Results, summary: pd.DataFrame, claims: pd.DataFrame) 
         "mcnemar": results.mcnemar,
         "runs": results.runs,
     }
+    if not results.choice.empty:
+        tables["choice"] = results.choice
     folder = paths.statistics(results.experiment)
     for name, table in tables.items():
         paths.write(folder / f"{name}.csv", _csv(table))
@@ -414,7 +422,7 @@ def _experiment_numbers(name: str) -> dict:
             "precision": ", ".join(sorted(runs.precision.unique())),
             "minutes": round(float(runs.seconds.sum()) / 60, 1),
         },
-        "test_images": int(sweep.images.max()),
+        "test_images": scored_images(sweep),
         "conditions": len(sweep[sweep.level > 0].drop_duplicates(["suite", "noise", "level"])),
         "arms": {
             row.arm: {

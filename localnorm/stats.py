@@ -20,6 +20,7 @@ __all__ = [
     "curves",
     "holm",
     "interval",
+    "label_arms",
     "largest_ratio",
     "mcnemar",
     "sign_flip",

@@ -63,6 +63,7 @@ NUMBERS = [
         "level",
         "distance",
         "prior",
+        "fixed_last",
         "nll",
         "brier",
         "low",
@@ -84,6 +85,7 @@ MAY_BE_EMPTY = {
     "noisy_high",
     "p",
     "prior",
+    "fixed_last",
 }  # one seed has no interval
 
 

@@ -151,7 +151,16 @@ def smoke_run(smoke_project):
     for command in (
         [sys.executable, "-m", "localnorm.pipeline", "runs", "digits-small", "--jobs", "2"],
         ["dvc", "repro", "report@digits-small"],
-        ["dvc", "repro", "--single-item", "shifts@digits-small", "figure-fixed-against-batch", "numbers", "paper"],
+        [
+            "dvc",
+            "repro",
+            "--single-item",
+            "shifts@digits-small",
+            "figure-fixed-against-batch",
+            "figure-one-image",
+            "numbers",
+            "paper",
+        ],
     ):
         done = run(command, smoke_project)
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

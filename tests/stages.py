@@ -7,7 +7,7 @@ import pandas as pd
 
 from localnorm import figures, paths, results, stats
 from localnorm.data import load
-from localnorm.evaluate import SweepConfig, save_sweep, sweep, sweep_batches, test_images
+from localnorm.evaluate import SweepConfig, choices, save_sweep, sweep, sweep_batches, test_images
 from localnorm.models import load_model
 from localnorm.train import TrainConfig, fit, save_run
 
@@ -34,9 +34,11 @@ def sweep_stage(project: Path, norm: str = "local", seed: int = 0) -> None:
     name = paths.run_name(EXPERIMENT, norm, seed)
     dataset = load(paths.prepared(EXPERIMENT))
     model = load_model(paths.model(EXPERIMENT, name))
-    table, classes = sweep(model, dataset, SWEEP, norm)
+    choice = choices(model, dataset, SWEEP, norm)
+    table, classes = sweep(model, dataset, SWEEP, norm, choice=choice)
     batches = sweep_batches(model, dataset, SWEEP, norm)
-    save_sweep(table, classes, batches, test_images(dataset, SWEEP)[1], paths.run(EXPERIMENT, name))
+    labels = test_images(dataset, SWEEP)[1]
+    save_sweep(table, classes, batches, choice, labels, paths.run(EXPERIMENT, name))
 
 
 def statistics_stage(project: Path) -> None:
@@ -56,7 +58,7 @@ RUN = f"{EXPERIMENT}/{EXPERIMENT}-local-s0"
 # stage -> what DVC removes before it starts it
 STAGES = {
     train_stage: [f"data/models/{RUN}.safetensors", f"data/runs/{RUN}/history.csv", f"data/runs/{RUN}/record.json"],
-    sweep_stage: [f"data/runs/{RUN}/{name}" for name in ("sweep.csv", "batches.csv", "predictions.npz")],
+    sweep_stage: [f"data/runs/{RUN}/{name}" for name in ("sweep.csv", "batches.csv", "choice.csv", "predictions.npz")],
     statistics_stage: [f"data/statistics/{EXPERIMENT}/{name}.csv" for name in ("claims", "curves", "summary")],
     figure_stage: [f"paper/figures/accuracy-{EXPERIMENT}.{suffix}" for suffix in ("pdf", "png", "txt")],
 }

@@ -11,7 +11,8 @@ from localnorm.evaluate import (
     SweepConfig,
     arm_label,
     calibration_error,
-    choose_prior,
+    choices,
+    choose,
     conditions,
     load_predictions,
     noisy_images,
@@ -33,6 +34,8 @@ CONFIG = SweepConfig(
     mode_images={"vote": 64, "companions": 64},
     max_levels=3,
     prior=[1, 16, 1e6],
+    fixed_last=[1, 2],
+    clean_images=256,
     prior_noises={"released": {"mnist_foreground": 1}},
     companions=15,
     batches={"sizes": [1, 4, 96], "conditions": {"named": {"gaussian": 0.3, "contrast": 0.9}}, "images": 96},
@@ -88,28 +91,56 @@ def test_vote_scores_only_the_images_it_was_given_and_its_members_disagree(table
     assert (table[table["mode"] == "batch"].disagreement == 0).all()
 
 
-def test_each_network_has_one_prior_of_the_candidates(tables):
+def test_each_network_has_one_strength_of_the_candidates_in_each_mode_that_has_one(tables):
     for table, _ in tables.values():
-        chosen = table[table["mode"] == "prior"].prior.unique()
-        assert len(chosen) == 1
-        assert chosen[0] in CONFIG.prior
-        assert table[table["mode"] != "prior"].prior.isna().all()
+        chosen = table.groupby("mode")[["prior", "fixed_last"]].agg(["nunique", "max"])
+        assert chosen.loc["prior", "prior"].tolist() in [[1, prior] for prior in CONFIG.prior]
+        assert chosen.loc["last_fixed", "fixed_last"].tolist() in [[1, count] for count in CONFIG.fixed_last]
+        assert chosen.loc["last_fixed", ("prior", "nunique")] == 1
+        assert table[~table["mode"].isin(["prior", "last_fixed"])].prior.isna().all()
+        assert table[table["mode"] != "last_fixed"].fixed_last.isna().all()
+
+
+def test_every_pair_of_strengths_is_measured_and_the_best_mean_of_clean_and_noisy_is_taken(digits, networks):
+    table = choices(networks["batch"], digits, CONFIG, "batch")
+    assert len(table) == 3 + 2 * 4, "three n0 alone, and n0 = 0 as well where last layers are fixed"
+    assert table.clean.min() > 0.3
+    assert table.clean.max() > table.noisy.min()
+    for mode, rows in (("prior", table[table.fixed_last == 0]), ("last_fixed", table[table.fixed_last > 0])):
+        taken = choose(table, mode)
+        row = rows[(rows.prior == taken["prior"]) & (rows.fixed_last == taken["fixed_last"])].squeeze()
+        assert row.clean + row.noisy == (rows.clean + rows.noisy).max()
 
 
 def test_the_chosen_prior_looks_at_an_image_without_contrast_and_trusts_training_on_clean_ones(digits, networks):
-    limits = noise.Extrema(torch.tensor([0.0]), torch.tensor([255.0]))
     lost, clean = (replace(CONFIG, noises={}, prior_noises={"named": {"contrast": level}}) for level in (0.95, 0))
-    assert choose_prior(networks["batch"], digits, lost, limits) < 1e6
-    assert choose_prior(networks["batch"], digits, clean, limits) == 1e6
+    assert choose(choices(networks["batch"], digits, lost, "batch"), "prior")["prior"] < 1e6
+    assert choose(choices(networks["batch"], digits, clean, "batch"), "prior")["prior"] == 1e6
 
 
-def test_a_prior_is_chosen_on_validation_images_alone(digits, networks):
-    limits = noise.Extrema(torch.tensor([0.0]), torch.tensor([255.0]))
-    chosen = choose_prior(networks["batch"], digits, CONFIG, limits)
+def test_the_strengths_are_chosen_on_validation_images_alone(digits, networks):
+    chosen = choices(networks["batch"], digits, CONFIG, "batch")
     swapped = replace(digits, counts=digits.counts | {"test": 0})  # any look at the test part would fail
-    assert choose_prior(networks["batch"], swapped, CONFIG, limits) == chosen
+    assert choices(networks["batch"], swapped, CONFIG, "batch").equals(chosen)
     with pytest.raises(ValueError, match="test-images"):
         swapped.images("test")
+
+
+def test_nothing_is_measured_where_nothing_is_chosen(digits, networks):
+    table = choices(networks["batch"], digits, replace(CONFIG, prior=16, prior_noises={}, fixed_last=[2]), "batch")
+    assert table[["clean", "noisy"]].isna().all(axis=None)
+    assert choose(table, "prior") == {"prior": 16, "fixed_last": 0}
+    assert choose(table, "last_fixed") == {"prior": 16, "fixed_last": 2}
+    assert choices(networks["batch"], digits, replace(CONFIG, modes={"batch": ["fixed"]}), "batch").empty
+
+
+def test_clean_accuracy_may_be_of_more_images_than_that_under_noise(tables):
+    for table, classes in tables.values():
+        whole = table[~table["mode"].isin(["vote", "companions"])]
+        assert (whole[whole.level == 0].images == 256).all()
+        assert (whole[whole.level > 0].images == 192).all()
+        assert (classes[whole[whole.level == 0].index] >= 0).all()
+        assert (classes[whole[whole.level > 0].index][:, 192:] == -1).all()
 
 
 def test_companions_make_a_single_image_better_than_it_is_alone(tables):
@@ -118,12 +149,14 @@ def test_companions_make_a_single_image_better_than_it_is_alone(tables):
     assert clean["companions"] > clean["single"] + 0.05
 
 
-def test_with_the_last_norm_fixed_one_image_still_undoes_a_loss_of_contrast(tables):
-    for table, _ in tables.values():
-        faint = table[(table.noise == "contrast") & (table.level == 0.95)].set_index("mode").accuracy
-        assert faint["last_fixed"] > 0.3
-    fixed = tables["batch"][0].query("noise == 'contrast' and level == 0.95").set_index("mode").accuracy
-    assert fixed["last_fixed"] > fixed["fixed"] + 0.1
+def test_with_the_last_norm_fixed_one_image_still_undoes_a_loss_of_contrast(digits, networks):
+    alone = replace(CONFIG, noises={"named": ["contrast"]}, prior=0, fixed_last=[1], prior_noises={})
+    table, _ = sweep(
+        networks["batch"], digits, replace(alone, modes={"batch": ["fixed", "single", "last_fixed"]}), "batch"
+    )
+    lost = table[table.level == 0.95].set_index("mode").accuracy
+    assert lost["last_fixed"] > lost["fixed"] + 0.1
+    assert lost["last_fixed"] != lost["single"]
 
 
 def test_larger_batches_give_better_statistics_and_clean_company_does_not_help_a_darkened_image(digits, networks):
@@ -187,7 +220,7 @@ def test_scores_of_certain_and_uniform_predictions():
 def test_saved_sweep_comes_back(tables, digits, tmp_path):
     table, classes = tables["local"]
     _, labels = test_images(digits, CONFIG)
-    save_sweep(table, classes, table.head(2), labels, tmp_path)
+    save_sweep(table, classes, table.head(2), table.head(1), labels, tmp_path)
     again, stored, truth = load_predictions(tmp_path)
     assert again.accuracy.to_numpy() == pytest.approx(table.accuracy.to_numpy(), abs=1e-5)
     assert (stored == classes).all()
@@ -207,6 +240,8 @@ def test_the_sweep_leaves_the_network_as_it_was(digits, networks):
         ({"rescale": "batch"}, "unknown rescale 'batch'; choose one of set, image, none"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"images": -5}, "images must be a whole number of at least 1, got -5"),
+        ({"fixed_last": [0]}, r"fixed_last must be numbers of layers of at least 1, got \[0\]"),
+        ({"clean_images": 0}, "clean_images must be a whole number of at least 1, got 0"),
         ({"companions": 0}, "companions must be a whole number of at least 1, got 0"),
         ({"mode_images": {"vote": 0.5}}, "mode_images vote must be a whole number of at least 1, got 0.5"),
         ({"prior": -3}, "prior must be a number of positions of at least 0, got -3"),

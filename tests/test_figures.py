@@ -210,6 +210,30 @@ def test_fixed_against_batch_writes_the_difference_in_points_and_leaves_nothing_
         figures.plot_fixed_against_batch({}, ["BN fixed", "BN-batch"])
 
 
+def test_one_image_marks_each_arm_at_its_clean_and_noisy_accuracy_and_skips_what_was_not_scored():
+    summary = pd.DataFrame({"arm": ["BN fixed", "LN single", "LN prior"], "seeds": 3} | {
+        name: [0.9, 0.1, 0.8] if name.startswith("clean") else [0.4, 0.1, 0.6]
+        for part in ("clean", "noisy") for name in (part, f"{part}_low", f"{part}_high")
+    })  # fmt: skip
+    arms = ["LN single", "LN prior", "LN last fixed"]
+    figure = figures.plot_one_image({"Digits": summary, "Cars": summary.head(2)}, ["BN fixed"], arms)
+    first, second = figure.axes
+    marks = [line.get_xydata()[0].tolist() for line in first.lines if line.get_marker() != "None"]
+    assert np.array(marks) == pytest.approx(np.array([[90, 40], [10, 10], [80, 60]]))
+    assert len([line for line in second.lines if line.get_marker() != "None"]) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["BN fixed", "LN single", "LN prior"]
+    with pytest.raises(ValueError, match="Digits has no results of LN single, LN prior; it has BN fixed"):
+        figures.plot_one_image({"Digits": summary.head(1)}, ["BN fixed"], arms[:2])
+    with pytest.raises(ValueError, match="no experiment has results yet"):
+        figures.plot_one_image({}, ["BN fixed"], arms)
+
+
+def test_a_caption_says_where_clean_images_are_more_than_noisy_ones():
+    sweep = pd.DataFrame({"level": [0.0, 0.1], "images": [5000, 384]})
+    assert figures.scored_images(sweep) == "384 (clean 5,000)"
+    assert figures.scored_images(sweep.assign(images=384)) == "384"
+
+
 def test_clean_and_noisy_weigh_every_noise_alike(sweep):
     uneven = sweep[(sweep.noise == "gaussian") | (sweep.level != 0.2)]  # contrast has one level, gaussian two
     scores = clean_and_noisy(uneven, []).set_index(["norm", "mode", "seed", "part"]).accuracy
@@ -284,11 +308,16 @@ def networks(project, digits):
     return digits
 
 
-ASKED = {"batch_size": 64, "priors": {"batch": 16, "local": 4}, "seed": 0}
+STRENGTHS = {
+    "BN prior": {"prior": 16.0, "fixed_last": 0},
+    "LN prior": {"prior": 4.0, "fixed_last": 0},
+    "LN last fixed": {"prior": 4.0, "fixed_last": 2},
+}
+ASKED = {"batch_size": 64, "strengths": STRENGTHS, "seed": 0}
 
 
 def test_an_image_alone_gets_the_same_answer_whatever_comes_with_it(networks):
-    images, arms = networks.images("test")[:3], ["BN fixed", "BN prior", "LN single", "LN prior"]
+    images, arms = networks.images("test")[:3], ["BN fixed", "BN prior", "LN single", "LN last fixed"]
     together = figures.top_classes("digits-small", networks, images, [0.0, 0.7], arms, **ASKED)
     alone = figures.top_classes("digits-small", networks, images[1:2], [0.0, 0.7], arms, **ASKED)
     second = together[together.image == 1].reset_index(drop=True)
@@ -301,13 +330,13 @@ def test_an_image_alone_gets_the_same_answer_whatever_comes_with_it(networks):
         figures.top_classes("digits-small", networks, images, [0.0], ["BN-batch"], **ASKED)
 
 
-def test_the_prior_of_a_network_is_the_one_that_its_sweep_took(project):
+def test_the_strengths_of_a_network_are_those_that_its_sweep_took(project):
     table = pd.read_csv(ROOT / "data" / "sweeps" / "digits-small.csv", nrows=4)
-    table["norm"], table["mode"] = ["batch", "batch", "batch", "local"], ["fixed", "prior", "prior", "prior"]
-    table["seed"], table["prior"] = [0, 0, 1, 0], [None, 64, 16, 4]
+    table["norm"], table["mode"] = ["batch", "batch", "batch", "local"], ["fixed", "prior", "prior", "last_fixed"]
+    table["seed"], table["prior"], table["fixed_last"] = [0, 0, 1, 0], [None, 16, 64, 4], [None, 0, 0, 2]
     paths.sweep("digits-small").parent.mkdir(parents=True)
     table.to_csv(paths.sweep("digits-small"), index=False)
-    assert figures.chosen_priors("digits-small", 0) == {"batch": 64, "local": 4}
+    assert figures.chosen_strengths("digits-small", 0) == {arm: STRENGTHS[arm] for arm in ("BN prior", "LN last fixed")}
 
 
 def test_photographs_of_the_users_own_go_through_the_same_figure(networks, project):

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT
 
 from localnorm import paths, results, stats
-from localnorm.evaluate import SweepConfig, save_sweep, sweep, sweep_batches, test_images
+from localnorm.evaluate import SweepConfig, choices, save_sweep, sweep, sweep_batches, test_images
 from localnorm.shifts import write_shifts
 from localnorm.train import TrainConfig, fit, save_run
 
@@ -48,10 +48,11 @@ def project(tmp_path_factory, digits):
             run = paths.run_name("digits-small", norm, seed)
             trained = fit(digits, config, norm, seed)
             save_run(trained, paths.model("digits-small", run), paths.run("digits-small", run))
-            table, classes = sweep(trained.model, digits, SWEEP, norm)
+            choice = choices(trained.model, digits, SWEEP, norm)
+            table, classes = sweep(trained.model, digits, SWEEP, norm, choice=choice)
             batches = sweep_batches(trained.model, digits, SWEEP, norm)
             labels = test_images(digits, SWEEP)[1]
-            save_sweep(table, classes, batches, labels, paths.run("digits-small", run))
+            save_sweep(table, classes, batches, choice, labels, paths.run("digits-small", run))
     gathered = results.collect_runs("digits-small", ["batch", "local"], [0, 1])
     results.write_tables(
         gathered,
@@ -148,7 +149,7 @@ def test_numbers_are_those_of_the_tables_and_experiments_without_results_are_lef
         chosen.groupby("seed").accuracy.mean().mean(), abs=1e-5
     )
     assert experiment["training"]["seeds"] == 2
-    assert experiment["test_images"] == 128
+    assert experiment["test_images"] == "128"
 
 
 def test_latex_numbers_are_valid_commands_with_the_same_values(project):

@@ -13,9 +13,10 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
+from localnorm import train
 from localnorm.convert import convert_to_localnorm
 from localnorm.data.augment import standardise
-from localnorm.models import load_model
+from localnorm.models import load_model, make_model
 from localnorm.predict import predict
 from localnorm.train import TrainConfig, fit, learning_rate, make_fabric, save_run
 
@@ -29,6 +30,30 @@ def test_three_epochs_learn_digits(digits, norm):
     run = fit(digits, SMALL, norm, seed=0)
     assert run.history[-1]["validation_accuracy"] > 0.8
     assert run.history[-1]["train_loss"] < run.history[0]["train_loss"] / 2
+
+
+MUON = dataclasses.replace(SMALL, optimizer="muon", learning_rate=0.01, momentum=0.95, weight_decay=0.05)
+
+
+@pytest.mark.parametrize("norm", ["batch", "local"])
+def test_three_epochs_of_muon_learn_digits(digits, norm):
+    assert fit(digits, MUON, norm, seed=0).history[-1]["validation_accuracy"] > 0.8
+
+
+def test_muon_makes_the_updates_of_kernels_orthogonal_and_leaves_gammas_to_adam():
+    """Newton and Schulz's five steps are rough: singular values near one, where those of the gradient spread."""
+    torch.manual_seed(0)
+    model = make_model("small", "local", num_classes=10, in_channels=1, num_groups=4)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = train._make_optimizer(model, dataclasses.replace(MUON, weight_decay=0.0, learning_rate=1e-3))
+    torch.nn.functional.cross_entropy(model(torch.randn(64, 1, 8, 8)), torch.arange(64) % 10).backward()
+    gradient = torch.linalg.svdvals(model.features[3].weight.grad.flatten(1))
+    optimizer.step()
+    update = torch.linalg.svdvals((model.features[3].weight - start["features.3.weight"]).flatten(1))  # 32 values
+    assert gradient[0] > 4 * gradient[-4]
+    assert update[0] < 2 * update[-4]
+    moved = (model.features[1].weight - start["features.1.weight"]).abs()  # (K, C): a matrix, but no kernel
+    torch.testing.assert_close(moved, torch.full_like(moved, moved.median().item()), rtol=0.05, atol=0)
 
 
 def test_same_seed_gives_the_same_network_and_another_seed_another(digits):
@@ -100,6 +125,22 @@ fit(load({str(digits.folder)!r}), config, "local", 3, checkpoint=Path({str(check
     whole = fit(digits, config, "local", seed=3)
     assert continued.history == whole.history
     for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, continued.model.state_dict()[name]), name
+
+
+def test_muon_continues_to_the_same_weights_to_the_bit(digits, tmp_path, monkeypatch):
+    def killed(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    save, checkpoint = train._save_checkpoint, tmp_path / "run.safetensors"
+    monkeypatch.setattr(train, "_save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(digits, MUON, "local", seed=3, checkpoint=checkpoint)
+    monkeypatch.undo()
+    continued = fit(digits, MUON, "local", seed=3, checkpoint=checkpoint)
+    assert continued.record["resumed_at_epoch"] == 1
+    for name, value in fit(digits, MUON, "local", seed=3).model.state_dict().items():
         assert torch.equal(value, continued.model.state_dict()[name]), name
 
 

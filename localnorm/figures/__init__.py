@@ -3,13 +3,14 @@
 from localnorm.figures.ablations import plot_ablations, plot_batches
 from localnorm.figures.accuracy import plot_accuracy
 from localnorm.figures.calibration import plot_calibration
-from localnorm.figures.captions import describe, experiments_with_results, seed_count, title
+from localnorm.figures.captions import describe, experiments_with_results, scored_images, seed_count, title
 from localnorm.figures.cost import plot_cost
 from localnorm.figures.fixed_against_batch import plot_fixed_against_batch
 from localnorm.figures.groups import group_of_each_image, plot_groups
 from localnorm.figures.network import plot_network, trace_network
+from localnorm.figures.one_image import plot_one_image
 from localnorm.figures.photographs import noise_wall, noisy_photographs, photograph, plot_noises, rgb_histograms
-from localnorm.figures.poor_light import chosen_priors, darken, folder_images, plot_poor_light, top_classes
+from localnorm.figures.poor_light import chosen_strengths, darken, folder_images, plot_poor_light, top_classes
 from localnorm.figures.shifts import plot_shifts
 from localnorm.figures.style import ARM_STYLES, save
 from localnorm.figures.summary import plot_summary
@@ -17,7 +18,7 @@ from localnorm.figures.teaser import plot_teaser
 
 __all__ = [
     "ARM_STYLES",
-    "chosen_priors",
+    "chosen_strengths",
     "darken",
     "describe",
     "experiments_with_results",
@@ -35,12 +36,14 @@ __all__ = [
     "plot_groups",
     "plot_network",
     "plot_noises",
+    "plot_one_image",
     "plot_poor_light",
     "plot_shifts",
     "plot_summary",
     "plot_teaser",
     "rgb_histograms",
     "save",
+    "scored_images",
     "seed_count",
     "title",
     "top_classes",

@@ -2,11 +2,13 @@
 
 import json
 
+import pandas as pd
+
 from localnorm import paths
 from localnorm.params import load_params
 from localnorm.tables import read_table
 
-__all__ = ["describe", "experiments_with_results", "seed_count", "title"]
+__all__ = ["describe", "experiments_with_results", "scored_images", "seed_count", "title"]
 
 
 def experiments_with_results() -> list[str]:
@@ -28,6 +30,12 @@ def seed_count(count: int) -> str:
     return f"{count} seeds" if count > 1 else "one seed, so no interval"
 
 
+def scored_images(sweep: pd.DataFrame) -> str:
+    """How many test images a condition of a sweep has; clean ones may be more: "384 (clean 5,000)"."""
+    noisy, clean = (f"{sweep[chosen].images.max():,}" for chosen in (sweep.level > 0, sweep.level == 0))
+    return noisy if noisy == clean else f"{noisy} (clean {clean})"
+
+
 def describe(experiment: str) -> str:
     """A sentence on what an experiment's numbers were measured on: data, network, training, test images, device.
 
@@ -37,12 +45,12 @@ def describe(experiment: str) -> str:
     folder = paths.statistics(experiment)
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     runs = read_table("runs", experiment)
-    images = read_table("sweep", experiment).images.max()
+    images = scored_images(read_table("sweep", experiment))
     counts, first = about["counts"], runs.iloc[0]
     source = f" ({about['provenance']['note']})" if about["provenance"]["lossy"] else ""
     epochs = f"{first.epochs} epoch{'s' if first.epochs > 1 else ''}"
     return (
-        f"{about['title']}{source}: {counts['train']:,} training and {counts['test']:,} test images, {images:,} of them "
+        f"{about['title']}{source}: {counts['train']:,} training and {counts['test']:,} test images, {images} of them "
         f"scored; {first.model}, {epochs}, batches of {first.batch_size} in {first.num_groups} groups; "
         f"{seed_count(runs.seed.nunique())}; {', '.join(sorted(runs.device.unique()))}, torch {first.torch}"
     )

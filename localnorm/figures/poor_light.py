@@ -17,13 +17,14 @@ from localnorm.data.archives import IMAGE_SUFFIXES, read, scan
 from localnorm.data.augment import standardise
 from localnorm.data.dataset import Dataset
 from localnorm.data.prepare import to_pixels
-from localnorm.evaluate import ARMS, STORED, predict_arguments, training_batches
+from localnorm.evaluate import ARMS, CHOSEN, STORED, predict_arguments, training_batches
 from localnorm.figures.style import ARM_STYLES, new_figure
 from localnorm.models import load_model
 from localnorm.predict import estimate_statistics, predict
+from localnorm.stats import label_arms
 from localnorm.tables import read_table
 
-__all__ = ["chosen_priors", "darken", "folder_images", "plot_poor_light", "top_classes"]
+__all__ = ["chosen_strengths", "darken", "folder_images", "plot_poor_light", "top_classes"]
 
 ONE_IMAGE = ("fixed", "single", "vote", "prior", "last_fixed")  # modes in which an image meets no other
 TOP = 5
@@ -58,15 +59,20 @@ def darken(images: Tensor, level: float) -> Tensor:
     return noise.apply(images.float() / 255, "brightness", level, torch.Generator(), suite="named")
 
 
-def chosen_priors(experiment: str, seed: int) -> dict[str, float]:
-    """norm -> n0 that the sweep of a network took, in positions; none of a norm without the mode "prior".
+def chosen_strengths(experiment: str, seed: int) -> dict[str, dict]:
+    """arm -> what the sweep of a network chose for it on validation images, `prior` (n0 in positions) and `fixed_last` (layers).
 
     Raises:
         FileNotFoundError: the experiment has no sweep yet.
     """
-    sweep = read_table("sweep", experiment)
-    rows = sweep[(sweep["mode"] == "prior") & (sweep.seed == seed)]
-    return rows.groupby("norm").prior.first().to_dict()
+    sweep = label_arms(read_table("sweep", experiment).query("seed == @seed"))
+    chosen = sweep[sweep["mode"].isin(CHOSEN)].groupby("arm", observed=True).first()
+    # a sweep from before there was a choice of layers has no such column
+    layers = chosen.fixed_last if "fixed_last" in chosen else pd.Series(0, chosen.index)
+    return {
+        arm: {"prior": prior, "fixed_last": int(count)}
+        for arm, prior, count in zip(chosen.index, chosen.prior, layers.fillna(0), strict=True)
+    }
 
 
 def top_classes(
@@ -76,7 +82,7 @@ def top_classes(
     levels: Sequence[float],
     arms: Sequence[str],
     batch_size: int,
-    priors: dict[str, float],
+    strengths: dict[str, dict],
     seed: int,
 ) -> pd.DataFrame:
     """What the networks of one seed answer to each image alone.
@@ -88,7 +94,7 @@ def top_classes(
         levels: shares of the light taken away.
         arms: names of arms in which an image meets no other.
         batch_size: of the training images that give a LocalNorm network its stored statistics.
-        priors: norm -> n0 of the mode "prior".
+        strengths: what `chosen_strengths` gives.
         seed: of the networks.
 
     Returns:
@@ -109,7 +115,7 @@ def top_classes(
             networks[norm] = load_model(paths.model(experiment, paths.run_name(experiment, norm, seed)))
             if norm == "local" and any(keys[each][0] == "local" and keys[each][1] in STORED for each in arms):
                 estimate_statistics(networks[norm], training_batches(dataset, batch_size))
-        arguments = predict_arguments(mode, priors.get(norm))
+        arguments = predict_arguments(mode, **strengths.get(arm, {}))
         for level in levels:
             standardised = standardise(darken(images, level) * 255, mean, std)
             probabilities = predict(networks[norm], standardised, **arguments).softmax(1)  # (N, num_classes)
