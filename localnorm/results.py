@@ -110,7 +110,7 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
     modes = set(zip(sweep.norm, sweep["mode"], strict=True))
     pair = ("local", "batch"), ("batch", "batch")
     mcnemar = stats.mcnemar_table(predictions, *pair) if modes.issuperset(pair) else pd.DataFrame()
-    choice = _stacked(experiment, of_choice) if of_choice else pd.DataFrame()
+    choice = _stacked(experiment, of_choice).dropna(subset="noisy") if of_choice else pd.DataFrame()
     return Results(experiment, about, pd.DataFrame(runs), sweep, batches, mcnemar, choice)
 
 

@@ -52,6 +52,7 @@ TABLES = {
         "data/statistics/{}/summary.csv",
         ["arm", "seeds", *(part + bound for part in ("clean", "noisy") for bound in ("", "_low", "_high"))],
     ),
+    "choice": ("data/statistics/{}/choice.csv", ["norm", "seed", "prior", "fixed_last", "clean", "noisy"]),
     "shifts": ("data/statistics/{}-shifts.csv", [*CONDITION, "images", "batch_size", "distance", "low", "high"]),
     "runs": ("data/statistics/{}/runs.csv", RUN),
 }
@@ -104,7 +105,7 @@ def read_table(kind: str, experiment: str = "") -> pd.DataFrame:
     """A table of the pipeline, with the columns and the values that its stage writes.
 
     Args:
-        kind: sweep, batches, ablations, curves, claims, summary, shifts, runs (of an experiment), or cost.
+        kind: sweep, batches, ablations, curves, claims, summary, choice, shifts, runs (of an experiment), or cost.
 
     Raises:
         FileNotFoundError: the stage did not run.

@@ -158,6 +158,8 @@ def smoke_run(smoke_project):
             "shifts@digits-small",
             "figure-fixed-against-batch",
             "figure-one-image",
+            "figure-strengths",
+            "figure-strengths",
             "numbers",
             "paper",
         ],

@@ -228,6 +228,21 @@ def test_one_image_marks_each_arm_at_its_clean_and_noisy_accuracy_and_skips_what
         figures.plot_one_image({}, ["BN fixed"], arms)
 
 
+def test_strengths_draw_clean_and_noisy_against_n0_for_each_number_of_fixed_norms():
+    rows = [(norm, seed, prior, count, 0.9, 0.1 * count + 0.1 * seed)
+            for norm in ("batch", "local") for seed in (0, 1) for prior in (0, 16, 64) for count in (0, 1)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["norm", "seed", "prior", "fixed_last", "clean", "noisy"])
+    figure = figures.plot_strengths({"Digits": table})
+    left, right = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["Digits, BN", "Digits, LN"]
+    drawn = np.array([line.get_ydata() for line in right.lines])
+    assert drawn == pytest.approx(np.array([[90] * 3, [5] * 3, [90] * 3, [15] * 3]))
+    assert left.lines[0].get_xdata().tolist() == [0, 16, 64]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["0 fixed, clean", "0 fixed, noisy"]
+    (empty,) = figures.plot_strengths({}).axes
+    assert [text.get_text() for text in empty.texts] == ["No sweep of this run had strengths to choose from."]
+
+
 def test_a_caption_says_where_clean_images_are_more_than_noisy_ones():
     sweep = pd.DataFrame({"level": [0.0, 0.1], "images": [5000, 384]})
     assert figures.scored_images(sweep) == "384 (clean 5,000)"

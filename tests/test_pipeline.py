@@ -182,6 +182,7 @@ def test_the_digits_branch_runs_from_nothing_to_figures_and_paper(smoke_run):
         "figures/calibration-digits-small.pdf",
         "figures/fixed-against-batch.pdf",
         "figures/one-image.pdf",
+        "figures/strengths.pdf",
         "figures/groups.pdf",
         "figures/network.pdf",
         "figures/poor-light-digits-small.pdf",

@@ -12,6 +12,7 @@ from localnorm.figures.one_image import plot_one_image
 from localnorm.figures.photographs import noise_wall, noisy_photographs, photograph, plot_noises, rgb_histograms
 from localnorm.figures.poor_light import chosen_strengths, darken, folder_images, plot_poor_light, top_classes
 from localnorm.figures.shifts import plot_shifts
+from localnorm.figures.strengths import plot_strengths
 from localnorm.figures.style import ARM_STYLES, save
 from localnorm.figures.summary import plot_summary
 from localnorm.figures.teaser import plot_teaser
@@ -39,6 +40,7 @@ __all__ = [
     "plot_one_image",
     "plot_poor_light",
     "plot_shifts",
+    "plot_strengths",
     "plot_summary",
     "plot_teaser",
     "rgb_histograms",

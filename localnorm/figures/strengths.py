@@ -1,0 +1,50 @@
+"""How far to trust one image: what the strength of a prior and the number of last fixed norms do to accuracy, on validation images."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from localnorm.figures.style import GROUP_COLOURS, new_figure
+
+__all__ = ["plot_strengths"]
+
+NORMS = {"batch": "BN", "local": "LN"}
+MARKERS = ("o", "s", "^", "D")
+
+
+def plot_strengths(tables: dict[str, pd.DataFrame], norms: Sequence[str] = tuple(NORMS)) -> Figure:
+    """A row an experiment, a panel a norm: accuracy against n0, a colour a number of fixed last norms, clean dashed and noisy solid.
+
+    Args:
+        tables: experiment's title -> its choice.csv, a row a run, n0 and number of last norms: means over seeds are drawn. A sentence
+            says so where there are none.
+        norms: those to draw.
+    """
+    if not tables:  # a prior that is given needs no choice, and the pipeline is to go on
+        figure, axes = new_figure(1, 1, 0.5)
+        axes[0, 0].set_axis_off()
+        axes[0, 0].text(0.5, 0.5, "No sweep of this run had strengths to choose from.", ha="center", va="center")
+        return figure
+    figure, axes = new_figure(len(tables), len(norms), 1.9 * len(tables) + 0.5, sharey="row")
+    lines = {}
+    for row, (title, table) in zip(axes, tables.items(), strict=True):
+        means = table.groupby(["norm", "fixed_last", "prior"], as_index=False)[["clean", "noisy"]].mean()
+        for axis, norm in zip(row, norms, strict=True):
+            counts = sorted(means.fixed_last.unique())
+            for count, colour, marker in zip(counts, GROUP_COLOURS, MARKERS, strict=False):
+                chosen = means[(means.norm == norm) & (means.fixed_last == count)]
+                for part, style in (("clean", "--"), ("noisy", "-")):
+                    (line,) = axis.plot(
+                        chosen.prior, 100 * chosen[part], style, marker=marker, color=colour, linewidth=1.1
+                    )
+                    lines[f"{count:g} fixed, {part}"] = line
+            least = means.prior[means.prior > 0].min()
+            axis.set_xscale("symlog", linthresh=least, linscale=0.5)  # n0 = 0, the image alone, has a place on it
+            values = sorted(means.prior.unique())
+            axis.set_xticks(values, [f"{value:g}" for value in values])
+            axis.minorticks_off()
+            axis.set(title=f"{title}, {NORMS[norm]}", xlabel="n0 (positions)", ylim=(0, 100))
+        row[0].set_ylabel("accuracy (%)")
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
