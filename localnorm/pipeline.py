@@ -153,7 +153,8 @@ def run_side_by_side(experiment: str, jobs: int) -> None:
     """
     params = load_params()
     load_params(experiment)  # names the valid ones if this is none of them
-    if subprocess.run(["dvc", "repro", "--quiet", f"prepare@{experiment}"]).returncode:
+    # not --quiet, which keeps the reason of a failure to itself as well; that and the progress are on stderr
+    if subprocess.run(["dvc", "repro", f"prepare@{experiment}"], stdout=subprocess.DEVNULL).returncode:
         raise RuntimeError(f"the images of {experiment} could not be prepared; the reason stands above")
     targets = [f"{experiment}-{norm}-{seed}" for seed in params["seeds"] for norm in params["norms"]]
 

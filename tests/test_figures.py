@@ -243,10 +243,14 @@ def test_strengths_draw_clean_and_noisy_against_n0_for_each_number_of_fixed_norm
     assert [text.get_text() for text in empty.texts] == ["No sweep of this run had strengths to choose from."]
 
 
-def test_a_caption_says_where_clean_images_are_more_than_noisy_ones():
-    sweep = pd.DataFrame({"level": [0.0, 0.1], "images": [5000, 384]})
+def test_a_caption_names_what_was_scored_on_other_images():
+    modes = ["batch", "single", "vote"]
+    sweep = pd.DataFrame({"norm": "local", "mode": modes * 2, "level": [0.0] * 3 + [0.1] * 3, "images": 384})
+    assert figures.scored_images(sweep) == "384"
+    sweep.loc[0, "images"] = 5000
     assert figures.scored_images(sweep) == "384 (clean 5,000)"
-    assert figures.scored_images(sweep.assign(images=384)) == "384"
+    sweep.loc[[1, 2, 4, 5], "images"] = 64
+    assert figures.scored_images(sweep) == "384 (clean 5,000; LN single and LN vote 64)"
 
 
 def test_clean_and_noisy_weigh_every_noise_alike(sweep):

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 
 from localnorm import paths
+from localnorm.evaluate import ARMS
 from localnorm.params import load_params
 from localnorm.tables import read_table
 
@@ -31,9 +32,18 @@ def seed_count(count: int) -> str:
 
 
 def scored_images(sweep: pd.DataFrame) -> str:
-    """How many test images a condition of a sweep has; clean ones may be more: "384 (clean 5,000)"."""
-    noisy, clean = (f"{sweep[chosen].images.max():,}" for chosen in (sweep.level > 0, sweep.level == 0))
-    return noisy if noisy == clean else f"{noisy} (clean {clean})"
+    """How many test images a condition of a sweep has, and what differs: "384 (clean 5,000; LN vote 32)".
+
+    An arm of other images has another accuracy for that alone, so each is named.
+    """
+    most, clean = (sweep[chosen].images.max() for chosen in (sweep.level > 0, sweep.level == 0))
+    arms = sweep[sweep.level > 0].groupby(["norm", "mode"], sort=False).images.max()
+    fewer: dict[int, list[str]] = {}  # images -> arms
+    for key, images in arms[arms < most].items():
+        fewer.setdefault(images, []).append(ARMS[key])
+    apart = [f"clean {clean:,}"] if clean != most else []
+    apart += [f"{' and '.join(names)} {images:,}" for images, names in fewer.items()]
+    return f"{most:,} ({'; '.join(apart)})" if apart else f"{most:,}"
 
 
 def describe(experiment: str) -> str:
