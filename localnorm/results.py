@@ -547,7 +547,8 @@ def readme_table(numbers: dict) -> str:
                 for arm, values in experiment["arms"].items()
             ),
             "",
-            f"Verdicts: {_verdicts(numbers, name)}.",
+            # fewer than six pairs cannot reach p < .05
+            f"Verdicts{'' if training['seeds'] >= 6 else ', provisional with so few seeds'}: {_verdicts(numbers, name)}.",
             "",
         ]
     return "\n".join(lines)

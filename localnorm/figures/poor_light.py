@@ -3,6 +3,7 @@
 import re
 import textwrap
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import matplotlib.patheffects
@@ -27,6 +28,7 @@ from localnorm.tables import read_table
 __all__ = ["chosen_strengths", "darken", "folder_images", "plot_poor_light", "top_classes"]
 
 ONE_IMAGE = ("fixed", "single", "vote", "prior", "last_fixed")  # modes in which an image meets no other
+STATISTICS_BATCHES = 64  # of training images: enough for a figure of a few images, where the sweep takes all
 TOP = 5
 
 
@@ -114,7 +116,8 @@ def top_classes(
         if norm not in networks:
             networks[norm] = load_model(paths.model(experiment, paths.run_name(experiment, norm, seed)))
             if norm == "local" and any(keys[each][0] == "local" and keys[each][1] in STORED for each in arms):
-                estimate_statistics(networks[norm], training_batches(dataset, batch_size))
+                batches = islice(training_batches(dataset, batch_size), STATISTICS_BATCHES)
+                estimate_statistics(networks[norm], batches)
         arguments = predict_arguments(mode, **strengths.get(arm, {}))
         for level in levels:
             standardised = standardise(darken(images, level) * 255, mean, std)
