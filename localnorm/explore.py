@@ -47,7 +47,7 @@ STATISTICS = {
     "single": "this image alone (single)",
     "vote": "this image alone, all groups vote (vote)",
     "prior": "this image, shrunk to the training set (prior)",
-    "last_fixed": "this image alone, training set in the last norm",
+    "last_fixed": "this image, shrunk, and the training set alone in the last norm",
 }
 
 
