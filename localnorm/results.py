@@ -252,7 +252,8 @@ def collect_numbers() -> dict:
 
     Returns:
         experiments: name -> {about, source, training, test_images, conditions, arms, claims}.
-        claims: C1 to C9 and the control, each with its statement and a row a result; no rows, not tested.
+        claims: C1 to C9 and the control, each with its statement, its verdicts in short (see `verdicts_of`) and a row a result;
+            no rows, not tested.
         figures: name -> caption of every figure in paper/figures.
         Values are raw, their text is beside them under `text`.
     """
@@ -260,14 +261,32 @@ def collect_numbers() -> dict:
     captions = {
         file.stem: file.read_text(encoding="utf-8").strip() for file in (paths.paper() / "figures").glob("*.txt")
     }
+    results = {claim: _results_of(claim, experiments) for claim in CLAIMS}
     return {
         "experiments": experiments,
         "claims": [
-            {"claim": claim, "statement": statement, "results": _results_of(claim, experiments)}
+            {
+                "claim": claim,
+                "statement": statement,
+                "verdicts": verdicts_of(results[claim]),
+                "results": results[claim],
+            }
             for claim, statement in CLAIMS.items()
         ],
         "figures": dict(sorted(captions.items())),
     }
+
+
+def verdicts_of(results: list[dict]) -> dict[str, dict[str, list[str]]]:
+    """The results of a claim in short: on -> verdict -> what it is of, the arm where arms differ and else the part."""
+    arms = {row["first"] for row in results}
+    short: dict[str, dict[str, list[str]]] = {}
+    for row in results:
+        label = row["first"] if len(arms) > 1 else row["part"]
+        labels = short.setdefault(row["on"], {}).setdefault(row["verdict"], [])
+        if label not in labels:
+            labels.append(label)
+    return short
 
 
 def _results_of(claim: str, experiments: dict) -> list[dict]:
@@ -292,10 +311,10 @@ def _shift_result(experiment: str, title: str) -> dict:
     return {
         "on": title,
         "experiment": experiment,
-        "what": f"distance of a batch of {table.batch_size[0]} from the training statistics, in their deviations",
+        "what": f"distance of a batch of {table.batch_size[0]} from the training statistics, in their deviations, beyond that of clean batches",
         "first": "noisy",
         "second": "clean images",
-        "part": f"{beyond.sum()} of {len(beyond)} noises and levels beyond",
+        "part": f"{beyond.sum()} of {len(beyond)} noises and levels",
         "text": f"{noisy.distance.median():.2f}, clean {clean:.2f}",
         "p": None,
         "verdict": "holds" if beyond.all() else "holds in part" if beyond.any() else "does not hold here",
@@ -324,10 +343,10 @@ def _cost_results(claim: str) -> list[dict]:
                 {
                     "on": subject,
                     "experiment": None,
-                    "what": f"{what}, LN over BN, at most {costs.bound.iloc[0]:.2f}",
+                    "what": f"LN over BN at most {costs.bound.iloc[0]:.2f}, in {within} of {len(costs)} settings",
                     "first": "LN",
                     "second": "BN",
-                    "part": f"{within} of {len(costs)} settings within",
+                    "part": what,
                     "text": f"{costs.ratio.min():.2f} to {costs.ratio.max():.2f}",
                     "p": None,
                     "verdict": "holds" if within == len(costs) else "holds in part" if within else "does not hold here",
@@ -388,12 +407,14 @@ def conversion(table: pd.DataFrame, margin: float) -> list[dict]:
     for value in sorted({epochs.min(), epochs.max()}):
         pair = pd.concat([tuned[epochs == value], original])
         scores = stats.per_seed_scores(pair).pivot(index="seed", columns="arm")
-        after = f"after {value} epochs of fine-tuning"
+        tuned_for = f"{value} epoch{'' if value == 1 else 's'}"
         for part, what, threshold in (
-            ("noisy", f"a converted network is more robust {after}", 0.0),
-            ("clean", f"and no worse on clean images {after}", -margin),
+            ("noisy", "a converted network is more robust", 0.0),
+            ("clean", "and no worse on clean images", -margin),
         ):
-            rows.append(_compared("C9", what, part, scores[part], ("LN batch", "BN fixed"), threshold))
+            rows.append(
+                _compared("C9", what, f"{part} after {tuned_for}", scores[part], ("LN batch", "BN fixed"), threshold)
+            )
     return rows
 
 
@@ -531,8 +552,8 @@ README_MARKS = "<!-- results: written by `python -m localnorm.results --readme` 
 
 
 def readme_table(numbers: dict) -> str:
-    """The README's table of results, with a link to the figure, notebook and stage of each experiment."""
-    lines = []
+    """The README's results: the verdicts, then a table an experiment with links to its figure, notebook and stage."""
+    lines = _verdict_table(numbers)
     for name, experiment in numbers["experiments"].items():
         training = experiment["training"]
         lines += [
@@ -547,20 +568,34 @@ def readme_table(numbers: dict) -> str:
                 for arm, values in experiment["arms"].items()
             ),
             "",
-            # fewer than six pairs cannot reach p < .05
-            f"Verdicts{'' if training['seeds'] >= 6 else ', provisional with so few seeds'}: {_verdicts(numbers, name)}.",
-            "",
         ]
     return "\n".join(lines)
 
 
-def _verdicts(numbers: dict, experiment: str) -> str:
-    """The verdicts on each claim that an experiment tests: "C2 holds; C3 holds / undecided"."""
-    found = {
-        claim["claim"]: dict.fromkeys(row["verdict"] for row in claim["results"] if row["experiment"] == experiment)
-        for claim in numbers["claims"]
-    }
-    return "; ".join(f"{claim} {' / '.join(verdicts)}" for claim, verdicts in found.items() if verdicts)
+def _verdict_table(numbers: dict) -> list[str]:
+    """A row a claim, a column an experiment; the claims on costs, which have no experiment, in lines below."""
+    titles = [experiment["about"]["title"] for experiment in numbers["experiments"].values()]
+    heads = [
+        # fewer than six pairs cannot reach p < .05
+        f"{experiment['about']['title']}, {seed_count(count)}{'' if count >= 6 else ' (provisional)'}"
+        for experiment in numbers["experiments"].values()
+        for count in [experiment["training"]["seeds"]]
+    ]
+    table = [f"| claim | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    below = []
+    for claim in numbers["claims"]:
+        found = claim["verdicts"]
+        said = f"**{claim['claim']}** {claim['statement']}"
+        if not found or set(found) & set(titles):
+            table.append(f"| {said} | {' | '.join(_verdicts_text(found.get(title, {})) for title in titles)} |")
+        else:
+            below.append(f"- {said} " + "; ".join(f"`{on}` {_verdicts_text(each)}" for on, each in found.items()))
+    return [*table, "", *below, ""] if below else [*table, ""]
+
+
+def _verdicts_text(verdicts: dict[str, list[str]]) -> str:
+    """{"holds": ["noisy"], "undecided": ["clean"]} -> "**holds**: noisy; **undecided**: clean"."""
+    return "; ".join(f"**{verdict}**: {', '.join(of)}" for verdict, of in verdicts.items()) or "not tested here"
 
 
 def write_readme() -> None:

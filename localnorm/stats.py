@@ -282,7 +282,7 @@ def claims(table: pd.DataFrame, num_classes: int, margin: float, ratio: float) -
         difference("control", "LN is more robust than BN-batch", "LN batch", "BN-batch", "noisy"),
         difference("C4", "LN is no worse on clean images", "LN batch", "BN fixed", "clean", threshold=-margin),
     ]
-    for mode, how in (("single", ""), ("prior", ", with a prior,"), ("last fixed", ", its last norm left fixed,")):
+    for mode, how in (("single", ""), ("prior", ", with a prior,"), ("last fixed", ", its last norms left fixed,")):
         if f"LN {mode}" in present:
             what = f"LN on one image{how} is more robust than BN"
             rows.append(difference("C5", what, f"LN {mode}", "BN fixed", "noisy"))

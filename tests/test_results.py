@@ -117,17 +117,31 @@ def test_runs_swept_over_other_noises_do_not_join(copied):
         results.collect_runs("digits-small", ["batch", "local"], [0, 1])
 
 
-def test_the_readme_says_every_verdict_of_an_experiment(project):
-    rows = [("C2", "holds"), ("C2", "holds"), ("C4", "undecided"), ("C4", "does not hold here")]
+def test_verdicts_in_short_name_the_arm_where_arms_differ_and_else_the_part():
+    rows = [("LN batch", "noisy", "holds"), ("LN batch", "clean", "undecided"), ("LN batch", "largest ratio", "holds")]
+    rows = [{"on": "Digits", "first": arm, "part": part, "verdict": verdict} for arm, part, verdict in rows]
+    assert results.verdicts_of(rows) == {"Digits": {"holds": ["noisy", "largest ratio"], "undecided": ["clean"]}}
+    rows[1] |= {"first": "LN prior", "on": "Cars"}
+    assert results.verdicts_of(rows) == {
+        "Digits": {"holds": ["LN batch"]},
+        "Cars": {"undecided": ["LN prior"]},
+    }
+
+
+def test_the_readme_says_every_verdict_and_calls_those_of_few_seeds_provisional(project):
     numbers = results.collect_numbers()
     numbers["claims"] = [
-        {"claim": claim, "results": [{"experiment": "digits-small", "verdict": v} for c, v in rows if c == claim]}
-        for claim in ("C2", "C3", "C4")
-    ]
-    said = "C2 holds; C4 undecided / does not hold here.\n"
-    assert f"Verdicts, provisional with so few seeds: {said}" in results.readme_table(numbers)
+        {"claim": "C2", "statement": "It fails.", "verdicts": {"Digits": {"holds": ["noisy", "clean"], "undecided": ["ratio"]}}},
+        {"claim": "C6", "statement": "It sees.", "verdicts": {}},
+        {"claim": "C7", "statement": "It is cheap.", "verdicts": {"resnet32": {"holds": ["time"]}}},
+    ]  # fmt: skip
+    table = results.readme_table(numbers)
+    assert "| claim | Digits, 2 seeds (provisional) |\n|---|---|\n" in table
+    assert "| **C2** It fails. | **holds**: noisy, clean; **undecided**: ratio |\n" in table
+    assert "| **C6** It sees. | not tested here |\n" in table
+    assert "\n- **C7** It is cheap. `resnet32` **holds**: time\n" in table
     numbers["experiments"]["digits-small"]["training"]["seeds"] = 6
-    assert f"Verdicts: {said}" in results.readme_table(numbers)
+    assert "| claim | Digits, 6 seeds |\n" in results.readme_table(numbers)
 
 
 def test_runs_that_scored_other_test_images_do_not_join(copied):
@@ -216,14 +230,13 @@ def test_a_conversion_is_compared_with_the_network_that_it_came_from():
         + rows(tuning, "10", "local", "batch", 0.945, 0.7) + rows(tuning, "2", "local", "batch", 0.5, 0.5)
     )  # fmt: skip
     found = [
-        (row["what"].split()[-4], row["part"], round(row["estimate"], 3), row["verdict"])
-        for row in results.conversion(table, 0.01)
+        (row["part"], round(row["estimate"], 3), row["verdict"]) for row in results.conversion(table, 0.01)
     ]
     assert found == [
-        ("0", "noisy", 0.2, "holds"),
-        ("0", "clean", -0.05, "does not hold here"),
-        ("10", "noisy", 0.3, "holds"),
-        ("10", "clean", -0.005, "holds"),
+        ("noisy after 0 epochs", 0.2, "holds"),
+        ("clean after 0 epochs", -0.05, "does not hold here"),
+        ("noisy after 10 epochs", 0.3, "holds"),
+        ("clean after 10 epochs", -0.005, "holds"),
     ]
     assert results.conversion(table[table.ablation == tuning], 0.01) == []
 
@@ -253,7 +266,9 @@ def test_a_cost_holds_only_where_every_setting_is_within_its_bound(project):
         ("1.00 to 1.04", "holds"),
         ("1.00 to 1.20", "holds in part"),
     ]
-    assert [(row["part"], row["verdict"]) for row in claims["C8"]] == [("0 of 1 settings within", "does not hold here")]
+    assert [(row["what"], row["part"], row["verdict"]) for row in claims["C8"]] == [
+        ("LN over BN at most 1.05, in 0 of 1 settings", "one image", "does not hold here")
+    ]
 
 
 def test_noise_shifts_statistics_only_as_far_as_noises_lie_beyond_clean_batches(project):
@@ -268,9 +283,9 @@ def test_noise_shifts_statistics_only_as_far_as_noises_lie_beyond_clean_batches(
 
     try:
         assert [(row["on"], row["part"], row["text"], row["verdict"]) for row in result(0.21, 0.6)] == [
-            ("Digits", "2 of 2 noises and levels beyond", "0.60, clean 0.10", "holds")
+            ("Digits", "2 of 2 noises and levels", "0.60, clean 0.10", "holds")
         ]
-        assert result(0.2, 0.6)[0]["part"] == "1 of 2 noises and levels beyond"
+        assert result(0.2, 0.6)[0]["part"] == "1 of 2 noises and levels"
         assert result(0.2, 0.6)[0]["verdict"] == "holds in part"
         assert result(0.1, 0.1)[0]["verdict"] == "does not hold here"
     finally:

@@ -17,13 +17,12 @@ __all__ = ["plot_ablations", "plot_batches"]
 
 # what the table calls an ablation -> (title, what its values are); None where they are names, not numbers
 ABLATIONS = {
-    "groups at fixed batch": ("groups K, the batch fixed", "K"),
-    "groups at fixed group size": ("groups K, images a group fixed", "K"),
-    "fine-tuning epochs after conversion": ("fine-tuning after conversion", "epochs"),
-    "images a group drawn in training": ("images a group, drawn in training", None),
-    "norm": ("other norms", None),
+    "groups at fixed batch": ("groups K,\nthe batch fixed", "K"),
+    "groups at fixed group size": ("groups K, images\na group fixed", "K"),
+    "fine-tuning epochs after conversion": ("fine-tuning after\nconversion", "epochs"),
+    "images a group drawn in training": ("images a group,\ndrawn in training", None),
+    "norm": ("other\nnorms", None),
 }
-COLUMNS = 3
 # composition, part -> title
 BATCHES = {
     ("uniform", "clean"): "clean",
@@ -53,22 +52,17 @@ def plot_ablations(table: pd.DataFrame, arms: Sequence[str] | None = None) -> Fi
     scores = by_arm(clean_and_noisy(table, ["ablation", "value"]), ["part", "ablation", "value"], "accuracy")
     shown = [name for name in ABLATIONS if name in set(table.ablation)]
     arms = _present(scores, arms)
-    bands = -(-len(shown) // COLUMNS)
-    figure, axes = new_figure(2 * bands, min(COLUMNS, len(shown)), 3.6 * bands + 0.4)
-    for number, name in enumerate(shown):
-        band, column = divmod(number, COLUMNS)
+    figure, axes = new_figure(2, len(shown), 3.4, sharey=True, sharex="col")
+    for column, name in enumerate(shown):
+        title, counted = ABLATIONS[name]
         order = list(dict.fromkeys(table[table.ablation == name].value))
         for row, part in enumerate(("clean", "noisy")):
-            axis = axes[2 * band + row, column]
             panel = scores[(scores.part == part) & (scores.ablation == name)]
-            _draw_values(axis, panel, arms, order, numbers=ABLATIONS[name][1] is not None)
-            axis.set(ylim=(0, 1), ylabel=f"{part} accuracy" if column == 0 else None)
-        axes[2 * band, column].set_title(ABLATIONS[name][0])
-        axes[2 * band + 1, column].set_xlabel(ABLATIONS[name][1])
-    for number in range(len(shown), bands * COLUMNS if bands > 1 else 0):
-        band, column = divmod(number, COLUMNS)
-        axes[2 * band, column].set_visible(False)
-        axes[2 * band + 1, column].set_visible(False)
+            _draw_values(axes[row, column], panel, arms, order, numbers=counted is not None)
+        axes[0, column].set_title(title)
+        axes[1, column].set_xlabel(counted)
+    for row, part in enumerate(("clean", "noisy")):
+        axes[row, 0].set(ylim=(0, 1), ylabel=f"{part} accuracy")
     _legend(figure, axes)
     return figure
 
@@ -90,7 +84,7 @@ def _draw_values(axis: Axes, panel: pd.DataFrame, arms: list[str], order: list[s
         axis.vlines(x, rows.low, rows.high, color=colour, linewidth=1)
         axis.plot(x, rows.accuracy, color=colour, marker=marker, linestyle="", label=arm if len(rows) else None)
     axis.set(xlim=(-0.6, len(order) - 0.4))
-    axis.set_xticks(range(len(order)), [textwrap.fill(value, 9) for value in order], fontsize=6)
+    axis.set_xticks(range(len(order)), [textwrap.fill(value, 8) for value in order], fontsize=6)
 
 
 def plot_batches(table: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure:

@@ -23,7 +23,7 @@ def plot_fixed_against_batch(summaries: dict[str, pd.DataFrame], arms: Sequence[
     """
     if not summaries:
         raise ValueError("no experiment has results yet; run one first, e.g. dvc repro statistics@digits-small")
-    figure, axes = new_figure(1, 1, 0.62 * len(summaries) + 0.9, width=COLUMN)
+    figure, axes = new_figure(1, 1, 0.7 * len(summaries) + 0.9, width=COLUMN)
     axis, labels = axes[0, 0], []
     for number, (title, summary) in enumerate(summaries.items()):
         rows = summary.set_index("arm")
@@ -31,7 +31,7 @@ def plot_fixed_against_batch(summaries: dict[str, pd.DataFrame], arms: Sequence[
             raise ValueError(f"{title} has no results of {', '.join(missing)}; it has {', '.join(rows.index)}")
         for part, offset in (("clean", 0.0), ("noisy", 0.42)):
             height = number + offset
-            labels.append((height, "\n".join(textwrap.wrap(f"{title}, {part}", 20))))
+            labels.append((height, "\n".join(textwrap.wrap(f"{title}, {part}", 30))))
             start, end = (100 * rows.loc[arm, part] for arm in arms[:2])
             right = 100 * rows.loc[list(arms), [part, f"{part}_high"]].max(axis=None)  # one seed has no interval
             axis.text(right + 3, height, f"{end - start:+.1f}", va="center", fontsize=7)
