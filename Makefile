@@ -38,6 +38,8 @@ html: $(INSTALLED) ## a finished run as web pages that need no network
 	@python -m localnorm.html
 
 released: $(INSTALLED) ## the released protocol at full length instead (days, GPUs)
+	@# the README's figure shows a digit, and the released protocol has none
+	[ -d data/prepared/digits-small ] || dvc repro prepare@digits-small
 	cp params/released.yaml params.yaml
 	@python -m localnorm.pipeline check
 	dvc repro --keep-going

@@ -26,7 +26,7 @@ __all__ = ["check_params", "repair_dvc"]
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # a folder's name, and a word of the commands in dvc.yaml
 
-GIVEN = ("output", "table", "num_classes")  # arguments of a stage's function that are no settings
+GIVEN = ("output", "table", "num_classes", "runs")  # arguments of a stage's function that are no settings
 
 
 def check_params() -> None:
@@ -55,6 +55,10 @@ def check_params() -> None:
                     _check_types(stage, block[stage], target)
                     _check_names(block[stage])
                     settings[stage] = target.from_params(block[stage])
+            if lacking := [norm for norm in params["norms"] if norm not in settings["sweep"].modes]:
+                raise ValueError(
+                    f"sweep: norms lists {lacking[0]}, and modes has none for it; add e.g. `{lacking[0]}: [batch]` to modes"
+                )
             if "ablations" in settings:
                 variants(settings["ablations"], settings["train"])
         except (ValueError, TypeError) as error:

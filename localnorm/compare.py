@@ -37,7 +37,7 @@ SETTINGS = (
     "device",
     "torch",
 )  # of runs.csv, that may differ
-PARTS = ("clean", "noisy")  # of a claim that is a difference of two arms
+PARTS = ("clean", "noisy", "brightness")  # of a claim that is a difference of two arms
 COLUMNS = ["kind", "quantity", "expected", "obtained", "difference", "tolerance", "inside"]
 
 
@@ -106,14 +106,14 @@ def quantities(sweep: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFrame:
     noisy = stats.label_arms(sweep[sweep.level > 0]).astype({"arm": str})
     noises = noisy.groupby(["arm", "suite", "noise", "seed"], sort=False).accuracy.mean().reset_index(name="value")
     noises = noises.assign(kind="noise", quantity=noises.arm + ", " + noises.noise + " (" + noises.suite + ")")
-    wide = scores.pivot(index="seed", columns="arm")
+    wide = {part: stats.part_scores(sweep, part) for part in PARTS if part in set(claims.part)}
     differences = [
         (wide[row.part][row.first] - wide[row.part][row.second])
         .dropna()
         .reset_index(name="value")
         .assign(kind="claim", quantity=_claim(row))
         for row in claims.itertuples()
-        if row.part in PARTS and {row.first, row.second} <= set(scores.arm)
+        if row.part in wide and {row.first, row.second} <= set(scores.arm)
     ]
     return pd.concat([arms, noises, *differences])[["kind", "quantity", "seed", "value"]].reset_index(drop=True)
 
@@ -303,8 +303,8 @@ SHOWN = {
     "C4": ("accuracy-*", "dvc repro report@*"),
     "C5": ("accuracy-*", "dvc repro report@*"),
     "C6": ("poor-light-*", "dvc repro figure-poor-light@*"),
-    "C7": ("cost", "make bench"),
-    "C8": ("cost", "make bench"),
+    "C7": ("cost", "make bench && dvc repro --single-item figure-cost numbers"),
+    "C8": ("cost", "make bench && dvc repro --single-item figure-cost numbers"),
     "C9": ("ablations-*", "dvc repro figure-ablations@*"),
 }
 
@@ -320,11 +320,7 @@ def reproducing_tables() -> str:
             for name in experiments:
                 tolerances = _tolerances(name)
                 found = [row for row in numbers["experiments"][name]["claims"] if row["claim"] == claim]
-                remark = "{what}: " if claim == "C9" else ""  # which fine-tuning
-                rows += [
-                    (name, remark.format(**row) + _expected(row), tolerances.get(_claim(SimpleNamespace(**row)), ""))
-                    for row in found
-                ]
+                rows += [(name, _expected(row), tolerances.get(_claim(SimpleNamespace(**row)), "")) for row in found]
         else:
             found = next(each for each in numbers["claims"] if each["claim"] == claim)["results"]
             rows += [("", f"{row['on']}, {row['what']}: {_expected(row)}", "") for row in found]
@@ -359,11 +355,12 @@ def _tolerances(experiment: str) -> dict[str, str]:
     measured = quantities(sweep, claims)
     scores = measured[measured.kind == "claim"].groupby("quantity").value
     family, resolution = len(scores), _resolution(sweep)
-    return {
-        quantity: f"{100 * tolerance(values.to_numpy(), len(values), family, resolution):.1f}"
+    within = {
+        quantity: tolerance(values.to_numpy(), len(values), family, resolution)
         for quantity, values in scores
         if len(values) > 1
     }
+    return {quantity: f"{100 * value:.1f}" if value < 1 else "-" for quantity, value in within.items()}
 
 
 def _experiment_row(experiment: str) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from localnorm import paths, stats
-from localnorm.evaluate import load_predictions
+from localnorm.evaluate import SweepConfig, load_predictions
 from localnorm.figures.captions import describe, experiments_with_results, scored_images, seed_count
+from localnorm.figures.estimates import clean_and_noisy
 from localnorm.params import load_params
 from localnorm.shifts import beyond_clean
 from localnorm.tables import read_table
@@ -40,7 +41,9 @@ class Results:
         sweep: a row a run, mode, noise and level.
         batches: a row a run, test batch size, composition, noise and level.
         mcnemar: a row a seed, noise and level, LN batch against BN-batch image by image.
+        answers: a row a run and mode: how many classes it answered with, over all images and conditions.
         choice: a row a run and strength for one image, accuracy on validation images.
+        predictions: (norm, seed) -> what `localnorm.evaluate.load_predictions` gives.
     """
 
     experiment: str
@@ -49,7 +52,9 @@ class Results:
     sweep: pd.DataFrame
     batches: pd.DataFrame
     mcnemar: pd.DataFrame
+    answers: pd.DataFrame
     choice: pd.DataFrame
+    predictions: dict[tuple[str, int], stats.Run]
 
 
 def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results:
@@ -111,7 +116,22 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
     pair = ("local", "batch"), ("batch", "batch")
     mcnemar = stats.mcnemar_table(predictions, *pair) if modes.issuperset(pair) else pd.DataFrame()
     choice = _stacked(experiment, of_choice).dropna(subset="noisy") if of_choice else pd.DataFrame()
-    return Results(experiment, about, pd.DataFrame(runs), sweep, batches, mcnemar, choice)
+    answers = [
+        {"norm": norm, "seed": seed, "mode": mode, "classes": len(np.setdiff1d(classes[table["mode"] == mode], -1))}
+        for (norm, seed), (table, classes, _) in predictions.items()
+        for mode in table["mode"].unique()
+    ]
+    return Results(
+        experiment,
+        about,
+        pd.DataFrame(runs),
+        sweep,
+        batches,
+        mcnemar,
+        pd.DataFrame(answers),
+        choice,
+        predictions,
+    )
 
 
 def _stacked(experiment: str, tables: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
@@ -175,7 +195,9 @@ def write_tables(results: Results, summary: pd.DataFrame, claims: pd.DataFrame) 
         "claims": claims,
         "curves": stats.curves(results.sweep),
         "areas": stats.areas(results.sweep),
+        "suites": stats.suites(results.sweep),
         "mcnemar": results.mcnemar,
+        "answers": results.answers,
         "runs": results.runs,
     }
     if not results.choice.empty:
@@ -277,16 +299,29 @@ def collect_numbers() -> dict:
     }
 
 
-def verdicts_of(results: list[dict]) -> dict[str, dict[str, list[str]]]:
-    """The results of a claim in short: on -> verdict -> what it is of, the arm where arms differ and else the part."""
-    arms = {row["first"] for row in results}
-    short: dict[str, dict[str, list[str]]] = {}
+VERDICTS = ("holds", "holds in part", "undecided", "does not hold here")  # in the order in which they are said
+
+
+def verdicts_of(results: list[dict]) -> list[dict]:
+    """The results of a claim in short, those against BN fixed apart from those against BN asked alike (BN-batch, BN prior ...).
+
+    Returns:
+        A row a kind: against, empty where there is one kind alone; and found, on -> verdict -> what it is of: the arm where arms
+        differ, and the part where parts do.
+    """
+    kinds: dict[str, list[dict]] = {}
     for row in results:
-        label = row["first"] if len(arms) > 1 else row["part"]
-        labels = short.setdefault(row["on"], {}).setdefault(row["verdict"], [])
-        if label not in labels:
-            labels.append(label)
-    return short
+        kinds.setdefault("BN fixed" if row["second"] == "BN fixed" else "BN asked alike", []).append(row)
+    rows = []
+    for kind, group in kinds.items():
+        differ = [key for key in ("first", "part") if len({row[key] for row in group}) > 1] or ["part"]
+        found: dict[str, dict[str, list[str]]] = {}
+        for row in group:
+            label = ", ".join(row[key] for key in differ)
+            found.setdefault(row["on"], {}).setdefault(row["verdict"], []).append(label)
+        ordered = {on: {v: verdicts[v] for v in VERDICTS if v in verdicts} for on, verdicts in found.items()}
+        rows.append({"against": kind if len(kinds) > 1 else "", "found": ordered})
+    return rows
 
 
 def _results_of(claim: str, experiments: dict) -> list[dict]:
@@ -311,9 +346,11 @@ def _shift_result(experiment: str, title: str) -> dict:
     return {
         "on": title,
         "experiment": experiment,
-        "what": f"distance of a batch of {table.batch_size[0]} from the training statistics, in their deviations, beyond that of clean batches",
+        "what": f"distance of a batch of {table.batch_size[0]} from the training statistics, in their deviations, "
+        "beyond that of clean batches",
         "first": "noisy",
         "second": "clean images",
+        "over_images": None,
         "part": f"{beyond.sum()} of {len(beyond)} noises and levels",
         "text": f"{noisy.distance.median():.2f}, clean {clean:.2f}",
         "p": None,
@@ -347,6 +384,7 @@ def _cost_results(claim: str) -> list[dict]:
                     "first": "LN",
                     "second": "BN",
                     "part": what,
+                    "over_images": None,
                     "text": f"{costs.ratio.min():.2f} to {costs.ratio.max():.2f}",
                     "p": None,
                     "verdict": "holds" if within == len(costs) else "holds in part" if within else "does not hold here",
@@ -355,66 +393,34 @@ def _cost_results(claim: str) -> list[dict]:
     return rows
 
 
-def _compared(
-    claim: str, what: str, part: str, scores: pd.DataFrame, arms: tuple[str, str], threshold: float = 0.0
-) -> dict:
-    """A row like those of claims.csv: the difference of two arms, paired within seeds; it holds above `threshold`.
-
-    Args:
-        scores: (seeds, arms) of accuracy.
-    """
-    differences = (scores[arms[0]] - scores[arms[1]]).dropna()
-    estimate, low, high = stats.interval(differences)
-    verdict = "holds" if low > threshold else "does not hold here" if high <= threshold else "undecided"
-    return {
-        "claim": claim, "what": what, "first": arms[0], "second": arms[1], "part": part, "seeds": len(differences),
-        "estimate": estimate, "low": low, "high": high, "p": stats.sign_flip(differences), "verdict": verdict,
-    }  # fmt: skip
-
-
-def poor_light(sweep: pd.DataFrame) -> list[dict]:
-    """Claim C6: LocalNorm on darkened images, each alone, against BN fixed, over the levels above 0 of the noise "brightness".
-
-    Args:
-        sweep: the tidy table of an experiment.
-
-    Returns:
-        A row an arm that was swept; none without the noise.
-    """
-    dark = sweep[(sweep.suite == "named") & (sweep.noise == "brightness") & (sweep.level > 0)]
-    scores = stats.label_arms(dark).groupby(["seed", "arm"], observed=True).accuracy.mean().unstack()
-    arms = [arm for arm in ("LN single", "LN prior", "LN last fixed") if {arm, "BN fixed"} <= set(scores.columns)]
-    what = "LN recognises one poorly lit image"
-    return [_compared("C6", what, "brightness", scores, (arm, "BN fixed")) for arm in arms]
-
-
 def conversion(table: pd.DataFrame, margin: float) -> list[dict]:
-    """Claim C9: trained BatchNorm networks, converted and fine-tuned, in batches, against the same networks as they were.
+    """Claim C9: trained BatchNorm networks, converted and fine-tuned, in batches, against the same networks as they were and
+    against these in batches.
 
     Args:
         table: an experiment's ablations; needs the fine-tuning and the norm "batch".
         margin: clean accuracies closer than this count as the same.
 
     Returns:
-        A row for noisy images and one for clean ones at the fewest and the most epochs; none without the ablation.
+        Rows for noisy and clean images at the fewest and the most epochs; none without the ablation.
     """
     tuned = table[(table.ablation == "fine-tuning epochs after conversion") & (table["mode"] == "batch")]
-    original = table[(table.ablation == "norm") & (table.norm == "batch") & (table["mode"] == "fixed")]
+    original = table[(table.ablation == "norm") & (table.norm == "batch") & table["mode"].isin(["fixed", "batch"])]
     if tuned.empty or original.empty:
         return []
     epochs = tuned.value.astype(int)
     rows = []
     for value in sorted({epochs.min(), epochs.max()}):
         pair = pd.concat([tuned[epochs == value], original])
-        scores = stats.per_seed_scores(pair).pivot(index="seed", columns="arm")
-        tuned_for = f"{value} epoch{'' if value == 1 else 's'}"
-        for part, what, threshold in (
-            ("noisy", "a converted network is more robust", 0.0),
-            ("clean", "and no worse on clean images", -margin),
+        after = f"after {value} epoch{'' if value == 1 else 's'}"
+        for part, other, what, threshold in (
+            ("noisy", "BN fixed", "a converted network is more robust", 0.0),
+            ("clean", "BN fixed", "and no worse on clean images", -margin),
+            ("noisy", "BN-batch", "a converted network is more robust than it was in batches", 0.0),
         ):
-            rows.append(
-                _compared("C9", what, f"{part} after {tuned_for}", scores[part], ("LN batch", "BN fixed"), threshold)
-            )
+            found = stats.paired_differences(pair, "LN batch", other, part)
+            arms = ("LN batch", other)
+            rows.append(stats.difference_row("C9", what, arms, f"{part} {after}", *found, threshold=threshold))
     return rows
 
 
@@ -424,10 +430,12 @@ def _experiment_numbers(name: str) -> dict:
     summary = read_table("summary", name)
     claims = read_table("claims", name)
     sweep = read_table("sweep", name)
-    more = poor_light(sweep)
-    if paths.ablations(name).is_file():
-        more += conversion(read_table("ablations", name), load_params(name)["statistics"]["margin"])
-    claims = pd.concat([claims, pd.DataFrame(more)], ignore_index=True)
+    ablations = read_table("ablations", name) if paths.ablations(name).is_file() else None
+    if ablations is not None:
+        converted = conversion(ablations, load_params(name)["statistics"]["margin"])
+        claims = pd.concat([claims, pd.DataFrame(converted)], ignore_index=True)
+    arms = stats.label_arms(sweep).astype({"arm": str})
+    suites = read_table("suites", name)
     return {
         "source": describe(name),
         "about": json.loads((folder / "about.json").read_text(encoding="utf-8")),
@@ -445,16 +453,104 @@ def _experiment_numbers(name: str) -> dict:
         },
         "test_images": scored_images(sweep),
         "conditions": len(sweep[sweep.level > 0].drop_duplicates(["suite", "noise", "level"])),
+        "suites": {suite: int(rows.noise.nunique()) for suite, rows in sweep.groupby("suite", sort=False)},
         "arms": {
             row.arm: {
                 "clean": row.clean,
                 "noisy": row.noisy,
                 "text": {part: _with_interval(row, part) for part in ("clean", "noisy")},
+                "suites": {each.suite: _percent(each.accuracy) for each in suites[suites.arm == row.arm].itertuples()},
+                "images": f"{arms[(arms.arm == row.arm) & (arms.level > 0)].images.max():,}",
             }
             for row in summary.itertuples()
         },
+        "constant": _constant_arms(name),
+        "strengths": _chosen_strengths(arms, load_params(name)["sweep"].get("prior", SweepConfig.prior)),
+        "mcnemar": _mcnemar_counts(name),
+        "equal": _equal_images(read_table("batches", name), int(runs.num_groups[0])),
+        "ablations": [] if ablations is None else _ablation_numbers(ablations),
         "claims": [_claim_numbers(row) for row in claims.itertuples()],
     }
+
+
+def _constant_arms(experiment: str) -> list[str]:
+    """Arms that answered with one and the same class for every image and condition, in every seed."""
+    most = stats.label_arms(read_table("answers", experiment)).groupby("arm", observed=True).classes.max()
+    return [str(arm) for arm in most.index[most == 1]]
+
+
+def _chosen_strengths(sweep: pd.DataFrame, offered: float | list[float]) -> list[dict]:
+    """n0 of each arm that has one, in the order of the seeds, and whether every network took the largest on offer.
+
+    Args:
+        sweep: with the column `arm`.
+    """
+    chosen = sweep.dropna(subset="prior").groupby(["arm", "seed"], sort=False)[["prior"]].first()
+    offered = offered if isinstance(offered, list) else [offered]
+    return [
+        {
+            "arm": arm,
+            "n0": ", ".join(f"{value:g}" for value in rows.prior),
+            "largest": len(offered) > 1 and bool((rows.prior == max(offered)).all()),
+        }
+        for arm, rows in chosen.groupby("arm", sort=False)
+    ]
+
+
+def _mcnemar_counts(experiment: str) -> dict | None:
+    """Of all conditions and seeds, how many set LN batch and BN-batch apart on single images, after Holm's adjustment."""
+    if not (paths.statistics(experiment) / "mcnemar.csv").read_text(encoding="utf-8").strip():
+        return None  # an experiment without both arms
+    table = read_table("mcnemar", experiment)
+    apart = table[table.p_holm < 0.05]
+    return {
+        "tests": len(table),
+        "first": int((apart.only_first > apart.only_second).sum()),
+        "second": int((apart.only_first < apart.only_second).sum()),
+    }
+
+
+def _equal_images(batches: pd.DataFrame, num_groups: int) -> list[dict]:
+    """LN batch and BN-batch where a statistic has as many images, so at test batches of different sizes.
+
+    Args:
+        batches: of the test batch study.
+        num_groups: K of the LocalNorm networks.
+
+    Returns:
+        A row a size that both have: images a statistic, and of each arm the size of its test batch and accuracy, clean and noisy.
+    """
+    uniform = batches[(batches.composition == "uniform") & (batches["mode"] == "batch")]
+    scores = clean_and_noisy(uniform, ["batch_size"]).groupby(["norm", "batch_size", "part"]).accuracy.mean()
+    sizes = {norm: sorted(uniform.batch_size[uniform.norm == norm].unique()) for norm in ("batch", "local")}
+    return [
+        {
+            "images": int(size),
+            **{
+                arm: {"batch": int(batch), **{part: _percent(scores[norm, batch, part]) for part in ("clean", "noisy")}}
+                for arm, norm, batch in (("LN batch", "local", size * num_groups), ("BN-batch", "batch", size))
+            },
+        }
+        for size in sizes["batch"]
+        if size > 1 and size * num_groups in sizes["local"]
+    ]
+
+
+def _ablation_numbers(table: pd.DataFrame) -> list[dict]:
+    """A row an ablation and value: accuracy of its arms, clean and noisy, with the interval where there are seeds."""
+    table = table.assign(value=table.value.astype(str))
+    scores = stats.by_arm(clean_and_noisy(table, ["ablation", "value"]), ["part", "ablation", "value"], "accuracy")
+    return [
+        {
+            "ablation": ablation,
+            "value": value,
+            "arms": {
+                arm: {row.part: _percent(row.accuracy) for row in own.itertuples()}
+                for arm, own in rows.groupby("arm", sort=False)
+            },
+        }
+        for (ablation, value), rows in scores.groupby(["ablation", "value"], sort=False)
+    ]
 
 
 def _claim_numbers(row) -> dict:
@@ -466,6 +562,7 @@ def _claim_numbers(row) -> dict:
         return f"{round(100 * value, 1) + 0.0:+.1f}"  # points of accuracy; + 0.0 turns a rounded -0.0 into 0.0
 
     interval = "" if np.isnan(row.low) else f" [{form(row.low)}, {form(row.high)}]"
+    over_images = None if np.isnan(row.over_images) else f"{100 * row.over_images:.1f}"
     return {
         "claim": row.claim,
         "what": row.what,
@@ -473,6 +570,7 @@ def _claim_numbers(row) -> dict:
         "second": row.second,
         "part": row.part,
         "text": form(row.estimate) + interval,
+        "over_images": over_images,
         "p": None if np.isnan(row.p) else f"{row.p:.3f}",
         "verdict": row.verdict,
     }
@@ -584,12 +682,16 @@ def _verdict_table(numbers: dict) -> list[str]:
     table = [f"| claim | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     below = []
     for claim in numbers["claims"]:
-        found = claim["verdicts"]
-        said = f"**{claim['claim']}** {claim['statement']}"
-        if not found or set(found) & set(titles):
-            table.append(f"| {said} | {' | '.join(_verdicts_text(found.get(title, {})) for title in titles)} |")
-        else:
-            below.append(f"- {said} " + "; ".join(f"`{on}` {_verdicts_text(each)}" for on, each in found.items()))
+        for row in claim["verdicts"] or [{"against": "", "found": {}}]:
+            found = row["found"]
+            said = f"**{claim['claim']}** {claim['statement']}"
+            if row["against"]:
+                against = f"*Against {row['against']}:*"
+                said = f"{said} {against}" if row is claim["verdicts"][0] else against
+            if not found or set(found) & set(titles):
+                table.append(f"| {said} | {' | '.join(_verdicts_text(found.get(title, {})) for title in titles)} |")
+            else:
+                below.append(f"- {said} " + "; ".join(f"`{on}` {_verdicts_text(each)}" for on, each in found.items()))
     return [*table, "", *below, ""] if below else [*table, ""]
 
 

@@ -1,7 +1,9 @@
 """From sweeps to claims: intervals over seeds, paired tests, areas under the curve.
 
 The unit of replication is the seed: a difference between two arms is taken within a seed (same initial weights, batches, noise)
-and then averaged. With n seeds a two-sided sign-flip test cannot give less than p = 2 / 2^n, which is .03 for six.
+and then averaged. With n seeds a two-sided sign-flip test cannot give less than p = 2 / 2^n, which is .03 for six. All seeds share the
+test images and the noise drawn on them, so an interval over seeds says what training again would change, and nothing of other
+images: what those leave open is computed from the answers to single images and stands beside it.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,20 +18,27 @@ __all__ = [
     "areas",
     "by_arm",
     "claims",
-    "compare",
     "curves",
+    "difference_row",
     "holm",
     "interval",
     "label_arms",
     "largest_ratio",
     "mcnemar",
+    "paired_differences",
+    "part_scores",
     "sign_flip",
+    "suites",
     "summary",
 ]
 
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
 CONDITION = ["suite", "noise", "level"]
+DARK = ("named", "brightness")  # the noise of claim C6
+ONE_IMAGE = ("single", "vote", "companions", "prior", "last fixed")  # the modes that look at one image
+
+Run = tuple[pd.DataFrame, np.ndarray, np.ndarray]  # what localnorm.evaluate.load_predictions gives
 
 
 def interval(values: Iterable[float], statistic: Callable = np.mean, seed: int = 0) -> tuple[float, float, float]:
@@ -175,30 +184,89 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """Paired difference `first` - `second` of clean and noisy accuracy, within seeds.
+def suites(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy under each suite, averaged as `noisy` is: a row an arm and suite, with its interval over seeds."""
+    table = label_arms(table[table.level > 0]).assign(arm=lambda t: t.arm.astype(str))
+    each = table.groupby(["arm", "seed", "suite", "noise"], sort=False).accuracy.mean().reset_index()
+    return _estimates(each, ["arm", "suite"], "accuracy")
+
+
+def paired_differences(
+    table: pd.DataFrame, first: str, second: str, part: str, runs: dict[tuple[str, int], Run] | None = None
+) -> tuple[np.ndarray, float]:
+    """Accuracy of `first` minus that of `second` in each seed, and how far the test images leave its mean open.
+
+    Args:
+        table: the tidy sweep.
+        first, second: arms.
+        part: "clean"; "noisy", each noise over its levels above 0 and then the noises; or "brightness", that noise alone.
+        runs: (norm, seed) -> what `localnorm.evaluate.load_predictions` gives. With them both arms count on the images that both
+            have scored under every condition; without them, on the table's accuracies.
 
     Returns:
-        A row for "clean" and for "noisy": seeds, difference, low, high, p of the sign-flip test.
+        (seeds,) differences, and half the width of the 95 % interval over test images, 1.96 sd / sqrt(N) of the images' differences
+        averaged over seeds and conditions; nan without `runs`.
     """
-    scores = per_seed_scores(table).pivot(index="seed", columns="arm")
-    rows = []
-    for part in ("clean", "noisy"):
-        difference = (scores[part][first] - scores[part][second]).dropna()
-        estimate, low, high = interval(difference)
-        rows.append(
-            {
-                "first": first,
-                "second": second,
-                "part": part,
-                "seeds": len(difference),
-                "difference": estimate,
-                "low": low,
-                "high": high,
-                "p": sign_flip(difference),
-            }
-        )
-    return pd.DataFrame(rows)
+    if runs is None:
+        scores = part_scores(table, part)
+        return (scores[first] - scores[second]).dropna().to_numpy(), np.nan
+    keys = {label: key for key, label in ARMS.items()}
+    (norm, mode), (other_norm, other_mode) = keys[first], keys[second]
+    seeds = sorted({seed for own, seed in runs if own == norm} & {seed for own, seed in runs if own == other_norm})
+    pairs = [
+        (_of_images(runs[norm, seed], mode, part), _of_images(runs[other_norm, seed], other_mode, part))
+        for seed in seeds
+    ]
+    differences = np.stack([one - two for one, two in pairs])  # (seeds, N), nan where an arm did not score an image
+    differences = differences[:, ~np.isnan(differences).any(0)]
+    over_images = 1.96 * differences.mean(0).std(ddof=1) / np.sqrt(differences.shape[1])
+    return differences.mean(1), float(over_images)
+
+
+def _of_images(run: Run, mode: str, part: str) -> np.ndarray:
+    """(N,) how often each image was answered rightly in a part; nan where it was not scored under all of its conditions."""
+    noises: dict[tuple, list[np.ndarray]] = {}
+    for (suite, noise, level), right in _right(run, mode).items():
+        if (level == 0) == (part == "clean") and (part != DARK[1] or (suite, noise) == DARK):
+            noises.setdefault((suite, noise), []).append(np.where(right < 0, np.nan, right))
+    return np.mean([np.mean(levels, axis=0) for levels in noises.values()], axis=0)
+
+
+def part_scores(table: pd.DataFrame, part: str) -> pd.DataFrame:
+    """Accuracy in a part (see `paired_differences`): (seeds, arms)."""
+    if part == DARK[1]:
+        table = table[(table.level == 0) | ((table.suite == DARK[0]) & (table.noise == DARK[1]))]
+        part = "noisy"
+    return per_seed_scores(table).pivot(index="seed", columns="arm", values=part)
+
+
+def difference_row(
+    claim: str,
+    what: str,
+    arms: tuple[str, str],
+    part: str,
+    differences: np.ndarray,
+    over_images: float = np.nan,
+    sign: int = 1,
+    threshold: float = 0.0,
+) -> dict:
+    """A row of the claims: a difference of two arms, paired within seeds, with its interval, p and verdict.
+
+    Args:
+        differences: (seeds,).
+        over_images: half-width of the interval over test images; the interval over seeds is widened by it for the verdict (root of
+            the sum of squares), since all seeds share the images.
+        sign: -1 where the claim is that the difference is negative.
+        threshold: the difference, times `sign`, that the claim holds above.
+    """
+    estimate, low, high = interval(differences)
+    extra = 0.0 if np.isnan(over_images) else over_images
+    bounds = estimate - np.hypot(estimate - low, extra), estimate + np.hypot(high - estimate, extra)
+    return {
+        "claim": claim, "what": what, "first": arms[0], "second": arms[1], "part": part, "seeds": len(differences),
+        "estimate": estimate, "low": low, "high": high, "over_images": over_images, "p": sign_flip(differences),
+        "verdict": _verdict(*sorted(sign * bound for bound in bounds), threshold),
+    }  # fmt: skip
 
 
 def largest_ratio(table: pd.DataFrame, first: str, second: str, num_classes: int) -> dict:
@@ -232,33 +300,35 @@ def _verdict(low: float, high: float, threshold: float = 0.0) -> str:
     """What an interval says about "greater than the threshold"."""
     if low > threshold:
         return "holds"
-    return "does not hold here" if high <= threshold else "undecided"
+    return "does not hold here" if high < threshold else "undecided"
 
 
-def claims(table: pd.DataFrame, num_classes: int, margin: float, ratio: float) -> pd.DataFrame:
-    """The claims that one experiment can test, each with estimate, interval, p and verdict.
+def claims(
+    table: pd.DataFrame,
+    num_classes: int,
+    margin: float,
+    ratio: float,
+    runs: dict[tuple[str, int], Run] | None = None,
+) -> pd.DataFrame:
+    """The claims that the sweeps of one experiment can test, each with estimate, interval, p and verdict.
 
-    A difference is paired within seeds. It "holds" if its interval lies above zero (C4: above -margin), "does not hold here" if it
-    lies below, and is "undecided" between. C3 "holds in part" where LocalNorm is ahead but nowhere by `ratio` times.
+    A difference is paired within seeds. It "holds" if its interval, widened by what the test images leave open, lies above zero (C4:
+    above -margin), "does not hold here" if it lies below, and is "undecided" between. C3 "holds in part" where LocalNorm is ahead
+    but nowhere by `ratio` times, by the interval's lower end.
 
     Args:
         table: the tidy sweep of an experiment.
         num_classes: of its data; chance is 1 / num_classes.
         margin: accuracies closer than this count as the same (C4).
         ratio: the multiple of BatchNorm's accuracy that the paper speaks of (C3).
+        runs: the predictions of single images, see `paired_differences`.
     """
     present = set(label_arms(table).arm.astype(str))
+    dark = ((table.suite == DARK[0]) & (table.noise == DARK[1]) & (table.level > 0)).any()
 
-    def difference(
-        claim: str, what: str, first: str, second: str, part: str, sign: int = 1, threshold: float = 0.0
-    ) -> dict:
-        row = compare(table, first, second).set_index("part").loc[part]
-        bounds = sorted((sign * row.low, sign * row.high))
-        return {
-            "claim": claim, "what": what, "first": first, "second": second, "part": part, "seeds": row.seeds,
-            "estimate": row.difference, "low": row.low, "high": row.high, "p": row.p,
-            "verdict": _verdict(*bounds, threshold),
-        }  # fmt: skip
+    def difference(claim: str, what: str, first: str, second: str, part: str, **options) -> dict:
+        found = paired_differences(table, first, second, part, runs)
+        return difference_row(claim, what, (first, second), part, *found, **options)
 
     rows = [
         difference("C2", "statistics of the test batch help BN under noise", "BN-batch", "BN fixed", "noisy"),
@@ -267,32 +337,41 @@ def claims(table: pd.DataFrame, num_classes: int, margin: float, ratio: float) -
     ]
     best = largest_ratio(table, "LN batch", "BN fixed", num_classes)
     ahead = rows[-1]["verdict"]
+    at_best = table[(table[CONDITION] == [best[key] for key in CONDITION]).all(axis=1)]
+    control = at_best[(at_best.norm == "batch") & (at_best["mode"] == "batch")].accuracy.mean()
+    reached = best["ratio"] if np.isnan(best["low"]) else best["low"]
     rows.append(
         {
             "claim": "C3",
-            "what": f"LN reaches {ratio:g} times BN at {best['noise']} ({best['suite']}) {best['level']:g}",
+            "what": f"LN reaches {ratio:g} times BN, at {best['noise']} ({best['suite']}) {best['level']:g}: "
+            f"{best['first_accuracy']:.1%} against {best['second_accuracy']:.1%} (BN-batch {control:.1%})",
             **{key: best[key] for key in ("first", "second", "seeds", "low", "high")},
             "part": "largest ratio",
             "estimate": best["ratio"],
+            "over_images": np.nan,
             "p": np.nan,
-            "verdict": ahead if ahead != "holds" or best["ratio"] >= ratio else "holds in part",
+            "verdict": ahead if ahead != "holds" or reached >= ratio else "holds in part",
         }
     )
+    clean = {"part": "clean", "threshold": -margin}
     rows += [
         difference("control", "LN is more robust than BN-batch", "LN batch", "BN-batch", "noisy"),
-        difference("C4", "LN is no worse on clean images", "LN batch", "BN fixed", "clean", threshold=-margin),
+        difference("C4", "LN is no worse on clean images", "LN batch", "BN fixed", **clean),
+        difference("C4", "LN is no worse on clean images than BN-batch", "LN batch", "BN-batch", **clean),
     ]
-    for mode, how in (("single", ""), ("prior", ", with a prior,"), ("last fixed", ", its last norms left fixed,")):
-        if f"LN {mode}" in present:
-            what = f"LN on one image{how} is more robust than BN"
-            rows.append(difference("C5", what, f"LN {mode}", "BN fixed", "noisy"))
-            if f"BN {mode}" in present:
-                rows.append(difference("control", f"{what} treated alike", f"LN {mode}", f"BN {mode}", "noisy"))
+    for claim, part, what in (
+        ("C5", "noisy", "LN on one image is more robust"),
+        ("C6", DARK[1], "LN recognises one poorly lit image better"),
+    ):
+        for mode in ONE_IMAGE if part == "noisy" or dark else ():
+            for other in ("BN fixed", f"BN {mode}"):
+                if {f"LN {mode}", other} <= present:
+                    rows.append(difference(claim, what, f"LN {mode}", other, part))
     return pd.DataFrame(rows)
 
 
 def mcnemar_table(
-    runs: dict[tuple[str, int], tuple[pd.DataFrame, np.ndarray, np.ndarray]],
+    runs: dict[tuple[str, int], Run],
     first: tuple[str, str],
     second: tuple[str, str],
 ) -> pd.DataFrame:
@@ -324,7 +403,7 @@ def mcnemar_table(
     return pd.DataFrame(rows)
 
 
-def _right(run: tuple[pd.DataFrame, np.ndarray, np.ndarray], mode: str) -> dict[tuple, np.ndarray]:
+def _right(run: Run, mode: str) -> dict[tuple, np.ndarray]:
     """(suite, noise, level) -> (N,) int8: 1 right, 0 wrong, -1 not scored; level 0 once."""
     table, classes, labels = run
     right: dict[tuple, np.ndarray] = {}

@@ -11,7 +11,20 @@ __all__ = ["read_table"]
 
 CONDITION = ["suite", "noise", "level"]
 SWEPT = ["experiment", "norm", "seed", "mode", *CONDITION, "images", "accuracy"]
-COMPARED = ["claim", "what", "first", "second", "part", "seeds", "estimate", "low", "high", "p", "verdict"]
+COMPARED = [
+    "claim",
+    "what",
+    "first",
+    "second",
+    "part",
+    "seeds",
+    "estimate",
+    "low",
+    "high",
+    "over_images",
+    "p",
+    "verdict",
+]
 RUN = [
     "run",
     "model",
@@ -52,13 +65,19 @@ TABLES = {
         "data/statistics/{}/summary.csv",
         ["arm", "seeds", *(part + bound for part in ("clean", "noisy") for bound in ("", "_low", "_high"))],
     ),
+    "suites": ("data/statistics/{}/suites.csv", ["arm", "suite", "seeds", "accuracy", "low", "high"]),
+    "answers": ("data/statistics/{}/answers.csv", ["norm", "mode", "seed", "classes"]),
+    "mcnemar": ("data/statistics/{}/mcnemar.csv", [*CONDITION, "seed", "only_first", "only_second", "p_holm"]),
     "choice": ("data/statistics/{}/choice.csv", ["norm", "seed", "prior", "fixed_last", "clean", "noisy"]),
     "shifts": ("data/statistics/{}-shifts.csv", [*CONDITION, "images", "batch_size", "distance", "low", "high"]),
     "runs": ("data/statistics/{}/runs.csv", RUN),
 }
 
-COUNTS = ["seed", "seeds", "images", "epochs", "num_groups", "batch_size", "parameters", "threads"]
-SHARES = ["accuracy", "validation_accuracy", "ece", "disagreement", "clean", "noisy", "p"]  # in [0, 1]
+COUNTS = [
+    *("seed", "seeds", "images", "classes", "only_first", "only_second"),
+    *("epochs", "num_groups", "batch_size", "parameters", "threads"),
+]
+SHARES = ["accuracy", "validation_accuracy", "ece", "disagreement", "clean", "noisy", "p", "p_holm"]  # in [0, 1]
 NUMBERS = [
     *(
         "level",
@@ -74,6 +93,7 @@ NUMBERS = [
         "noisy_low",
         "noisy_high",
         "estimate",
+        "over_images",
     ),
     *("seconds", "images_per_second", "batchnorm", "localnorm", "ratio", "lower_quartile", "upper_quartile", "bound"),
 ]
@@ -85,6 +105,7 @@ MAY_BE_EMPTY = {
     "noisy_low",
     "noisy_high",
     "p",
+    "over_images",
     "prior",
     "fixed_last",
 }  # one seed has no interval
@@ -105,7 +126,8 @@ def read_table(kind: str, experiment: str = "") -> pd.DataFrame:
     """A table of the pipeline, with the columns and the values that its stage writes.
 
     Args:
-        kind: sweep, batches, ablations, curves, claims, summary, choice, shifts, runs (of an experiment), or cost.
+        kind: sweep, batches, ablations, curves, claims, summary, suites, answers, mcnemar, choice, shifts, runs (of an
+            experiment), or cost.
 
     Raises:
         FileNotFoundError: the stage did not run.

@@ -275,6 +275,17 @@ def test_a_params_file_of_the_wrong_form_says_which_is_right(tmp_path, monkeypat
     assert not (tmp_path / "gone").exists()
 
 
+def test_a_norm_that_no_mode_is_named_for_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, yaml.safe_dump(PARAMS | {"norms": ["batch", "local", "group"]}))
+    with pytest.raises(ValueError, match="digits-small: sweep: norms lists group, and modes has none for it"):
+        check_params()
+    params = deepcopy(PARAMS) | {"norms": ["batch", "local", "group"]}
+    params["digits-small"]["sweep"]["modes"]["group"] = ["batch"]
+    write_params(tmp_path, yaml.safe_dump(params))
+    check_params()
+
+
 # --------------------------------------------------------------------------------------------------- checkpoints of strangers
 
 

@@ -117,31 +117,83 @@ def test_runs_swept_over_other_noises_do_not_join(copied):
         results.collect_runs("digits-small", ["batch", "local"], [0, 1])
 
 
-def test_verdicts_in_short_name_the_arm_where_arms_differ_and_else_the_part():
-    rows = [("LN batch", "noisy", "holds"), ("LN batch", "clean", "undecided"), ("LN batch", "largest ratio", "holds")]
-    rows = [{"on": "Digits", "first": arm, "part": part, "verdict": verdict} for arm, part, verdict in rows]
-    assert results.verdicts_of(rows) == {"Digits": {"holds": ["noisy", "largest ratio"], "undecided": ["clean"]}}
-    rows[1] |= {"first": "LN prior", "on": "Cars"}
-    assert results.verdicts_of(rows) == {
-        "Digits": {"holds": ["LN batch"]},
-        "Cars": {"undecided": ["LN prior"]},
-    }
+def test_verdicts_in_short_name_what_differs_and_keep_the_two_controls_apart():
+    def row(on, first, second, part, verdict):
+        return {"on": on, "first": first, "second": second, "part": part, "verdict": verdict}
+
+    one = [row("Digits", "LN batch", "BN fixed", part, "holds") for part in ("noisy", "clean")]
+    assert results.verdicts_of(one) == [{"against": "", "found": {"Digits": {"holds": ["noisy", "clean"]}}}]
+    assert results.verdicts_of(one[:1]) == [{"against": "", "found": {"Digits": {"holds": ["noisy"]}}}]
+    two = [
+        row("Digits", "LN single", "BN fixed", "noisy", "holds"),
+        row("Digits", "LN single", "BN single", "noisy", "undecided"),
+        row("Cars", "LN prior", "BN fixed", "noisy", "does not hold here"),
+        row("Cars", "LN prior", "BN prior", "noisy", "holds"),
+    ]
+    assert results.verdicts_of(two) == [
+        {
+            "against": "BN fixed",
+            "found": {"Digits": {"holds": ["LN single"]}, "Cars": {"does not hold here": ["LN prior"]}},
+        },
+        {
+            "against": "BN asked alike",
+            "found": {"Digits": {"undecided": ["LN single"]}, "Cars": {"holds": ["LN prior"]}},
+        },
+    ]
 
 
 def test_the_readme_says_every_verdict_and_calls_those_of_few_seeds_provisional(project):
     numbers = results.collect_numbers()
+    digits = [
+        {"holds": ["noisy", "clean"], "undecided": ["ratio"]},
+        {"holds": ["LN prior"]},
+        {"undecided": ["LN single"]},
+    ]
     numbers["claims"] = [
-        {"claim": "C2", "statement": "It fails.", "verdicts": {"Digits": {"holds": ["noisy", "clean"], "undecided": ["ratio"]}}},
-        {"claim": "C6", "statement": "It sees.", "verdicts": {}},
-        {"claim": "C7", "statement": "It is cheap.", "verdicts": {"resnet32": {"holds": ["time"]}}},
+        {"claim": "C2", "statement": "It fails.", "verdicts": [{"against": "", "found": {"Digits": digits[0]}}]},
+        {"claim": "C5", "statement": "It works.", "verdicts": [
+            {"against": against, "found": {"Digits": found}}
+            for against, found in zip(("BN fixed", "BN asked alike"), digits[1:], strict=True)
+        ]},
+        {"claim": "C6", "statement": "It sees.", "verdicts": []},
+        {"claim": "C7", "statement": "It is cheap.", "verdicts": [{"against": "", "found": {"resnet32": {"holds": ["time"]}}}]},
     ]  # fmt: skip
     table = results.readme_table(numbers)
     assert "| claim | Digits, 2 seeds (provisional) |\n|---|---|\n" in table
     assert "| **C2** It fails. | **holds**: noisy, clean; **undecided**: ratio |\n" in table
+    assert "| **C5** It works. *Against BN fixed:* | **holds**: LN prior |\n" in table
+    assert "| *Against BN asked alike:* | **undecided**: LN single |\n" in table
     assert "| **C6** It sees. | not tested here |\n" in table
     assert "\n- **C7** It is cheap. `resnet32` **holds**: time\n" in table
     numbers["experiments"]["digits-small"]["training"]["seeds"] = 6
     assert "| claim | Digits, 6 seeds |\n" in results.readme_table(numbers)
+
+
+def test_arms_that_always_answer_alike_are_named(project):
+    folder = paths.statistics("digits-small")
+    answers = pd.read_csv(folder / "answers.csv")
+    assert set(answers.classes) <= set(range(2, 11))
+    assert results.collect_numbers()["experiments"]["digits-small"]["constant"] == []
+    kept = (folder / "answers.csv").read_text()
+    constant = (answers.norm == "local") & (answers["mode"] == "single")
+    answers.assign(classes=answers.classes.where(~constant, 1)).to_csv(folder / "answers.csv", index=False)
+    try:
+        assert results.collect_numbers()["experiments"]["digits-small"]["constant"] == ["LN single"]
+    finally:
+        (folder / "answers.csv").write_text(kept)
+
+
+def test_arms_are_set_side_by_side_where_a_statistic_has_as_many_images():
+    table = pd.DataFrame(
+        {"norm": norm, "mode": "batch", "seed": 0, "composition": "uniform", "batch_size": size, "suite": "named",
+         "noise": "gaussian", "level": level, "accuracy": size / 100 - level, "images": 99}
+        for norm in ("batch", "local") for size in (1, 4, 16, 64) for level in (0.0, 0.01)
+    )  # fmt: skip
+    four, sixteen = results._equal_images(table, num_groups=4)
+    assert (four["images"], four["LN batch"]["batch"], four["BN-batch"]["batch"]) == (4, 16, 4)
+    assert (four["LN batch"]["clean"], four["BN-batch"]["clean"]) == ("16.0", "4.0")
+    assert (sixteen["images"], sixteen["LN batch"]["noisy"]) == (16, "63.0")
+    assert results._equal_images(table, num_groups=8) == []
 
 
 def test_runs_that_scored_other_test_images_do_not_join(copied):
@@ -186,35 +238,6 @@ def test_the_table_for_the_terminal_has_an_interval_for_every_accuracy(project):
         assert re.search(rf"{arm} +\d+\.\d \[\d+\.\d, \d+\.\d\] +\d+\.\d \[\d+\.\d, \d+\.\d\]", text), arm
 
 
-def test_poor_light_is_the_paired_difference_on_dark_images_over_the_levels():
-    sweep = pd.DataFrame(
-        {
-            "norm": norm,
-            "mode": mode,
-            "seed": seed,
-            "suite": "named",
-            "noise": noise,
-            "level": level,
-            "accuracy": accuracy,
-        }
-        for norm, mode, gain in (("batch", "fixed", 0.0), ("local", "single", 0.2))
-        for seed in (0, 1)
-        for noise, level, accuracy in (
-            ("brightness", 0.0, 0.9),
-            ("brightness", 0.5, 0.5 + gain + seed / 10),
-            ("brightness", 0.9, 0.1 + gain / 2 - seed / 10),
-            ("gaussian", 0.5, 0.3),
-        )
-    )
-    (row,) = results.poor_light(sweep)
-    assert row["first"] == "LN single"
-    assert row["estimate"] == pytest.approx(0.15)
-    assert row["verdict"] == "holds"
-    worse = sweep.assign(accuracy=1 - sweep.accuracy)
-    assert results.poor_light(worse)[0]["verdict"] == "does not hold here"
-    assert results.poor_light(sweep[sweep.noise == "gaussian"]) == []
-
-
 def test_a_conversion_is_compared_with_the_network_that_it_came_from():
     def rows(ablation, value, norm, mode, clean, noisy):
         return [
@@ -229,14 +252,14 @@ def test_a_conversion_is_compared_with_the_network_that_it_came_from():
         + rows(tuning, "0", "local", "batch", 0.9, 0.6) + rows(tuning, "0", "local", "single", 0.1, 0.1)
         + rows(tuning, "10", "local", "batch", 0.945, 0.7) + rows(tuning, "2", "local", "batch", 0.5, 0.5)
     )  # fmt: skip
-    found = [
-        (row["part"], round(row["estimate"], 3), row["verdict"]) for row in results.conversion(table, 0.01)
-    ]
+    found = [(row["part"], round(row["estimate"], 3), row["verdict"]) for row in results.conversion(table, 0.01)]
     assert found == [
         ("noisy after 0 epochs", 0.2, "holds"),
         ("clean after 0 epochs", -0.05, "does not hold here"),
+        ("noisy after 0 epochs", -0.2, "does not hold here"),
         ("noisy after 10 epochs", 0.3, "holds"),
         ("clean after 10 epochs", -0.005, "holds"),
+        ("noisy after 10 epochs", -0.1, "does not hold here"),
     ]
     assert results.conversion(table[table.ablation == tuning], 0.01) == []
 
@@ -368,7 +391,7 @@ def test_the_paper_is_set_from_the_numbers_and_says_what_was_not_tested(paper):
     numbers = json.loads((paper / "numbers.json").read_text())
     for experiment in numbers["experiments"].values():  # nothing but the small table of each
         experiment["claims"] = []
-    numbers |= {"figures": {}, "claims": [claim | {"results": []} for claim in numbers["claims"]]}
+    numbers |= {"figures": {}, "claims": [claim | {"results": [], "verdicts": []} for claim in numbers["claims"]]}
     (paper / "numbers.json").write_text(json.dumps(numbers))
     shutil.rmtree(paper / "figures")
     assert typst.compile(paper / "paper.typ").startswith(b"%PDF")

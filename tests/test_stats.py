@@ -102,10 +102,51 @@ def test_summary_separates_clean_from_noisy_and_puts_arms_in_order(sweep):
 
 def test_comparison_is_paired_within_seeds(sweep):
     # clean accuracies move by 0.04 over seeds, together: the paired difference does not move at all
-    clean = stats.compare(sweep, "LN batch", "BN-batch").set_index("part").loc["clean"]
-    assert clean.difference == pytest.approx(0.02)
-    assert clean.high - clean.low < 1e-9
-    assert clean.p == pytest.approx(2 / 2**6)
+    differences, over_images = stats.paired_differences(sweep, "LN batch", "BN-batch", "clean")
+    row = stats.difference_row("C4", "", ("LN batch", "BN-batch"), "clean", differences, over_images)
+    assert row["estimate"] == pytest.approx(0.02)
+    assert row["high"] - row["low"] < 1e-9
+    assert row["p"] == pytest.approx(2 / 2**6)
+    assert np.isnan(row["over_images"])  # the table does not say which images were right
+
+
+def answered(*right: str) -> np.ndarray:
+    """A row a condition: "1" a right answer (class 0), "0" a wrong one, "-" an image that was not scored."""
+    return np.array([[{"1": 0, "0": 1, "-": -1}[each] for each in row] for row in right], np.int16)
+
+
+def test_a_difference_counts_the_images_that_both_arms_scored_and_says_what_they_leave_open():
+    labels = np.zeros(8, np.int16)
+    levels = pd.DataFrame({"suite": "named", "noise": ["gaussian", "gaussian", "brightness"], "level": [0.0, 0.2, 0.5]})
+    every, some = (pd.concat([levels.assign(mode=mode)]) for mode in ("fixed", "single"))
+    runs = {
+        ("batch", seed): (every, answered("11111111", "00001111", "00000000"), labels) for seed in (0, 1)
+    } | {
+        ("local", seed): (some, answered("1111----", "111" + str(seed) + "----", "1010----"), labels) for seed in (0, 1)
+    }  # fmt: skip
+    # on the first four images BN fixed is wrong under both noises; LN single is right on 3 or 4 of gaussian's and 2 of brightness'
+    noisy, over_images = stats.paired_differences(every, "LN single", "BN fixed", "noisy", runs)
+    assert noisy == pytest.approx([(3 / 4 + 2 / 4) / 2, (4 / 4 + 2 / 4) / 2])
+    images = np.array([1, 0.5, 1, 0.25])  # of each image, over seeds and noises
+    assert over_images == pytest.approx(1.96 * images.std(ddof=1) / 2)
+    dark, _ = stats.paired_differences(every, "LN single", "BN fixed", "brightness", runs)
+    assert dark == pytest.approx([0.5, 0.5])
+    clean, none = stats.paired_differences(every, "LN single", "BN fixed", "clean", runs)
+    assert (clean.tolist(), none) == ([0, 0], 0)
+
+
+def test_a_difference_that_other_images_could_undo_is_undecided():
+    differences = np.array([0.010, 0.011, 0.012, 0.009, 0.010, 0.011])
+
+    def verdict(over_images, sign=1):
+        return stats.difference_row("C3", "", ("LN batch", "BN fixed"), "noisy", sign * differences, over_images)[
+            "verdict"
+        ]
+
+    assert (verdict(0.005), verdict(0.02)) == ("holds", "undecided")
+    assert (verdict(0.005, -1), verdict(0.02, -1)) == ("does not hold here", "undecided")
+    nothing = stats.difference_row("C5", "", ("LN single", "BN single"), "noisy", np.zeros(6))
+    assert nothing["verdict"] == "undecided"  # two networks at chance, alike
 
 
 def test_largest_ratio_is_found_at_the_level_where_it_is(sweep):
@@ -121,7 +162,8 @@ def test_an_accuracy_below_chance_counts_as_chance_in_a_ratio():
 
 
 def test_verdicts_follow_from_the_intervals(sweep):
-    verdicts = stats.claims(sweep, num_classes=10, margin=0.01, ratio=3).set_index(["claim", "part"]).verdict
+    verdicts = stats.claims(sweep, num_classes=10, margin=0.01, ratio=3)
+    verdicts = verdicts[(verdicts.claim != "C4") | (verdicts.second == "BN fixed")].set_index(["claim", "part"]).verdict
     assert verdicts["C2", "noisy"] == "holds"
     assert verdicts["C2", "clean"] == "holds"  # BN-batch loses two points
     assert verdicts["C3", "largest ratio"] == "holds"
@@ -143,7 +185,8 @@ def test_a_claim_that_fails_is_said_to_fail():
             ("local", "batch"): [(0.8 + w, 0.4, 0.3 - w) for w in seeds],
         }
     )
-    verdicts = stats.claims(worse, num_classes=10, margin=0.01, ratio=3).set_index(["claim", "part"]).verdict
+    verdicts = stats.claims(worse, num_classes=10, margin=0.01, ratio=3)
+    verdicts = verdicts[(verdicts.claim != "C4") | (verdicts.second == "BN fixed")].set_index(["claim", "part"]).verdict
     for key in [("C2", "noisy"), ("C3", "noisy"), ("C3", "largest ratio"), ("control", "noisy"), ("C4", "clean")]:
         assert verdicts[key] == "does not hold here", key
 
@@ -160,14 +203,41 @@ def test_one_image_with_a_prior_is_set_against_both_of_its_controls():
         stats.claims(table(arms), num_classes=10, margin=0.01, ratio=3).set_index(["claim", "first", "second"]).verdict
     )
     assert found["C5", "LN prior", "BN fixed"] == "holds"
-    assert found["control", "LN prior", "BN prior"] == "does not hold here"
+    assert found["C5", "LN prior", "BN prior"] == "does not hold here"
     fixed = {("batch", "last_fixed"): [(0.9, 0.3, 0.2)] * 6, ("local", "last_fixed"): [(0.9, 0.4, 0.3)] * 6}
     found = stats.claims(table(arms | fixed), num_classes=10, margin=0.01, ratio=3)
     found = found.set_index(["claim", "first", "second"]).verdict
     assert found["C5", "LN last fixed", "BN fixed"] == "does not hold here"
-    assert found["control", "LN last fixed", "BN last fixed"] == "holds"
+    assert found["C5", "LN last fixed", "BN last fixed"] == "holds"
     without = {arm: scores for arm, scores in arms.items() if arm != ("batch", "prior")}
-    assert list(stats.claims(table(without), num_classes=10, margin=0.01, ratio=3).claim).count("control") == 1
+    found = stats.claims(table(without), num_classes=10, margin=0.01, ratio=3)
+    assert found[found.claim == "C5"].second.tolist() == ["BN fixed"]
+
+
+def test_poor_light_is_the_paired_difference_on_dark_images_over_the_levels():
+    def dark(arms):
+        rows = table(arms)
+        return pd.concat([rows.assign(noise="brightness"), rows.assign(accuracy=0.3)])
+
+    arms = {
+        ("batch", "fixed"): [(0.9, 0.5 + w, 0.1 - w) for w in (0.0, 0.1)],
+        ("batch", "batch"): [(0.9, 0.6, 0.5)] * 2,
+        ("local", "batch"): [(0.9, 0.6, 0.5)] * 2,
+        ("local", "single"): [(0.9, 0.7 + w, 0.2 - w) for w in (0.0, 0.1)],
+    }
+    found = stats.claims(dark(arms), num_classes=10, margin=0.01, ratio=3)
+    (row,) = found[found.claim == "C6"].itertuples()
+    assert (row.first, row.second, row.part) == ("LN single", "BN fixed", "brightness")
+    assert row.estimate == pytest.approx(0.15)
+    assert row.verdict == "holds"
+    assert "C6" not in set(stats.claims(table(arms), num_classes=10, margin=0.01, ratio=3).claim)
+
+
+def test_accuracy_of_a_suite_is_that_of_its_noises_alone(sweep):
+    both = pd.concat([sweep, sweep.assign(suite="released", noise="bernoulli", accuracy=0.2)])
+    suites = stats.suites(both).set_index(["arm", "suite"]).accuracy
+    assert suites["LN batch", "released"] == pytest.approx(0.2)
+    assert suites["LN batch", "named"] == pytest.approx(0.55, abs=2e-3)
 
 
 def test_mcnemar_table_adjusts_within_a_seed_and_leaves_out_images_that_one_arm_did_not_see():

@@ -62,7 +62,7 @@ def plot_ablations(table: pd.DataFrame, arms: Sequence[str] | None = None) -> Fi
         axes[0, column].set_title(title)
         axes[1, column].set_xlabel(counted)
     for row, part in enumerate(("clean", "noisy")):
-        axes[row, 0].set(ylim=(0, 1), ylabel=f"{part} accuracy")
+        axes[row, 0].set(ylim=(0, 1.03), ylabel=f"{part} accuracy")  # a marker at 1 is whole
     _legend(figure, axes)
     return figure
 

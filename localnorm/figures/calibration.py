@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from localnorm import noise
 from localnorm.figures.style import draw_arms, legend_below, new_figure, short
@@ -14,29 +15,21 @@ from localnorm.stats import by_arm
 __all__ = ["plot_calibration"]
 
 VOTE = "LN vote"
-# a suite has at most six noises
-NOISE_STYLES = (
-    ("#000000", "o"),
-    ("#0072B2", "s"),
-    ("#E69F00", "D"),
-    ("#009E73", "^"),
-    ("#CC79A7", "v"),
-    ("#D55E00", "X"),
-)
+SUITE_COLOURS = dict(zip(noise.SUITES, ("#000000", "#0072B2", "#E69F00"), strict=True))
 
 
 def plot_calibration(sweep: pd.DataFrame, arms: Sequence[str]) -> Figure:
-    """Expected calibration error against level, a panel a noise; then a panel a suite with the vote's disagreement.
+    """Expected calibration error against level, a panel a noise; then a panel with the vote's disagreement, a line a noise.
 
     Args:
-        sweep: the tidy table of an experiment. Without rows of the vote there are no panels of its disagreement.
+        sweep: the tidy table of an experiment. Without rows of the vote there is no panel of its disagreement.
         arms: those whose calibration is drawn.
     """
     errors = by_arm(sweep, ["suite", "noise", "level"], "ece")
     split = by_arm(sweep, ["suite", "noise", "level"], "disagreement")
     split = split[split.arm == VOTE]
-    panels, suites = list(errors.groupby(["suite", "noise"], sort=False)), list(split.groupby("suite", sort=False))
-    count = len(panels) + len(suites)
+    panels = list(errors.groupby(["suite", "noise"], sort=False))
+    count = len(panels) + (len(split) > 0)
     columns = min(4, count)
     rows = -(-count // columns)
     figure, axes = new_figure(rows, columns, 1.7 * rows + 0.6)
@@ -47,22 +40,23 @@ def plot_calibration(sweep: pd.DataFrame, arms: Sequence[str]) -> Figure:
         axis.set_title(textwrap.fill(f"{short(known.label)} ({suite})", 24), fontsize=7)
         axis.set(ylim=(0, top), xlabel=known.unit, ylabel="ECE" if axis in axes[:, 0] else None)
         axis.xaxis.label.set_fontsize(6.5)
-    for axis, (suite, panel) in zip(axes.flat[len(panels) :], suites, strict=False):
-        _draw_disagreement(axis, suite, panel, 1.8 * split.disagreement.max())
+    if len(split):
+        _draw_disagreement(axes.flat[len(panels)], split)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     legend_below(figure, axes[0, 0])
     return figure
 
 
-def _draw_disagreement(axis: Axes, suite: str, table: pd.DataFrame, top: float) -> None:
-    for (name, rows), (colour, marker) in zip(table.groupby("noise", sort=False), NOISE_STYLES, strict=False):
+def _draw_disagreement(axis: Axes, table: pd.DataFrame) -> None:
+    for (suite, _), rows in table.groupby(["suite", "noise"], sort=False):
         rows = rows.sort_values("level")
-        label = short(noise.noises(suite)[name].label).replace("Multiplicative", "Mult.").replace("Additive", "Add.")
-        axis.plot(
-            rows.level / rows.level.max(), rows.disagreement, color=colour, marker=marker, label=label, linewidth=1
-        )
-    axis.set(xlabel="level / highest level", ylabel="disagreement", ylim=(0, top))
+        axis.plot(rows.level / rows.level.max(), rows.disagreement, color=SUITE_COLOURS[suite], linewidth=0.8)
+    # a vote that always agrees lies on zero, which is to be seen as such
+    axis.set(
+        xlabel="level / highest level", ylabel="disagreement", ylim=(-0.02, max(0.5, 1.3 * table.disagreement.max()))
+    )
     axis.xaxis.label.set_fontsize(6.5)
-    axis.set_title(f"Vote ({suite})", fontsize=7)
-    axis.legend(fontsize=5, frameon=False, handlelength=1.6, labelspacing=0.2, borderaxespad=0)
+    axis.set_title("Disagreement of the vote", fontsize=7)
+    marks = [Line2D([], [], color=SUITE_COLOURS[suite], label=suite) for suite in table.suite.unique()]
+    axis.legend(handles=marks, fontsize=6, frameon=False, handlelength=1.6, labelspacing=0.2, borderaxespad=0)

@@ -1,24 +1,22 @@
-"""What makes a single test image work: clean against noisy accuracy of every way to give it statistics (claim C5)."""
+"""What makes a single test image work: clean and noisy accuracy of every way to give it statistics (claim C5)."""
 
 from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from localnorm.figures.style import ARM_STYLES, new_figure
 
 __all__ = ["plot_one_image"]
 
-NAMES_BELOW = 0.35  # inches a row of the legend
-COLUMNS = 5
-
 
 def plot_one_image(summaries: dict[str, pd.DataFrame], references: Sequence[str], arms: Sequence[str]) -> Figure:
-    """A panel an experiment: accuracy under noise against accuracy on clean images, a mark an arm with its intervals.
+    """A panel an experiment, a row an arm: its accuracy under noise (filled) and on clean images (hollow), with intervals.
 
     Args:
         summaries: experiment's title -> what `localnorm.stats.summary` gives.
-        references: arms to compare with, drawn hollow; those whose statistics are no single image's.
+        references: arms to compare with, above the line; those whose statistics are no single image's.
         arms: those that look at one image; an experiment need not have all.
 
     Raises:
@@ -26,35 +24,29 @@ def plot_one_image(summaries: dict[str, pd.DataFrame], references: Sequence[str]
     """
     if not summaries:
         raise ValueError("no experiment has results yet; run one first, e.g. dvc repro statistics@digits-small")
-    figure, axes = new_figure(1, len(summaries), 2.3 + 2 * NAMES_BELOW)
-    shown = {}
+    for title, summary in summaries.items():
+        if not set(arms) & set(summary.arm):
+            raise ValueError(f"{title} has no results of {', '.join(arms)}; it has {', '.join(summary.arm)}")
+    shown = [arm for arm in (*references, *arms) if any(arm in set(summary.arm) for summary in summaries.values())]
+    figure, axes = new_figure(1, len(summaries), 0.2 * len(shown) + 0.9, sharey=True)
     for axis, (title, summary) in zip(axes.flat, summaries.items(), strict=True):
         rows = summary.set_index("arm")
-        if not set(arms) & set(rows.index):
-            raise ValueError(f"{title} has no results of {', '.join(arms)}; it has {', '.join(rows.index)}")
-        for arm in (*references, *arms):
+        for height, arm in enumerate(shown):
             if arm not in rows.index:
                 continue
             (colour, marker, _), row = ARM_STYLES[arm], 100 * rows.loc[arm].drop("seeds")
-            axis.plot(
-                [row.clean_low, row.clean_high], [row.noisy] * 2, color=colour, linewidth=0.8
-            )  # nothing of one seed
-            axis.plot([row.clean] * 2, [row.noisy_low, row.noisy_high], color=colour, linewidth=0.8)
-            face = "white" if arm in references else colour
-            size = 7 if arm in references else 6
-            (shown[arm],) = axis.plot(
-                row.clean, row.noisy, marker, color=colour, markerfacecolor=face, markersize=size, alpha=0.9
-            )
-        top = 100 * rows.noisy.max()
-        axis.set(title=title, xlim=(-4, 104), ylim=(-0.04 * top, 1.12 * top), xlabel="clean accuracy (%)")
-    axes[0, 0].set_ylabel("accuracy under noise (%)")
-    names = [arm for arm in (*references, *arms) if arm in shown]
-    figure.legend(
-        [shown[arm] for arm in names],
-        names,
-        loc="outside lower center",
-        ncols=COLUMNS,
-        frameon=False,
-        handletextpad=0.2,
-    )
+            for part, face in (("clean", "white"), ("noisy", colour)):
+                low, high = row[f"{part}_low"], row[f"{part}_high"]
+                axis.plot([low, high], [height] * 2, color=colour, linewidth=1)  # nothing of one seed
+                axis.plot(row[part], height, marker, color=colour, markerfacecolor=face, markersize=5)
+        axis.axhline(sum(arm in shown for arm in references) - 0.5, color="0.7", linewidth=0.6)
+        axis.grid(axis="x", color="0.9", linewidth=0.6)
+        axis.set(title=title, xlim=(-4, 104), xticks=range(0, 101, 25), xlabel="accuracy (%)")
+    axes[0, 0].set_yticks(range(len(shown)), shown)
+    axes[0, 0].set_ylim(len(shown) - 0.5, -0.5)
+    marks = [
+        Line2D([], [], marker="o", color="0.3", markerfacecolor=face, linestyle="", label=label, markersize=5)
+        for label, face in (("clean", "white"), ("under noise", "0.3"))
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False, handletextpad=0.2)
     return figure

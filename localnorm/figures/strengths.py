@@ -35,9 +35,11 @@ def plot_strengths(tables: dict[str, pd.DataFrame], norms: Sequence[str] = tuple
             for count, colour, marker in zip(counts, GROUP_COLOURS, MARKERS, strict=False):
                 chosen = means[(means.norm == norm) & (means.fixed_last == count)]
                 for part, style in (("clean", "--"), ("noisy", "-")):
+                    # hollow, the fewest fixed the largest: lines of different numbers may coincide
                     (line,) = axis.plot(
-                        chosen.prior, 100 * chosen[part], style, marker=marker, color=colour, linewidth=1.1
-                    )
+                        chosen.prior, 100 * chosen[part], style, marker=marker, color=colour, linewidth=1.1,
+                        markerfacecolor="none", markersize=7 - 1.5 * counts.index(count),
+                    )  # fmt: skip
                     lines[f"{count:g} fixed, {part}"] = line
             least = means.prior[means.prior > 0].min()
             axis.set_xscale("symlog", linthresh=least, linscale=0.5)  # n0 = 0, the image alone, has a place on it
