@@ -435,7 +435,7 @@ def _experiment_numbers(name: str) -> dict:
         converted = conversion(ablations, load_params(name)["statistics"]["margin"])
         claims = pd.concat([claims, pd.DataFrame(converted)], ignore_index=True)
     arms = stats.label_arms(sweep).astype({"arm": str})
-    suites = read_table("suites", name)
+    suites, sweeps = read_table("suites", name), load_params(name)["sweep"]
     return {
         "source": describe(name),
         "about": json.loads((folder / "about.json").read_text(encoding="utf-8")),
@@ -465,9 +465,9 @@ def _experiment_numbers(name: str) -> dict:
             for row in summary.itertuples()
         },
         "constant": _constant_arms(name),
-        "strengths": _chosen_strengths(arms, load_params(name)["sweep"].get("prior", SweepConfig.prior)),
+        "strengths": _chosen_strengths(arms, sweeps.get("prior", SweepConfig.prior)),
         "mcnemar": _mcnemar_counts(name),
-        "equal": _equal_images(read_table("batches", name), int(runs.num_groups[0])),
+        "equal": _equal_images(read_table("batches", name), int(runs.num_groups[0])) if sweeps.get("batches") else [],
         "ablations": [] if ablations is None else _ablation_numbers(ablations),
         "claims": [_claim_numbers(row) for row in claims.itertuples()],
     }
