@@ -97,13 +97,16 @@ def quantities(sweep: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFrame:
         claims: its claims (data/statistics/<experiment>/claims.csv).
 
     Returns:
-        A row a quantity and seed: kind ("arm", "noise", "claim"), quantity, seed, value in 0 ... 1. That of a noise is the mean
-        over its levels above 0, that of a claim the paired difference of two arms.
+        A row a quantity and seed: kind ("arm", "noise", "claim"), quantity, seed, value in 0 ... 1, and the fewest test images behind
+        it. The value of a noise is the mean over its levels above 0, that of a claim the paired difference of two arms that scored
+        the same images.
     """
     scores = stats.per_seed_scores(sweep)
+    labelled = stats.label_arms(sweep).astype({"arm": str})
+    fewest = labelled.groupby("arm").images.min()
     arms = scores.melt(["arm", "seed"], var_name="part", value_name="value")
     arms = arms.assign(kind="arm", quantity=arms.arm + ", " + arms.part)
-    noisy = stats.label_arms(sweep[sweep.level > 0]).astype({"arm": str})
+    noisy = labelled[labelled.level > 0]
     noises = noisy.groupby(["arm", "suite", "noise", "seed"], sort=False).accuracy.mean().reset_index(name="value")
     noises = noises.assign(kind="noise", quantity=noises.arm + ", " + noises.noise + " (" + noises.suite + ")")
     wide = {part: stats.part_scores(sweep, part) for part in PARTS if part in set(claims.part)}
@@ -113,9 +116,12 @@ def quantities(sweep: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFrame:
         .reset_index(name="value")
         .assign(kind="claim", quantity=_claim(row))
         for row in claims.itertuples()
-        if row.part in wide and {row.first, row.second} <= set(scores.arm)
+        if row.part in wide and {row.first, row.second} <= set(scores.arm) and fewest[row.first] == fewest[row.second]
     ]
-    return pd.concat([arms, noises, *differences])[["kind", "quantity", "seed", "value"]].reset_index(drop=True)
+    every = pd.concat([arms, noises, *differences])
+    of_claim = {_claim(row): row.first for row in claims.itertuples()}
+    arm = every.arm.fillna(every.quantity.map(of_claim))
+    return every.assign(images=arm.map(fewest))[["kind", "quantity", "seed", "value", "images"]].reset_index(drop=True)
 
 
 def _claim(row) -> str:
@@ -159,13 +165,10 @@ def compare(experiment: str, revision: str = "HEAD") -> Comparison:
     before = {file.name: committed(file, revision) for file in files}
     after = {file.name: file.read_text(encoding="utf-8") for file in files}
     sweep = f"{experiment}.csv"
-    resolution = _resolution(_read(before[sweep]))
     return Comparison(
         experiment=experiment,
         revision=revision,
-        table=_table(
-            *(quantities(_read(texts[sweep]), _read(texts["claims.csv"])) for texts in (before, after)), resolution
-        ),
+        table=_table(*(quantities(_read(texts[sweep]), _read(texts["claims.csv"])) for texts in (before, after))),
         differing=_differing(before, after),
         verdicts=_verdicts(_read(before["claims.csv"]), _read(after["claims.csv"])),
         unchanged=before == after,
@@ -176,11 +179,13 @@ def _read(text: str) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(text))
 
 
-def _table(old: pd.DataFrame, new: pd.DataFrame, resolution: float) -> pd.DataFrame:
+def _table(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     family = old.groupby("kind").quantity.nunique()
     rows = []
     for kind, quantity in dict.fromkeys(zip(*(pd.concat([old, new])[c] for c in ("kind", "quantity")), strict=True)):
-        first, second = (t[(t.kind == kind) & (t.quantity == quantity)].value.to_numpy() for t in (old, new))
+        committed_rows = old[(old.kind == kind) & (old.quantity == quantity)]
+        first = committed_rows.value.to_numpy()
+        second = new[(new.kind == kind) & (new.quantity == quantity)].value.to_numpy()
         row = {"kind": kind, "quantity": quantity, **dict.fromkeys(COLUMNS[2:6], np.nan), "inside": False}
         if len(first):
             row["expected"] = first.mean()
@@ -188,7 +193,7 @@ def _table(old: pd.DataFrame, new: pd.DataFrame, resolution: float) -> pd.DataFr
             row["obtained"] = second.mean()
         if len(first) and len(second):
             row["difference"] = second.mean() - first.mean()
-            row["tolerance"] = tolerance(first, len(second), family[kind], resolution)
+            row["tolerance"] = tolerance(first, len(second), family[kind], 1 / committed_rows.images.min())
             row["inside"] = bool(abs(row["difference"]) <= row["tolerance"])
         rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -339,26 +344,21 @@ def _figure(stem: str) -> str:
     return f"[{stem}]({name})" if (paths.project() / name).is_file() else stem
 
 
-def _resolution(sweep: pd.DataFrame) -> float:
-    """What one image more or less is of an accuracy under noise."""
-    return 1 / sweep[sweep.level > 0].images.max()
-
-
 def _expected(row: dict) -> str:
     """What numbers.json says of a claim: what is compared, the estimate and the verdict."""
-    return f"{row['first']} against {row['second']}, {row['part']}: {estimate_text(row)}; {row['verdict']}"
+    images = f", images ±{row['over_images']}" if row["over_images"] else ""
+    return f"{row['first']} against {row['second']}, {row['part']}: {estimate_text(row)}{images}; {row['verdict']}"
 
 
 def _tolerances(experiment: str) -> dict[str, str]:
     """The claims that `compare` compares, as `_claim` names them, with their tolerance in points; none with one seed."""
     claims, sweep = (read_table(kind, experiment) for kind in ("claims", "sweep"))
     measured = quantities(sweep, claims)
-    scores = measured[measured.kind == "claim"].groupby("quantity").value
-    family, resolution = len(scores), _resolution(sweep)
+    groups = measured[measured.kind == "claim"].groupby("quantity")
     within = {
-        quantity: tolerance(values.to_numpy(), len(values), family, resolution)
-        for quantity, values in scores
-        if len(values) > 1
+        quantity: tolerance(rows.value.to_numpy(), len(rows), len(groups), 1 / rows.images.min())
+        for quantity, rows in groups
+        if len(rows) > 1
     }
     return {quantity: f"{100 * value:.1f}" if value < 1 else "-" for quantity, value in within.items()}
 

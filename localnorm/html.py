@@ -39,7 +39,6 @@ ul.runs { columns: 3 18rem; padding-left: 1.2rem } figure { margin: 1.5rem 0 } f
 .anchor-link { display: none } .output_subarea { margin: .4rem 0 .4rem 1rem }
 .output_subarea pre { background: none } .failed { color: #b00020; font-weight: bold }
 """
-TABLES = ("summary", "claims", "curves", "areas", "mcnemar", "runs")  # of data/statistics/<experiment>
 RUN = re.compile(r"-s\d+$")  # a notebook of one training run
 
 
@@ -168,7 +167,8 @@ def _experiment(name: str, numbers: dict, folder: Path, notebooks: dict[str, boo
     caption = (
         f"{about['title']}{lossy}: {about['counts']['train']:,} training and {about['counts']['test']:,} test images; "
         f"{runs.model[0]}, {runs.epochs[0]} epochs, {seed_count(runs.seed.nunique())}, on {', '.join(sorted(set(runs.device)))}. "
-        f"Accuracy in % with 95 % intervals over seeds; noisy is the mean over all noises and levels."
+        f"Accuracy in % with 95 % intervals over seeds; noisy is the mean over all noises and levels. "
+        f"A verdict needs the interval over seeds and what the test images leave open (images)."
     )
     own = [notebook for notebook in notebooks if re.search(rf"-{re.escape(name)}(-|$)", notebook)]
     single = [_link(notebook, notebooks) for notebook in own if not RUN.search(notebook)]
@@ -213,13 +213,14 @@ def _claims_table(numbers: dict, experiment: str | None) -> str:
             " ".join([*([] if experiment else [f"{row['on']}:"]), row["what"]]),
             f"{row['first']} against {row['second']}, {row['part']}",
             estimate_text(row),
+            f"±{row['over_images']}" if row["over_images"] else "",
             row["verdict"],
         ]
         for claim in numbers["claims"]
         for row in claim["results"]
         if row["experiment"] == experiment
     ]
-    header = ["claim", "what", "arms", "estimate", "verdict"]
+    header = ["claim", "what", "arms", "estimate", "images", "verdict"]
     return "<h3>Claims</h3>\n" + _table(header, rows, "text") if rows else ""
 
 

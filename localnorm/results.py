@@ -12,7 +12,7 @@ import pandas as pd
 
 from localnorm import paths, stats
 from localnorm.evaluate import SweepConfig, load_predictions
-from localnorm.figures.captions import describe, experiments_with_results, scored_images, seed_count
+from localnorm.figures.captions import describe, experiments_with_results, scored_images, seed_count, title
 from localnorm.figures.estimates import clean_and_noisy
 from localnorm.params import load_params
 from localnorm.shifts import beyond_clean
@@ -22,9 +22,12 @@ __all__ = [
     "Results",
     "collect_numbers",
     "collect_runs",
+    "conversion",
     "estimate_text",
     "latex_numbers",
+    "readme_table",
     "summary_text",
+    "verdicts_of",
     "write_latex_tables",
     "write_tables",
 ]
@@ -88,6 +91,7 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
     of_batches = {key: pd.read_csv(folder / "batches.csv") for key, folder in folders.items()}
     _check_comparable(experiment, {names[key]: record for key, record in records.items()})
     _check_same_conditions(experiment, {names[key]: table for key, (table, *_) in predictions.items()})
+    _check_same_images(experiment, {names[key]: labels for key, (*_, labels) in predictions.items()})
     runs = [
         {
             "run": names[norm, seed],
@@ -177,15 +181,26 @@ def _check_same_conditions(experiment: str, tables: dict[str, pd.DataFrame]) -> 
                 f"the runs of {experiment} must be swept over the same noises and levels, but only one of {first} and {other} "
                 f"has {suite} {noise} at {level:g}; run: dvc repro statistics@{experiment}"
             )
-    counts: dict[str, tuple[int, str]] = {}  # mode -> images, and a run that scored so many
+    counts: dict[tuple[str, bool], tuple[int, str]] = {}  # mode, noisy -> images, and a run that scored so many
     for name, table in tables.items():
-        for mode, images in table.groupby("mode").images.max().items():
-            expected_images, run = counts.setdefault(mode, (images, name))
+        for (mode, noisy), images in table.groupby(["mode", table.level > 0]).images.max().items():
+            expected_images, run = counts.setdefault((mode, noisy), (images, name))
             if images != expected_images:
                 raise ValueError(
                     f"the runs of {experiment} must score the same test images, but in the mode {mode} {run} scored "
-                    f"{expected_images} and {name} {images}; run: dvc repro statistics@{experiment}"
+                    f"{expected_images} and {name} {images}{' with noise' if noisy else ''}; run: dvc repro statistics@{experiment}"
                 )
+
+
+def _check_same_images(experiment: str, labels: dict[str, np.ndarray]) -> None:
+    """Differences are paired image by image, so all runs must have scored them in one order."""
+    first, *others = labels
+    for other in others:
+        if not np.array_equal(labels[first], labels[other]):
+            raise ValueError(
+                f"the runs of {experiment} must score the same test images in the same order, but the true classes of {first} and "
+                f"{other} differ; run: dvc repro statistics@{experiment}"
+            )
 
 
 def write_tables(results: Results, summary: pd.DataFrame, claims: pd.DataFrame) -> None:
@@ -273,11 +288,13 @@ def collect_numbers() -> dict:
     """Every number of the paper, from the tables that there are; an experiment, cost or ablation without results is left out.
 
     Returns:
-        experiments: name -> {about, source, training, test_images, conditions, arms, claims}.
+        experiments: name -> {label, source, about, training, test_images, conditions; suites (noises a suite); arms; constant (arms
+            that answer with one class alone); strengths (n0 that the networks took); mcnemar; equal (accuracy at equal images a
+            statistic); ablations; claims}. A label is the data set's title, with the network where two experiments share it.
         claims: C1 to C9 and the control, each with its statement, its verdicts in short (see `verdicts_of`) and a row a result;
             no rows, not tested.
         figures: name -> caption of every figure in paper/figures.
-        Values are raw, their text is beside them under `text`.
+        Accuracies are in percent where they are text.
     """
     experiments = {name: _experiment_numbers(name) for name in experiments_with_results()}
     captions = {
@@ -327,14 +344,14 @@ def verdicts_of(results: list[dict]) -> list[dict]:
 def _results_of(claim: str, experiments: dict) -> list[dict]:
     """What was measured of a claim: a row an experiment and comparison, or a row a network for the costs."""
     rows = [
-        {"on": experiment["about"]["title"], "experiment": name} | {key: row[key] for key in row if key != "claim"}
+        {"on": experiment["label"], "experiment": name} | {key: row[key] for key in row if key != "claim"}
         for name, experiment in experiments.items()
         for row in experiment["claims"]
         if row["claim"] == claim
     ]
     if claim == "C1":
         made = [name for name in experiments if paths.statistics(f"{name}-shifts.csv").is_file()]
-        rows += [_shift_result(name, experiments[name]["about"]["title"]) for name in made]
+        rows += [_shift_result(name, experiments[name]["label"]) for name in made]
     return rows + _cost_results(claim)
 
 
@@ -437,6 +454,7 @@ def _experiment_numbers(name: str) -> dict:
     arms = stats.label_arms(sweep).astype({"arm": str})
     suites, sweeps = read_table("suites", name), load_params(name)["sweep"]
     return {
+        "label": title(name),
         "source": describe(name),
         "about": json.loads((folder / "about.json").read_text(encoding="utf-8")),
         "training": {
@@ -518,7 +536,7 @@ def _equal_images(batches: pd.DataFrame, num_groups: int) -> list[dict]:
         num_groups: K of the LocalNorm networks.
 
     Returns:
-        A row a size that both have: images a statistic, and of each arm the size of its test batch and accuracy, clean and noisy.
+        A row a size that both have: images a statistic, and of each arm its accuracy, clean and noisy.
     """
     uniform = batches[(batches.composition == "uniform") & (batches["mode"] == "batch")]
     scores = clean_and_noisy(uniform, ["batch_size"]).groupby(["norm", "batch_size", "part"]).accuracy.mean()
@@ -527,17 +545,17 @@ def _equal_images(batches: pd.DataFrame, num_groups: int) -> list[dict]:
         {
             "images": int(size),
             **{
-                arm: {"batch": int(batch), **{part: _percent(scores[norm, batch, part]) for part in ("clean", "noisy")}}
+                arm: {part: _percent(scores[norm, batch, part]) for part in ("clean", "noisy")}
                 for arm, norm, batch in (("LN batch", "local", size * num_groups), ("BN-batch", "batch", size))
             },
         }
         for size in sizes["batch"]
-        if size > 1 and size * num_groups in sizes["local"]
+        if size > 1 and size * num_groups in sizes["local"] and (uniform.level > 0).any()
     ]
 
 
 def _ablation_numbers(table: pd.DataFrame) -> list[dict]:
-    """A row an ablation and value: accuracy of its arms, clean and noisy, with the interval where there are seeds."""
+    """A row an ablation and value, in the order of the table: accuracy of its arms, clean and noisy, means over the seeds."""
     table = table.assign(value=table.value.astype(str))
     scores = stats.by_arm(clean_and_noisy(table, ["ablation", "value"]), ["part", "ablation", "value"], "accuracy")
     return [
@@ -545,11 +563,13 @@ def _ablation_numbers(table: pd.DataFrame) -> list[dict]:
             "ablation": ablation,
             "value": value,
             "arms": {
-                arm: {row.part: _percent(row.accuracy) for row in own.itertuples()}
-                for arm, own in rows.groupby("arm", sort=False)
+                arm: {row.part: _percent(row.accuracy) for row in rows.itertuples()}
+                for arm, rows in scores[(scores.ablation == ablation) & (scores.value == value)].groupby(
+                    "arm", sort=False
+                )
             },
         }
-        for (ablation, value), rows in scores.groupby(["ablation", "value"], sort=False)
+        for ablation, value in table[["ablation", "value"]].drop_duplicates().itertuples(index=False)
     ]
 
 
@@ -569,6 +589,7 @@ def _claim_numbers(row) -> dict:
         "first": row.first,
         "second": row.second,
         "part": row.part,
+        "seeds": int(row.seeds),
         "text": form(row.estimate) + interval,
         "over_images": over_images,
         "p": None if np.isnan(row.p) else f"{row.p:.3f}",
@@ -620,15 +641,16 @@ def write_latex_tables(numbers: dict) -> None:
             row["second"],
             row["part"],
             row["text"],
+            f"{row['over_images']}" if row["over_images"] else "--",
             row["p"] or "--",
             row["verdict"],
         ]
         for claim in numbers["claims"]
         for row in claim["results"]
     ]
-    untested = [[claim["claim"], *[""] * 6, "not tested here"] for claim in numbers["claims"] if not claim["results"]]
-    header = ["Claim", "On", "First", "Second", "Part", "Estimate", "p", "Verdict"]
-    _write_latex_table("claims", "lllllrrl", header, rows + untested)
+    untested = [[claim["claim"], *[""] * 7, "not tested here"] for claim in numbers["claims"] if not claim["results"]]
+    header = ["Claim", "On", "First", "Second", "Part", "Estimate", "Images (±)", "p", "Verdict"]
+    _write_latex_table("claims", "lllllrrrl", header, rows + untested)
 
 
 def _write_latex_table(name: str, columns: str, header: list[str], rows: list[list[str]]) -> None:
@@ -655,7 +677,7 @@ def readme_table(numbers: dict) -> str:
     for name, experiment in numbers["experiments"].items():
         training = experiment["training"]
         lines += [
-            f"**{experiment['about']['title']}**, `{training['model']}`, {training['epochs']} epochs, {seed_count(training['seeds'])}, "
+            f"**{experiment['label']}**, `{training['model']}`, {training['epochs']} epochs, {seed_count(training['seeds'])}, "
             f"{experiment['test_images']} test images, {training['device']}: [figure](paper/figures/accuracy-{name}.pdf), "
             f"[notebook](notebooks/figure-accuracy.ipynb), stage `report@{name}`",
             "",
@@ -672,10 +694,10 @@ def readme_table(numbers: dict) -> str:
 
 def _verdict_table(numbers: dict) -> list[str]:
     """A row a claim, a column an experiment; the claims on costs, which have no experiment, in lines below."""
-    titles = [experiment["about"]["title"] for experiment in numbers["experiments"].values()]
+    titles = [experiment["label"] for experiment in numbers["experiments"].values()]
     heads = [
         # fewer than six pairs cannot reach p < .05
-        f"{experiment['about']['title']}, {seed_count(count)}{'' if count >= 6 else ' (provisional)'}"
+        f"{experiment['label']}, {seed_count(count)}{'' if count >= 6 else ' (provisional)'}"
         for experiment in numbers["experiments"].values()
         for count in [experiment["training"]["seeds"]]
     ]
@@ -684,7 +706,7 @@ def _verdict_table(numbers: dict) -> list[str]:
     for claim in numbers["claims"]:
         for row in claim["verdicts"] or [{"against": "", "found": {}}]:
             found = row["found"]
-            said = f"**{claim['claim']}** {claim['statement']}"
+            said = f"**{claim['claim']}** {claim['statement']}{_own_seeds(claim, numbers)}"
             if row["against"]:
                 against = f"*Against {row['against']}:*"
                 said = f"{said} {against}" if row is claim["verdicts"][0] else against
@@ -693,6 +715,21 @@ def _verdict_table(numbers: dict) -> list[str]:
             else:
                 below.append(f"- {said} " + "; ".join(f"`{on}` {_verdicts_text(each)}" for on, each in found.items()))
     return [*table, "", *below, ""] if below else [*table, ""]
+
+
+def _own_seeds(claim: dict, numbers: dict) -> str:
+    """Where a claim is of other networks than the sweeps' (the ablations'), how many seeds these have."""
+    training = {name: experiment["training"]["seeds"] for name, experiment in numbers["experiments"].items()}
+    own = {
+        row["on"]: row["seeds"]
+        for row in claim["results"]
+        if row.get("seeds", training.get(row["experiment"])) != training.get(row["experiment"])
+    }
+    return (
+        f" (Networks of the ablations: {', '.join(f'{on} {seed_count(count)}' for on, count in own.items())}.)"
+        if own
+        else ""
+    )
 
 
 def _verdicts_text(verdicts: dict[str, list[str]]) -> str:

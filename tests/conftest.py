@@ -159,7 +159,6 @@ def smoke_run(smoke_project):
             "figure-fixed-against-batch",
             "figure-one-image",
             "figure-strengths",
-            "figure-strengths",
             "numbers",
             "paper",
         ],

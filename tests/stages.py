@@ -44,7 +44,9 @@ def sweep_stage(project: Path, norm: str = "local", seed: int = 0) -> None:
 def statistics_stage(project: Path) -> None:
     os.chdir(project)
     gathered = results.collect_runs(EXPERIMENT, ["batch", "local"], [0, 1])
-    claims = stats.claims(gathered.sweep, gathered.about["num_classes"], margin=0.01, ratio=3)
+    claims = stats.claims(
+        gathered.sweep, gathered.about["num_classes"], margin=0.01, ratio=3, runs=gathered.predictions
+    )
     results.write_tables(gathered, stats.summary(gathered.sweep), claims)
 
 

@@ -300,6 +300,8 @@ def test_batches_tell_a_uniform_batch_from_a_mixed_one(sweep):
     assert line(uniform, "LN batch") == ([1, 8], [0.41, 0.4975])
     assert line(mixed, "LN batch") == ([1, 8], [0.2, 0.2])
     assert len(figures.plot_batches(table[table.composition == "uniform"]).axes) == 2
+    (said,) = figures.plot_batches(table.head(0)).axes[0].texts
+    assert said.get_text() == "This experiment has no study of test batches."
 
 
 def test_cost_writes_every_ratio_and_leaves_single_layers_out():

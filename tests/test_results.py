@@ -57,7 +57,7 @@ def project(tmp_path_factory, digits):
     results.write_tables(
         gathered,
         stats.summary(gathered.sweep),
-        stats.claims(gathered.sweep, gathered.about["num_classes"], margin=0.01, ratio=3),
+        stats.claims(gathered.sweep, gathered.about["num_classes"], margin=0.01, ratio=3, runs=gathered.predictions),
     )
     yield folder
     patch.undo()
@@ -157,7 +157,10 @@ def test_the_readme_says_every_verdict_and_calls_those_of_few_seeds_provisional(
         ]},
         {"claim": "C6", "statement": "It sees.", "verdicts": []},
         {"claim": "C7", "statement": "It is cheap.", "verdicts": [{"against": "", "found": {"resnet32": {"holds": ["time"]}}}]},
+        {"claim": "C9", "statement": "It fits.", "verdicts": [{"against": "", "found": {"Digits": {"holds": ["noisy"]}}}]},
     ]  # fmt: skip
+    numbers["claims"] = [{"results": [], **claim} for claim in numbers["claims"]]
+    numbers["claims"][-1]["results"] = [{"on": "Digits", "experiment": "digits-small", "seeds": 3}]
     table = results.readme_table(numbers)
     assert "| claim | Digits, 2 seeds (provisional) |\n|---|---|\n" in table
     assert "| **C2** It fails. | **holds**: noisy, clean; **undecided**: ratio |\n" in table
@@ -165,6 +168,7 @@ def test_the_readme_says_every_verdict_and_calls_those_of_few_seeds_provisional(
     assert "| *Against BN asked alike:* | **undecided**: LN single |\n" in table
     assert "| **C6** It sees. | not tested here |\n" in table
     assert "\n- **C7** It is cheap. `resnet32` **holds**: time\n" in table
+    assert "| **C9** It fits. (Networks of the ablations: Digits 3 seeds.) | **holds**: noisy |\n" in table
     numbers["experiments"]["digits-small"]["training"]["seeds"] = 6
     assert "| claim | Digits, 6 seeds |\n" in results.readme_table(numbers)
 
@@ -190,7 +194,7 @@ def test_arms_are_set_side_by_side_where_a_statistic_has_as_many_images():
         for norm in ("batch", "local") for size in (1, 4, 16, 64) for level in (0.0, 0.01)
     )  # fmt: skip
     four, sixteen = results._equal_images(table, num_groups=4)
-    assert (four["images"], four["LN batch"]["batch"], four["BN-batch"]["batch"]) == (4, 16, 4)
+    assert four["images"] == 4  # so LN batch takes 16 images, and BN-batch 4
     assert (four["LN batch"]["clean"], four["BN-batch"]["clean"]) == ("16.0", "4.0")
     assert (sixteen["images"], sixteen["LN batch"]["noisy"]) == (16, "63.0")
     assert results._equal_images(table, num_groups=8) == []
@@ -394,6 +398,21 @@ def test_the_paper_is_set_from_the_numbers_and_says_what_was_not_tested(paper):
     numbers |= {"figures": {}, "claims": [claim | {"results": [], "verdicts": []} for claim in numbers["claims"]]}
     (paper / "numbers.json").write_text(json.dumps(numbers))
     shutil.rmtree(paper / "figures")
+    assert typst.compile(paper / "paper.typ").startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("figures", [True, False])
+@pytest.mark.parametrize("tables", [True, False])
+def test_the_paper_is_set_from_one_experiment_with_and_without_what_it_may_lack(paper, figures, tables):
+    numbers = json.loads((paper / "numbers.json").read_text())
+    experiment = numbers["experiments"]["digits-small"]
+    numbers["experiments"] = {"digits-small": experiment}
+    if not tables:
+        experiment |= {"ablations": [], "equal": [], "strengths": [], "mcnemar": None, "constant": ["LN single"]}
+        del experiment["arms"]["LN batch"]
+    if not figures:
+        numbers["figures"] = {}
+    (paper / "numbers.json").write_text(json.dumps(numbers))
     assert typst.compile(paper / "paper.typ").startswith(b"%PDF")
 
 

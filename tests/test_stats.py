@@ -126,11 +126,11 @@ def test_a_difference_counts_the_images_that_both_arms_scored_and_says_what_they
     }  # fmt: skip
     # on the first four images BN fixed is wrong under both noises; LN single is right on 3 or 4 of gaussian's and 2 of brightness'
     noisy, over_images = stats.paired_differences(every, "LN single", "BN fixed", "noisy", runs)
-    assert noisy == pytest.approx([(3 / 4 + 2 / 4) / 2, (4 / 4 + 2 / 4) / 2])
+    assert noisy.tolist() == pytest.approx([(3 / 4 + 2 / 4) / 2, (4 / 4 + 2 / 4) / 2])
     images = np.array([1, 0.5, 1, 0.25])  # of each image, over seeds and noises
     assert over_images == pytest.approx(1.96 * images.std(ddof=1) / 2)
     dark, _ = stats.paired_differences(every, "LN single", "BN fixed", "brightness", runs)
-    assert dark == pytest.approx([0.5, 0.5])
+    assert dark.tolist() == pytest.approx([0.5, 0.5])
     clean, none = stats.paired_differences(every, "LN single", "BN fixed", "clean", runs)
     assert (clean.tolist(), none) == ([0, 0], 0)
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from localnorm.figures.estimates import clean_and_noisy
-from localnorm.figures.style import ARM_STYLES, draw_arms, new_figure
+from localnorm.figures.style import ARM_STYLES, draw_arms, new_figure, sentence
 from localnorm.stats import by_arm
 
 __all__ = ["plot_ablations", "plot_batches"]
@@ -92,8 +92,11 @@ def plot_batches(table: pd.DataFrame, arms: Sequence[str] | None = None) -> Figu
 
     Args:
         table: columns norm, mode, seed, composition, batch_size, suite, noise, level and accuracy.
+            Without rows a sentence says so.
         arms: those to draw; None is all.
     """
+    if table.empty:
+        return sentence("This experiment has no study of test batches.")
     by = ["composition", "batch_size"]
     scores = by_arm(clean_and_noisy(table, by), ["part", *by], "accuracy")
     arms = _present(scores, arms)

@@ -18,11 +18,17 @@ def experiments_with_results() -> list[str]:
 
 
 def title(experiment: str) -> str:
-    """The name of an experiment's data, for the axes of figures.
+    """The name of an experiment's data, for the axes of figures; with its network where another experiment has the same data.
 
     Raises:
         FileNotFoundError: the experiment has no statistics yet.
     """
+    own = _data_title(experiment)
+    shared = any(_data_title(other) == own for other in experiments_with_results() if other != experiment)
+    return f"{own}, {read_table('runs', experiment).model[0]}" if shared else own
+
+
+def _data_title(experiment: str) -> str:
     return json.loads((paths.statistics(experiment) / "about.json").read_text(encoding="utf-8"))["title"]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from localnorm.figures.style import GROUP_COLOURS, new_figure
+from localnorm.figures.style import GROUP_COLOURS, new_figure, sentence
 
 __all__ = ["plot_strengths"]
 
@@ -21,11 +21,8 @@ def plot_strengths(tables: dict[str, pd.DataFrame], norms: Sequence[str] = tuple
             says so where there are none.
         norms: those to draw.
     """
-    if not tables:  # a prior that is given needs no choice, and the pipeline is to go on
-        figure, axes = new_figure(1, 1, 0.5)
-        axes[0, 0].set_axis_off()
-        axes[0, 0].text(0.5, 0.5, "No sweep of this run had strengths to choose from.", ha="center", va="center")
-        return figure
+    if not tables:  # a prior that is given needs no choice
+        return sentence("No sweep of this run had strengths to choose from.")
     figure, axes = new_figure(len(tables), len(norms), 1.9 * len(tables) + 0.5, sharey="row")
     lines = {}
     for row, (title, table) in zip(axes, tables.items(), strict=True):

@@ -85,6 +85,14 @@ def save(figure: Figure, name: str, caption: str) -> None:
     paths.write(folder / f"{name}.txt", " ".join(caption.split()) + "\n")
 
 
+def sentence(text: str) -> Figure:
+    """A figure of words, where there is nothing to draw and the pipeline is to go on."""
+    figure, axes = new_figure(1, 1, 0.5)
+    axes[0, 0].set_axis_off()
+    axes[0, 0].text(0.5, 0.5, text, ha="center", va="center")
+    return figure
+
+
 def draw_arms(axis: Axes, table: pd.DataFrame, arms: Sequence[str], x: str, y: str) -> None:
     """A line an arm, `y` against `x`, with a band from `low` to `high`, in the arm's colour, marker and line style."""
     for arm in arms:
