@@ -37,8 +37,12 @@ SETTINGS = (
     "device",
     "torch",
 )  # of runs.csv, that may differ
-PARTS = ("clean", "noisy", "brightness")  # of a claim that is a difference of two arms
+PARTS = ("clean", "noisy", stats.DARK[1])  # of a claim that is a difference of two arms
 COLUMNS = ["kind", "quantity", "expected", "obtained", "difference", "tolerance", "inside"]
+
+
+class OneSeedError(Exception):
+    """The committed results are of one seed, which has no scatter to judge others by."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ def compare(experiment: str, revision: str = "HEAD") -> Comparison:
 
     Raises:
         FileNotFoundError: the revision or this folder has no results of the experiment.
+        OneSeedError: those of the revision are of one seed.
     """
     load_params(experiment)
     folder = paths.statistics(experiment)
@@ -164,6 +169,10 @@ def compare(experiment: str, revision: str = "HEAD") -> Comparison:
     files = [paths.sweep(experiment), *(folder / name for name in ("runs.csv", "claims.csv", "about.json"))]
     before = {file.name: committed(file, revision) for file in files}
     after = {file.name: file.read_text(encoding="utf-8") for file in files}
+    if _read(before["runs.csv"]).seed.nunique() < 2:
+        raise OneSeedError(
+            f"the results of {revision} are of one seed, and a tolerance needs at least 2; commit more seeds"
+        )
     sweep = f"{experiment}.csv"
     return Comparison(
         experiment=experiment,
@@ -276,7 +285,7 @@ def write_report(experiments: list[str], revision: str = "HEAD") -> tuple[list[C
     for name in experiments:
         try:
             comparisons.append(compare(name, revision))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, OneSeedError) as error:
             skipped[name] = str(error)
     folder = paths.project() / "data" / "comparison"
     for each in comparisons:
@@ -308,6 +317,7 @@ SHOWN = {
     "C4": ("accuracy-*", "dvc repro report@*"),
     "C5": ("accuracy-*", "dvc repro report@*"),
     "C6": ("poor-light-*", "dvc repro figure-poor-light@*"),
+    "drawn": ("one-image", "dvc repro report@*"),
     "C7": ("cost", "make bench && dvc repro --single-item figure-cost numbers"),
     "C8": ("cost", "make bench && dvc repro --single-item figure-cost numbers"),
     "C9": ("ablations-*", "dvc repro figure-ablations@*"),

@@ -57,6 +57,12 @@ ARMS = {
     ("local", "prior"): "LN prior",
     ("batch", "last_fixed"): "BN last fixed",
     ("local", "last_fixed"): "LN last fixed",
+    ("drawn", "batch"): "LN drawn batch",
+    ("drawn", "single"): "LN drawn single",
+    ("drawn", "vote"): "LN drawn vote",
+    ("drawn", "companions"): "LN drawn companions",
+    ("drawn", "prior"): "LN drawn prior",
+    ("drawn", "last_fixed"): "LN drawn last fixed",
     ("group", "batch"): "GN",
     ("instance", "batch"): "IN",
 }
@@ -122,13 +128,14 @@ class SweepConfig:
         seed: of the noise and of the order of the test images.
         images: so many test images at most; None is all.
         clean_images: so many without noise, instead of `images`: a clean accuracy is one condition, and differs by little.
-        mode_images: mode -> so many test images at most in this mode (vote costs K forwards an image).
+        mode_images: mode, or arm (a value of `ARMS`), which comes first -> so many test images at most in it (vote costs K forwards
+            an image).
         max_levels: so many levels a noise at most, spread evenly, first and last among them; None is all.
         threads: of the CPU; None leaves torch's choice.
 
     Raises:
-        ValueError: an unknown suite, noise, norm, mode, domain or rescaling, a level out of range, or a prior that would be chosen
-            on a noise that is scored.
+        ValueError: an unknown suite, noise, norm, mode, arm, domain or rescaling, a level out of range, or a prior that would be
+            chosen on a noise that is scored.
     """
 
     noises: dict[str, list[str]]
@@ -158,6 +165,9 @@ class SweepConfig:
         for name, value, choices in (("domain", self.domain, DOMAINS), ("rescale", self.rescale, RESCALINGS)):
             if value not in choices:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
+        known = [*dict.fromkeys(mode for _, mode in ARMS), *ARMS.values()]
+        if unknown := [name for name in self.mode_images if name not in known]:
+            raise ValueError(f"mode_images: unknown mode or arm {unknown[0]!r}; choose of {', '.join(known)}")
         counts = {
             name: getattr(self, name) for name in ("batch_size", "companions", "images", "clean_images", "threads")
         }
@@ -208,7 +218,8 @@ def _check_batches(block: BatchStudy) -> None:
         raise ValueError(
             f"batches: sizes must be whole numbers from 1 to images={block['images']}, got {block['sizes']}"
         )
-    _named_conditions(block["conditions"])
+    if not _named_conditions(block["conditions"]):
+        raise ValueError("batches: conditions must name at least one noise, e.g. {named: {gaussian: 0.2}}")
 
 
 def conditions(config: SweepConfig) -> list[tuple[str, str, float]]:
@@ -327,7 +338,7 @@ def _winners(members: Tensor) -> Tensor:
 def _store_statistics(model, dataset: Dataset, config: SweepConfig, norm: str) -> None:
     """Training statistics for a LocalNorm network where a mode asks for them; a BatchNorm network stored its own in training."""
     norms = [layer for layer in model.modules() if isinstance(layer, LocalNorm)]
-    if norm != "local" or not STORED.intersection(config.modes[norm]) or all(n.track_running_stats for n in norms):
+    if not STORED.intersection(config.modes[norm]) or all(layer.track_running_stats for layer in norms):
         return
     batches = training_batches(dataset, config.batch_size, next(model.parameters()).device)
     total = len(dataset.labels("train")) // config.batch_size
@@ -428,6 +439,9 @@ def sweep(
     choice = choices(model, dataset, config, norm) if choice is None else choice
     _store_statistics(model, dataset, config, norm)
     options = _mode_options(model, dataset, config, norm, choice)
+    most = config.mode_images | {
+        mode: config.mode_images[label] for mode in options if (label := arm_label(norm, mode)) in config.mode_images
+    }
     rows, classes = [], []
     clean: dict[str, tuple[dict, np.ndarray]] = {}  # level 0 is the same images for every noise
     for suite, name, level in tqdm(
@@ -439,7 +453,7 @@ def sweep(
             if level == 0 and mode in clean:
                 scores, chosen = clean[mode]
             else:
-                count = min(config.mode_images.get(mode, len(noisy)), len(noisy))
+                count = min(most.get(mode, len(noisy)), len(noisy))
                 members = _predict_members(model, noisy[:count], mode, config, options)  # (members, count, num_classes)
                 winner = _winners(members)  # (count,)
                 scores = {"images": count, **_score(members.mean(0), labels[:count])}

@@ -38,7 +38,8 @@ class Mode:
     name: str = "batch"
     group: int | Tensor = 0  # an affine for all, or one for each group of images, (G,)
     prior: float = 0.0  # positions
-    group_size: int = 1  # images; more than one where predict adds companions
+    group_size: int = 1  # images; more than one where predict adds companions, or training draws it
+    assignment: str = "interleaved"  # of images to groups of more than one
 
 
 BATCH = Mode()
@@ -490,7 +491,7 @@ class LocalNorm(nn.Module):
             return _each_image(x, self.weight, self.bias, self._row(mode.group), self.eps)
         groups = x.shape[0] // mode.group_size
         weight, bias = (self._affine_of(t, mode.group, groups) for t in (self.weight, self.bias))
-        return local_norm(x, groups, weight, bias, eps=self.eps)
+        return local_norm(x, groups, weight, bias, assignment=mode.assignment, eps=self.eps)
 
     def _normalize_batch(self, x: Tensor) -> Tensor:
         running_mean = running_var = None

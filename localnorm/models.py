@@ -154,10 +154,15 @@ def _group_norm(num_features: int, eps: float) -> nn.GroupNorm:
     return nn.GroupNorm(groups if groups < num_features else max(1, num_features // 2), num_features, eps)
 
 
+def _local(model: nn.Module, num_groups: int) -> nn.Module:
+    # groups of consecutive images, as released; in channels_last, in which networks are trained here, also the faster way
+    return convert_to_localnorm(model, num_groups, assignment="contiguous", inplace=True)
+
+
 NORMS: dict[str, Callable[[nn.Module, int], nn.Module]] = {
     "batch": lambda model, num_groups: model,
-    # groups of consecutive images, as released; in channels_last, in which networks are trained here, also the faster way
-    "local": lambda model, num_groups: convert_to_localnorm(model, num_groups, assignment="contiguous", inplace=True),
+    "local": _local,
+    "drawn": _local,  # trained with images a group that are drawn for each step (see `localnorm.train.fit`)
     "group": in_place_of_batchnorm(_group_norm),
     "instance": in_place_of_batchnorm(lambda num_features, eps: nn.InstanceNorm2d(num_features, eps, affine=True)),
 }

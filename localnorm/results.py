@@ -63,22 +63,29 @@ class Results:
 def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results:
     """Read what the train and sweep stages of an experiment wrote: the seeds that every norm has been trained and swept with.
 
+    A norm without any run is left out, so that an experiment has results before all of its norms are trained.
+
     Raises:
         FileNotFoundError: no seed has all its runs yet.
         ValueError: the runs were not trained alike on the same images, or not swept over the same noises and levels.
     """
-    swept = [
-        seed
-        for seed in seeds
-        if all(
-            (paths.run(experiment, paths.run_name(experiment, norm, seed)) / "sweep.csv").is_file() for norm in norms
-        )
-    ]
+    swept_with = {
+        norm: {
+            seed
+            for seed in seeds
+            if (paths.run(experiment, paths.run_name(experiment, norm, seed)) / "sweep.csv").is_file()
+        }
+        for norm in norms
+    }
+    norms = [norm for norm in norms if swept_with[norm]]
+    swept = [seed for seed in seeds if norms and all(seed in swept_with[norm] for norm in norms)]
     if not swept:
         raise FileNotFoundError(
-            f"no seed of {experiment} has been trained and swept with each of {', '.join(norms)}; "
+            f"no seed of {experiment} has been trained and swept with each of {', '.join(swept_with)}; "
             f"run: dvc repro statistics@{experiment}"
         )
+    if lacking := [norm for norm in swept_with if norm not in norms]:
+        print(f"no run of {', '.join(lacking)} is there")
     if len(swept) < len(seeds):
         print(f"{len(swept)} of {len(seeds)} seeds are there: {', '.join(map(str, swept))}")
     names = {(norm, seed): paths.run_name(experiment, norm, seed) for norm in norms for seed in swept}
@@ -90,7 +97,9 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
     }
     of_batches = {key: pd.read_csv(folder / "batches.csv") for key, folder in folders.items()}
     _check_comparable(experiment, {names[key]: record for key, record in records.items()})
-    _check_same_conditions(experiment, {names[key]: table for key, (table, *_) in predictions.items()})
+    _check_same_conditions(
+        experiment, {names[norm, seed]: (norm, table) for (norm, seed), (table, *_) in predictions.items()}
+    )
     _check_same_images(experiment, {names[key]: labels for key, (*_, labels) in predictions.items()})
     runs = [
         {
@@ -169,22 +178,28 @@ def _without_date(part: dict) -> dict:
     return part | {"provenance": provenance}
 
 
-def _check_same_conditions(experiment: str, tables: dict[str, pd.DataFrame]) -> None:
-    """The same noises and levels everywhere, and in each mode as many images; modes differ by norm."""
+def _check_same_conditions(experiment: str, tables: dict[str, tuple[str, pd.DataFrame]]) -> None:
+    """The same noises and levels everywhere, and in each mode of a norm as many images.
+
+    Args:
+        tables: run -> its norm and its sweep.
+    """
     columns = ["suite", "noise", "level"]
     first, *others = tables
-    expected = set(tables[first][columns].itertuples(index=False, name=None))
+    expected = set(tables[first][1][columns].itertuples(index=False, name=None))
     for other in others:
-        if changed := expected ^ set(tables[other][columns].itertuples(index=False, name=None)):
+        if changed := expected ^ set(tables[other][1][columns].itertuples(index=False, name=None)):
             suite, noise, level = sorted(changed)[0]
             raise ValueError(
                 f"the runs of {experiment} must be swept over the same noises and levels, but only one of {first} and {other} "
                 f"has {suite} {noise} at {level:g}; run: dvc repro statistics@{experiment}"
             )
-    counts: dict[tuple[str, bool], tuple[int, str]] = {}  # mode, noisy -> images, and a run that scored so many
-    for name, table in tables.items():
+    counts: dict[
+        tuple[str, str, bool], tuple[int, str]
+    ] = {}  # norm, mode, noisy -> images, and a run that scored so many
+    for name, (norm, table) in tables.items():
         for (mode, noisy), images in table.groupby(["mode", table.level > 0]).images.max().items():
-            expected_images, run = counts.setdefault((mode, noisy), (images, name))
+            expected_images, run = counts.setdefault((norm, mode, noisy), (images, name))
             if images != expected_images:
                 raise ValueError(
                     f"the runs of {experiment} must score the same test images, but in the mode {mode} {run} scored "
@@ -247,11 +262,12 @@ def summary_text(experiment: str) -> str:
     folder = paths.statistics(experiment)
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     summary = read_table("summary", experiment)
+    width = summary.arm.str.len().max()
     lines = [
         f"{about['title']}, {seed_count(summary.seeds.max())}: accuracy in % [95 % interval over seeds]",
-        f"  {'':13} {'clean':>20} {'noisy (mean of all)':>22}",
+        f"  {'':{width}} {'clean':>20} {'noisy (mean of all)':>22}",
         *(
-            f"  {row.arm:13} {_with_interval(row, 'clean'):>20} {_with_interval(row, 'noisy'):>22}"
+            f"  {row.arm:{width}} {_with_interval(row, 'clean'):>20} {_with_interval(row, 'noisy'):>22}"
             for row in summary.itertuples()
         ),
         "",
@@ -278,6 +294,7 @@ CLAIMS = {
     "C4": "LocalNorm is the same or slightly better on clean images.",
     "C5": "On large images LocalNorm works on a single test image.",
     "C6": "Poorly lit objects are recognised from one image.",
+    "drawn": "LocalNorm trained with groups of 1 to B / K images, drawn for each step, works on one image and loses nothing in batches.",
     "C7": "The extra cost of training is negligible.",
     "C8": "There is little or no extra cost at inference.",
     "C9": "LocalNorm can be put into many already-trained networks simply.",
@@ -291,8 +308,8 @@ def collect_numbers() -> dict:
         experiments: name -> {label, source, about, training, test_images, conditions; suites (noises a suite); arms; constant (arms
             that answer with one class alone); strengths (n0 that the networks took); mcnemar; equal (accuracy at equal images a
             statistic); ablations; claims}. A label is the data set's title, with the network where two experiments share it.
-        claims: C1 to C9 and the control, each with its statement, its verdicts in short (see `verdicts_of`) and a row a result;
-            no rows, not tested.
+        claims: C1 to C9, the control, and what is not the original's ("drawn"), each with its statement, its verdicts in short (see
+            `verdicts_of`) and a row a result; no rows, not tested.
         figures: name -> caption of every figure in paper/figures.
         Accuracies are in percent where they are text.
     """
@@ -334,7 +351,8 @@ def verdicts_of(results: list[dict]) -> list[dict]:
         differ = [key for key in ("first", "part") if len({row[key] for row in group}) > 1] or ["part"]
         found: dict[str, dict[str, list[str]]] = {}
         for row in group:
-            label = ", ".join(row[key] for key in differ)
+            label, *part = (row[key] for key in differ)
+            label = f"{label} ({part[0]})" if part else label
             found.setdefault(row["on"], {}).setdefault(row["verdict"], []).append(label)
         ordered = {on: {v: verdicts[v] for v in VERDICTS if v in verdicts} for on, verdicts in found.items()}
         rows.append({"against": kind if len(kinds) > 1 else "", "found": ordered})

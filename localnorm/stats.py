@@ -329,9 +329,9 @@ def claims(
 ) -> pd.DataFrame:
     """The claims that the sweeps of one experiment can test, each with estimate, interval, p and verdict.
 
-    A difference is paired within seeds. It "holds" if its interval, widened by what the test images leave open, lies above zero (C4:
-    above -margin), "does not hold here" if it lies below, and is "undecided" between. C3 "holds in part" where LocalNorm is ahead
-    but nowhere by `ratio` times, by the interval's lower end. A claim whose arms were not swept has no row.
+    A difference is paired within seeds. It "holds" if its interval, widened by what the test images leave open, lies above zero (C4, and
+    "drawn" in batches: above -margin), "does not hold here" if it lies below, and is "undecided" between. C3 "holds in part" where
+    LocalNorm is ahead but nowhere by `ratio` times, by the interval's lower end. A claim whose arms were not swept has no row.
 
     Args:
         table: the tidy sweep of an experiment.
@@ -360,8 +360,23 @@ def claims(
         ("C5", "noisy", "LN on one image is more robust"),
         ("C6", DARK[1], "LN recognises one poorly lit image better"),
     ):
-        for mode in ONE_IMAGE if part == "noisy" or dark else ():
-            asked += [(claim, what, f"LN {mode}", other, {"part": part}) for other in ("BN fixed", f"BN {mode}")]
+        for network in ("LN", "LN drawn"):
+            for mode in ONE_IMAGE if part == "noisy" or dark else ():
+                asked += [
+                    (claim, what, f"{network} {mode}", other, {"part": part}) for other in ("BN fixed", f"BN {mode}")
+                ]
+    for mode in ("batch", *ONE_IMAGE):
+        what = "groups of drawn size cost LN nothing in batches" if mode == "batch" else "they help LN on one image"
+        asked += [
+            (
+                "drawn",
+                what,
+                f"LN drawn {mode}",
+                f"LN {mode}",
+                {"part": part, "threshold": -margin if mode == "batch" else 0.0},
+            )
+            for part in ("noisy", "clean")
+        ]
     rows = []
     for claim, what, first, second, options in asked:
         if {first, second} <= present:

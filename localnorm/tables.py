@@ -6,25 +6,12 @@ import pandas as pd
 
 from localnorm import noise, paths
 from localnorm.evaluate import ARMS
+from localnorm.stats import COLUMNS
 
 __all__ = ["read_table"]
 
 CONDITION = ["suite", "noise", "level"]
 SWEPT = ["experiment", "norm", "seed", "mode", *CONDITION, "images", "accuracy"]
-COMPARED = [
-    "claim",
-    "what",
-    "first",
-    "second",
-    "part",
-    "seeds",
-    "estimate",
-    "low",
-    "high",
-    "over_images",
-    "p",
-    "verdict",
-]
 RUN = [
     "run",
     "model",
@@ -60,7 +47,7 @@ TABLES = {
     "cost": ("data/sweeps/cost.csv", [*COST, "torch", "threads"]),
     "ablations": ("data/ablations/{}.csv", ["ablation", "value", *SWEPT[1:]]),
     "curves": ("data/statistics/{}/curves.csv", ["arm", *CONDITION, "seeds", "accuracy", "low", "high"]),
-    "claims": ("data/statistics/{}/claims.csv", COMPARED),
+    "claims": ("data/statistics/{}/claims.csv", COLUMNS),
     "summary": (
         "data/statistics/{}/summary.csv",
         ["arm", "seeds", *(part + bound for part in ("clean", "noisy") for bound in ("", "_low", "_high"))],

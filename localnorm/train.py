@@ -56,7 +56,8 @@ class TrainConfig:
         batch_size: images a step and process (B).
         num_groups: groups that LocalNorm splits a batch into (K).
         group_sizes: images a group (S), one of them drawn for each step of a LocalNorm network, whose groups then take
-            the K affines in turn; empty is always B / K. With 1 among them the network also learns from single images.
+            the K affines in turn; empty is always B / K, and for the norm "drawn" every divisor of B up to B / K. With 1
+            among them the network also learns from single images.
         optimizer: "sgd" (Nesterov), "adam", or "muon": the update of a kernel is the orthogonal matrix next to its momentum
             (Jordan et al. 2024), in timm's implementation, and AdamW at 0.3 times the learning rate serves all else. Of few
             epochs it makes more than SGD.
@@ -289,7 +290,8 @@ def fit(
     Args:
         dataset: see `localnorm.data.load`; the parts "train" and "validation" are used.
         config: the settings.
-        norm: "batch", "local", or another name of `localnorm.models.NORMS`.
+        norm: "batch", "local", "drawn" (LocalNorm whose images a group are drawn for each step), or another name of
+            `localnorm.models.NORMS`.
         seed: of the initial weights, the batches and the augmentation.
         initial: a network to start from, for fine-tuning; it is trained in place. A fresh one if None.
         checkpoint: a file that is rewritten after every epoch; where it is there and was made by the same settings,
@@ -366,6 +368,7 @@ def fit(
         torch.manual_seed(epoch_seed)  # dropout
         order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed)).to(fabric.device)
         generator = torch.Generator(fabric.device).manual_seed(epoch_seed + fabric.global_rank)
+        sizes = torch.Generator().manual_seed(epoch_seed)  # apart, so that all norms see the same augmentation
         losses = torch.zeros(steps, device=fabric.device)
         correct = torch.zeros((), device=fabric.device)
         model.train()
@@ -376,7 +379,7 @@ def fit(
             position = (step * fabric.world_size + fabric.global_rank) * config.batch_size
             chosen = order[position : position + config.batch_size]
             batch = augment(standardise(images[chosen], mean, std), generator=generator, **config.augment)
-            with _grouping(config, norm, generator):
+            with _grouping(config, norm, sizes, fabric.device):
                 logits = model(batch.contiguous(memory_format=torch.channels_last))  # (B, num_classes)
             loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=config.label_smoothing)
             fabric.backward(loss)
@@ -424,14 +427,19 @@ def fit(
     return TrainedRun(network, history, record)
 
 
-def _grouping(config: TrainConfig, norm: str, generator: torch.Generator) -> contextlib.AbstractContextManager:
+def _grouping(
+    config: TrainConfig, norm: str, generator: torch.Generator, device: torch.device
+) -> contextlib.AbstractContextManager:
     """How LocalNorm layers group the batch of one step: as they are built, or with a drawn number of images a group."""
-    if norm != "local" or not config.group_sizes:
+    sizes = config.group_sizes if norm in ("local", "drawn") else []
+    if norm == "drawn" and not sizes:
+        most = config.batch_size // config.num_groups
+        sizes = [size for size in range(1, most + 1) if config.batch_size % size == 0]
+    if not sizes:
         return contextlib.nullcontext()
-    drawn = torch.randint(len(config.group_sizes), (), generator=generator, device=generator.device)
-    size = config.group_sizes[drawn]
-    affine = torch.arange(config.batch_size // size, device=generator.device) % config.num_groups  # (B/S,)
-    return set_mode(Mode("single", affine, group_size=size))
+    size = sizes[torch.randint(len(sizes), (), generator=generator)]
+    affine = torch.arange(config.batch_size // size, device=device) % config.num_groups  # (B/S,)
+    return set_mode(Mode("single", affine, group_size=size, assignment="contiguous"))
 
 
 def _check_finite(losses: torch.Tensor, epoch: int, rate: float) -> None:

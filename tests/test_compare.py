@@ -51,6 +51,16 @@ def test_results_that_nobody_ran_again_are_said_to_be_the_committed_ones(project
     assert "nothing was run on this machine" in compare.report(found)
 
 
+def test_a_committed_experiment_of_one_seed_is_left_out_with_its_reason(project):
+    for file in ("data/statistics/digits-small/runs.csv", "data/sweeps/digits-small.csv"):
+        table = pd.read_csv(project / file)
+        table[table.seed == 0].to_csv(project / file, index=False)
+    git(project, "commit", "-qam", "one seed")
+    found, skipped = compare.write_report(["digits-small"])
+    assert found == []
+    assert "of one seed, and a tolerance needs at least 2" in skipped["digits-small"]
+
+
 def test_a_run_with_other_seeds_lies_inside(project):
     draw = np.random.default_rng(0)
 

@@ -244,6 +244,11 @@ def test_the_sweep_leaves_the_network_as_it_was(digits, networks):
         ({"clean_images": 0}, "clean_images must be a whole number of at least 1, got 0"),
         ({"companions": 0}, "companions must be a whole number of at least 1, got 0"),
         ({"mode_images": {"vote": 0.5}}, "mode_images vote must be a whole number of at least 1, got 0.5"),
+        ({"mode_images": {"LN votes": 8}}, "mode_images: unknown mode or arm 'LN votes'; choose of fixed, batch"),
+        (
+            {"batches": {"sizes": [8], "images": 8, "conditions": {}}},
+            "batches: conditions must name at least one noise",
+        ),
         ({"prior": -3}, "prior must be a number of positions of at least 0, got -3"),
         ({"prior": [64, float("nan")]}, "prior must be a number of positions of at least 0, got nan"),
         ({"prior": [1, 2]}, r"a choice of prior \[1, 2\] needs at least one value, and prior_noises to choose by"),
@@ -266,6 +271,13 @@ def test_the_sweep_leaves_the_network_as_it_was(digits, networks):
 def test_wrong_settings_name_the_valid_ones(change, message):
     with pytest.raises(ValueError, match=message):
         SweepConfig(**{"noises": {}, "modes": {}, "batch_size": 8} | change)
+
+
+def test_images_of_an_arm_come_before_those_of_its_mode(digits, networks):
+    config = replace(CONFIG, modes={"local": ["single"], "batch": ["single"]}, noises={"named": ["contrast"]})
+    config = replace(config, mode_images={"single": 32, "LN single": 96})
+    scored = {norm: sweep(networks[norm], digits, config, norm)[0].images.unique().tolist() for norm in networks}
+    assert scored == {"batch": [32], "local": [96]}
 
 
 def test_a_norm_without_modes_is_named(digits, networks):

@@ -77,6 +77,12 @@ def test_a_missing_run_is_said_and_nothing_is_left_out_silently(project):
         results.collect_runs("digits-small", ["local"], [7])
 
 
+def test_a_norm_that_was_not_trained_yet_is_left_out_and_said(project, capsys):
+    found = results.collect_runs("digits-small", ["batch", "local", "drawn"], [0, 1])
+    assert set(found.sweep.norm) == {"batch", "local"}
+    assert "no run of drawn is there" in capsys.readouterr().out
+
+
 @pytest.fixture
 def copied(project, tmp_path, monkeypatch):
     """The runs alone, as a clone has them: no images, no weights."""
@@ -270,9 +276,11 @@ def test_a_conversion_is_compared_with_the_network_that_it_came_from():
 
 def test_every_claim_is_there_and_one_without_a_run_has_no_results(project):
     claims = {claim["claim"]: claim["results"] for claim in results.collect_numbers()["claims"]}
-    assert list(claims) == ["C1", "C2", "C3", "control", "C4", "C5", "C6", "C7", "C8", "C9"]
+    assert list(claims) == ["C1", "C2", "C3", "control", "C4", "C5", "C6", "drawn", "C7", "C8", "C9"]
     assert [row["on"] for row in claims["C5"]] == ["Digits"]
-    assert not any(claims[claim] for claim in ("C6", "C7", "C8", "C9")), "brightness, cost and ablations were not run"
+    assert not any(claims[claim] for claim in ("C6", "drawn", "C7", "C8", "C9")), (
+        "brightness, drawn, cost and ablations were not run"
+    )
 
 
 def test_a_cost_holds_only_where_every_setting_is_within_its_bound(project):

@@ -214,6 +214,25 @@ def test_one_image_with_a_prior_is_set_against_both_of_its_controls():
     assert found[found.claim == "C5"].second.tolist() == ["BN fixed"]
 
 
+def test_groups_of_drawn_size_are_set_against_the_same_arms_of_localnorm_and_in_batches_with_the_margin():
+    wobble = (0.0, 0.01, -0.01, 0.02, 0.0, -0.02)
+    arms = {
+        ("batch", "fixed"): [(0.9, 0.3, 0.2)] * 6,
+        ("local", "batch"): [(0.9, 0.6, 0.5)] * 6,
+        ("local", "single"): [(0.1, 0.1, 0.1)] * 6,
+        ("drawn", "batch"): [(0.895, 0.5 + w, 0.4) for w in wobble],
+        ("drawn", "single"): [(0.8 + w, 0.5, 0.4 + w) for w in wobble],
+    }
+    found = stats.claims(table(arms), num_classes=10, margin=0.01, ratio=3)
+    verdicts = found.set_index(["claim", "first", "second", "part"]).verdict
+    assert verdicts["drawn", "LN drawn batch", "LN batch", "clean"] == "holds", "half a point is within the margin"
+    assert verdicts["drawn", "LN drawn batch", "LN batch", "noisy"] == "does not hold here"
+    for part in ("clean", "noisy"):
+        assert verdicts["drawn", "LN drawn single", "LN single", part] == "holds"
+    assert verdicts["C5", "LN drawn single", "BN fixed", "noisy"] == "holds"
+    assert verdicts["C5", "LN single", "BN fixed", "noisy"] == "does not hold here"
+
+
 def test_poor_light_is_the_paired_difference_on_dark_images_over_the_levels():
     def dark(arms):
         rows = table(arms)

@@ -215,6 +215,28 @@ def test_a_network_trained_with_single_images_among_its_groups_predicts_single_i
     assert accuracy[3] > 0.9
 
 
+def test_drawn_meets_every_divisor_of_the_batch_up_to_the_usual_size(digits, monkeypatch):
+    seen = set()
+
+    def note(mode):
+        seen.add((mode.group_size, len(mode.group)))
+        return train.contextlib.nullcontext()
+
+    monkeypatch.setattr(train, "set_mode", note)
+    fit(digits, TrainConfig("small", epochs=3, batch_size=36, num_groups=3, threads=1), "drawn", seed=0)
+    assert seen == {(size, 36 // size) for size in (1, 2, 3, 4, 6, 9, 12)}
+
+
+def test_a_drawn_network_sees_the_batches_and_augmentations_of_the_other_arms(digits):
+    usual = {"epochs": 1, "batch_size": 64, "num_groups": 4, "augment": {"shift": 0.125}, "threads": 1}
+    local = fit(digits, TrainConfig("small", **usual), "local", seed=0).model
+    drawn = fit(digits, TrainConfig("small", **usual, group_sizes=[16]), "drawn", seed=0).model  # B / K alone
+    mixed = fit(digits, TrainConfig("small", **usual), "drawn", seed=0).model
+    weights = [torch.cat([value.flatten() for value in net.parameters()]) for net in (local, drawn, mixed)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.allclose(weights[0], weights[2])
+
+
 def test_group_sizes_that_do_not_divide_the_batch_are_named():
     with pytest.raises(ValueError, match=r"group_sizes must divide batch_size=64, \[3, 0\] do not"):
         TrainConfig("small", epochs=1, batch_size=64, group_sizes=[1, 3, 0])
@@ -256,7 +278,7 @@ def test_a_batch_larger_than_the_training_part_names_both(digits):
 
 
 def test_an_unknown_norm_names_the_valid_ones(digits):
-    with pytest.raises(ValueError, match="unknown norm 'layer'; choose one of batch, local, group, instance"):
+    with pytest.raises(ValueError, match="unknown norm 'layer'; choose one of batch, local, drawn, group, instance"):
         fit(digits, SMALL, "layer", seed=0)
 
 

@@ -115,7 +115,7 @@ def top_classes(
         norm, mode = keys[arm]
         if norm not in networks:
             networks[norm] = load_model(paths.model(experiment, paths.run_name(experiment, norm, seed)))
-            if norm == "local" and any(keys[each][0] == "local" and keys[each][1] in STORED for each in arms):
+            if norm != "batch" and any(keys[each][0] == norm and keys[each][1] in STORED for each in arms):
                 batches = islice(training_batches(dataset, batch_size), STATISTICS_BATCHES)
                 estimate_statistics(networks[norm], batches)
         arguments = predict_arguments(mode, **strengths.get(arm, {}))

@@ -9,7 +9,7 @@ from localnorm.figures.style import GROUP_COLOURS, new_figure, sentence
 
 __all__ = ["plot_strengths"]
 
-NORMS = {"batch": "BN", "local": "LN"}
+NORMS = {"batch": "BN", "local": "LN", "drawn": "LN drawn"}
 MARKERS = ("o", "s", "^", "D")
 
 
@@ -19,15 +19,19 @@ def plot_strengths(tables: dict[str, pd.DataFrame], norms: Sequence[str] = tuple
     Args:
         tables: experiment's title -> its choice.csv, a row a run, n0 and number of last norms: means over seeds are drawn. A sentence
             says so where there are none.
-        norms: those to draw.
+        norms: those to draw, where an experiment has them.
     """
-    if not tables:  # a prior that is given needs no choice
+    norms = [norm for norm in norms if any((table.norm == norm).any() for table in tables.values())]
+    if not norms:  # a prior that is given needs no choice
         return sentence("No sweep of this run had strengths to choose from.")
     figure, axes = new_figure(len(tables), len(norms), 1.9 * len(tables) + 0.5, sharey="row")
     lines = {}
     for row, (title, table) in zip(axes, tables.items(), strict=True):
         means = table.groupby(["norm", "fixed_last", "prior"], as_index=False)[["clean", "noisy"]].mean()
         for axis, norm in zip(row, norms, strict=True):
+            if norm not in set(means.norm):
+                axis.set_visible(False)
+                continue
             counts = sorted(means.fixed_last.unique())
             for count, colour, marker in zip(counts, GROUP_COLOURS, MARKERS, strict=False):
                 chosen = means[(means.norm == norm) & (means.fixed_last == count)]
@@ -43,7 +47,7 @@ def plot_strengths(tables: dict[str, pd.DataFrame], norms: Sequence[str] = tuple
             values = sorted(means.prior.unique())
             axis.set_xticks(values, [f"{value:g}" for value in values])
             axis.minorticks_off()
-            axis.set(title=f"{title}, {NORMS[norm]}", xlabel="n0 (positions)", ylim=(0, 100))
+            axis.set(title=f"{title}, {NORMS[norm]}", xlabel="n0 (positions)", ylim=(0, 104))
         row[0].set_ylabel("accuracy (%)")
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure

@@ -34,6 +34,12 @@ ARM_STYLES = {
     "LN prior": ("#56B4E9", "P", (0, (3, 1, 1, 1))),
     "BN last fixed": ("#8C6D31", "p", (0, (2, 1))),
     "LN last fixed": ("#1B4F3A", "h", (0, (2, 1))),
+    "LN drawn batch": ("#7FB800", "D", "-"),
+    "LN drawn single": ("#B8002A", "v", "-"),
+    "LN drawn vote": ("#5B8C00", "^", (0, (1, 1))),
+    "LN drawn companions": ("#9A86C4", "*", (0, (5, 1, 1, 1, 1, 1))),
+    "LN drawn prior": ("#0B3C6F", "P", (0, (3, 1, 1, 1))),
+    "LN drawn last fixed": ("#6FA287", "h", (0, (2, 1))),
     "GN": ("#999999", "<", "-"),
     "IN": ("#666666", ">", "-"),
 }
