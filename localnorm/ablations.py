@@ -18,7 +18,7 @@ from tqdm import tqdm
 from localnorm import paths
 from localnorm.convert import convert_to_localnorm
 from localnorm.data.dataset import Dataset
-from localnorm.evaluate import SweepConfig, sweep
+from localnorm.evaluate import ARMS, SweepConfig, sweep
 from localnorm.params import from_block
 from localnorm.train import TrainConfig, fit
 
@@ -99,7 +99,8 @@ class Variant:
 
     @property
     def modes(self) -> list[str]:
-        return {"batch": ["fixed", "batch"], "local": ["batch", "single"]}.get(self.norm, ["batch"])
+        asked = {"batch": ["fixed", "batch"], "local": ["batch", "single"], "drawn": ["batch", "single"]}
+        return asked.get(self.norm, ["batch"])
 
 
 def variants(config: AblationConfig, train: TrainConfig) -> list[Variant]:
@@ -143,6 +144,8 @@ def run(
         images=config.images,
         prior_noises={},
         prior=0,
+        # those of single arms are the sweep's own: here all variants are asked on the same images
+        mode_images={name: most for name, most in sweep_config.mode_images.items() if name not in ARMS.values()},
         modes={variant.norm: variant.modes for variant in planned},
     )
     tables = []

@@ -59,6 +59,11 @@ def check_params() -> None:
                 raise ValueError(
                     f"sweep: norms lists {lacking[0]}, and modes has none for it; add e.g. `{lacking[0]}: [batch]` to modes"
                 )
+            if settings["train"].group_sizes and {"local", "drawn"} <= set(params["norms"]):
+                raise ValueError(
+                    f"train: with group_sizes={settings['train'].group_sizes} the norms local and drawn are the same network; "
+                    "leave one of them out of norms, or group_sizes away (drawn then takes the divisors of batch_size)"
+                )
             if "ablations" in settings:
                 variants(settings["ablations"], settings["train"])
         except (ValueError, TypeError) as error:

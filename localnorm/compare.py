@@ -67,8 +67,19 @@ class Comparison:
 
     @property
     def outside(self) -> pd.DataFrame:
-        """The rows of `table` outside their tolerance, or that one side does not have."""
-        return self.table[~self.table.inside]
+        """The rows of `table` outside their tolerance, or that were expected and not obtained."""
+        return self.table[~self.table.inside & self.table.expected.notna()]
+
+    @property
+    def counts(self) -> str:
+        """So many of the expected quantities lie within their tolerance, as "98 of 100"."""
+        expected = len(self.table) - len(self.added)
+        return f"{expected - len(self.outside)} of {expected}"
+
+    @property
+    def added(self) -> pd.DataFrame:
+        """The rows of `table` that the revision does not have, such as those of one more norm."""
+        return self.table[self.table.expected.isna()]
 
 
 def committed(path: Path, revision: str = "HEAD") -> str:
@@ -252,7 +263,12 @@ def report(comparison: Comparison) -> str:
         lines += ["| setting | expected | obtained |", "|---|---|---|"]
         lines += [f"| {name} | {old} | {new} |" for name, (old, new) in comparison.differing.items()]
         lines += [""]
-    lines += [f"{len(table) - len(outside)} of {len(table)} quantities lie within their tolerance.", ""]
+    lines += [f"{comparison.counts} quantities lie within their tolerance.", ""]
+    if len(comparison.added):
+        lines += [
+            f"{len(comparison.added)} more are not in {comparison.revision}, so there is nothing to hold them against.",
+            "",
+        ]
     if len(outside):
         lines += ["Outside, in %:", "", *_markdown(outside), ""]
     lines += (
@@ -317,7 +333,7 @@ SHOWN = {
     "C4": ("accuracy-*", "dvc repro report@*"),
     "C5": ("accuracy-*", "dvc repro report@*"),
     "C6": ("poor-light-*", "dvc repro figure-poor-light@*"),
-    "drawn": ("one-image", "dvc repro report@*"),
+    "drawn": ("one-image", "dvc repro statistics@* && dvc repro --single-item figure-one-image"),
     "C7": ("cost", "make bench && dvc repro --single-item figure-cost numbers"),
     "C8": ("cost", "make bench && dvc repro --single-item figure-cost numbers"),
     "C9": ("ablations-*", "dvc repro figure-ablations@*"),
@@ -412,9 +428,8 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     for each in comparisons:
-        within = len(each.table) - len(each.outside)
         print(
-            f"{each.experiment}: {within} of {len(each.table)} quantities within their tolerance, "
+            f"{each.experiment}: {each.counts} quantities within their tolerance, "
             f"{len(each.verdicts)} verdicts changed, {len(each.differing)} settings differ"
             + (f"; the tables are those of {each.revision}: nothing new was run" if each.unchanged else "")
         )

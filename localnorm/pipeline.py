@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     runs.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: one a core")
     one = commands.add_parser("train", help="one training run, under torchrun or srun on several devices")
     one.add_argument("experiment", help="a name in params.yaml")
-    one.add_argument("norm", help="batch or local")
+    one.add_argument("norm", help="batch, local or drawn")
     one.add_argument("seed", type=int)
     given = parser.parse_args(arguments)
     try:

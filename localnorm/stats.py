@@ -336,7 +336,7 @@ def claims(
     Args:
         table: the tidy sweep of an experiment.
         num_classes: of its data; chance is 1 / num_classes.
-        margin: accuracies closer than this count as the same (C4).
+        margin: accuracies closer than this count as the same (C4, and "drawn" in batches).
         ratio: the multiple of BatchNorm's accuracy that the paper speaks of (C3).
         runs: the predictions of single images, see `paired_differences`.
     """
@@ -366,7 +366,11 @@ def claims(
                     (claim, what, f"{network} {mode}", other, {"part": part}) for other in ("BN fixed", f"BN {mode}")
                 ]
     for mode in ("batch", *ONE_IMAGE):
-        what = "groups of drawn size cost LN nothing in batches" if mode == "batch" else "they help LN on one image"
+        what = (
+            "in batches groups of drawn size cost LN less than the margin"
+            if mode == "batch"
+            else "groups of drawn size make LN better on one image"
+        )
         asked += [
             (
                 "drawn",

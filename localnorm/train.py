@@ -2,7 +2,7 @@
 
 The images stay on the device as uint8 and are augmented there in batches, so no worker processes are needed. Everything
 random in epoch e follows from (seed, e): a run that was killed continues from its last epoch and ends with the same weights.
-Both arms of a pair (batch, local) see the same initial convolutions, batches and augmentations for the same seed.
+All arms of a seed (batch, local, drawn) see the same initial convolutions, batches and augmentations.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ class TrainConfig:
         augment: arguments of `localnorm.data.augment.augment`: flip, shift, rotation, zoom.
         pretrained: start from ImageNet weights.
         precision: Lightning Fabric's: "32-true" or "bf16-mixed".
-        eps: added to the variance in every normalisation layer, the same in both arms; None keeps the network's own.
+        eps: added to the variance in every normalisation layer, the same in all arms; None keeps the network's own.
         compile: run the network through torch.compile.
         threads: of the CPU; None leaves torch's choice. A network of a few thousand weights is fastest on one.
 
@@ -299,7 +299,8 @@ def fit(
         fabric: device, precision and processes; `make_fabric(config.precision)` if None.
 
     Raises:
-        ValueError: fewer training images than a batch, an unknown norm.
+        ValueError: fewer training images than a batch, an unknown norm, or feature maps of one position in a network that is to meet
+            single images.
         FloatingPointError: the loss is no longer finite; names epoch and step.
         MemoryError: the device's memory does not hold a batch.
     """
@@ -344,6 +345,8 @@ def fit(
             "counts": {part: len(dataset.labels(part)) for part in ("train", "validation", "test")},
         },
     }
+    drawn_sizes = _drawn_sizes(config, norm)
+    _check_smallest_group(network, dataset, drawn_sizes)
     history = _resume(checkpoint, network, optimizer, identity) if checkpoint else []
     resumed_at = len(history)
 
@@ -379,7 +382,7 @@ def fit(
             position = (step * fabric.world_size + fabric.global_rank) * config.batch_size
             chosen = order[position : position + config.batch_size]
             batch = augment(standardise(images[chosen], mean, std), generator=generator, **config.augment)
-            with _grouping(config, norm, sizes, fabric.device):
+            with _grouping(config, drawn_sizes, sizes, fabric.device):
                 logits = model(batch.contiguous(memory_format=torch.channels_last))  # (B, num_classes)
             loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=config.label_smoothing)
             fabric.backward(loss)
@@ -427,14 +430,36 @@ def fit(
     return TrainedRun(network, history, record)
 
 
+def _drawn_sizes(config: TrainConfig, norm: str) -> list[int]:
+    """Images a group that a training step draws from; empty where the groups are as the layers are built."""
+    if norm not in ("local", "drawn"):
+        return []
+    if norm == "drawn" and not config.group_sizes:
+        most = config.batch_size // config.num_groups
+        return [size for size in range(1, most + 1) if config.batch_size % size == 0]
+    return config.group_sizes
+
+
+def _check_smallest_group(network: torch.nn.Module, dataset: Dataset, sizes: list[int]) -> None:
+    """Refuse before training what would end it at the step that draws the smallest group."""
+    if not sizes:
+        return
+    smallest = min(sizes)
+    images = torch.zeros(smallest, *dataset.shape, device=next(network.parameters()).device)
+    try:
+        with torch.no_grad(), set_mode(Mode("single", group_size=smallest, assignment="contiguous")):
+            network(images)
+    except ValueError as error:
+        raise ValueError(
+            f"groups of {smallest} image{'' if smallest == 1 else 's'} of {tuple(dataset.shape)} are too small for this network: "
+            f"{error.args[0].split(';')[0]}; take larger images, leave the norm 'drawn' out, or set group_sizes above {smallest}"
+        ) from None
+
+
 def _grouping(
-    config: TrainConfig, norm: str, generator: torch.Generator, device: torch.device
+    config: TrainConfig, sizes: list[int], generator: torch.Generator, device: torch.device
 ) -> contextlib.AbstractContextManager:
     """How LocalNorm layers group the batch of one step: as they are built, or with a drawn number of images a group."""
-    sizes = config.group_sizes if norm in ("local", "drawn") else []
-    if norm == "drawn" and not sizes:
-        most = config.batch_size // config.num_groups
-        sizes = [size for size in range(1, most + 1) if config.batch_size % size == 0]
     if not sizes:
         return contextlib.nullcontext()
     size = sizes[torch.randint(len(sizes), (), generator=generator)]

@@ -107,6 +107,16 @@ def test_a_control_that_lost_its_statistics_is_listed_and_nothing_else_is(projec
     assert f"| BN-batch, noisy | {100 * row.expected:.1f} | {100 * fixed.expected:.1f} |" in compare.report(found)
 
 
+def test_an_arm_that_the_revision_does_not_have_is_said_to_be_new_and_not_outside(project):
+    before = len(compare.compare("digits-small").table)
+    rewrite(lambda table: pd.concat([table, table[table.norm == "local"].assign(norm="group", mode="batch")[::6]]))
+    found = compare.compare("digits-small")
+    assert len(found.added) == len(found.table) - before > 0
+    assert found.added.quantity.str.contains("GN").all()
+    assert found.outside.empty
+    assert f"{len(found.added)} more are not in HEAD" in compare.report(found)
+
+
 def test_an_arm_that_is_missing_is_outside_and_not_left_out(project):
     rewrite(lambda table: table[table["mode"] != "vote"])
     outside = compare.compare("digits-small").outside

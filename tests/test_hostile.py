@@ -286,6 +286,18 @@ def test_a_norm_that_no_mode_is_named_for_is_refused_before_anything_is_trained(
     check_params()
 
 
+def test_two_norms_that_would_train_the_same_network_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = deepcopy(PARAMS) | {"norms": ["batch", "local", "drawn"]}
+    params["digits-small"]["sweep"]["modes"]["drawn"] = ["single"]
+    write_params(tmp_path, yaml.safe_dump(params))
+    check_params()
+    params["digits-small"]["train"]["group_sizes"] = [1, 16]
+    write_params(tmp_path, yaml.safe_dump(params))
+    with pytest.raises(ValueError, match=r"with group_sizes=\[1, 16\] the norms local and drawn are the same network"):
+        check_params()
+
+
 # --------------------------------------------------------------------------------------------------- checkpoints of strangers
 
 

@@ -77,12 +77,6 @@ def test_a_missing_run_is_said_and_nothing_is_left_out_silently(project):
         results.collect_runs("digits-small", ["local"], [7])
 
 
-def test_a_norm_that_was_not_trained_yet_is_left_out_and_said(project, capsys):
-    found = results.collect_runs("digits-small", ["batch", "local", "drawn"], [0, 1])
-    assert set(found.sweep.norm) == {"batch", "local"}
-    assert "no run of drawn is there" in capsys.readouterr().out
-
-
 @pytest.fixture
 def copied(project, tmp_path, monkeypatch):
     """The runs alone, as a clone has them: no images, no weights."""
@@ -99,6 +93,21 @@ def test_the_tables_come_from_the_kept_runs_without_images_and_weights(project, 
     about = json.loads((project / "data" / "statistics" / "digits-small" / "about.json").read_text())
     assert again.about == about
     assert about["counts"]["test"] == 449
+
+
+def test_a_third_norm_costs_the_pair_no_seeds_and_joins_when_it_has_them_all(copied, capsys):
+    def drawn(seed):
+        shutil.copytree(copied / f"digits-small-local-s{seed}", copied / f"digits-small-drawn-s{seed}")
+
+    for norms in ([], [0]):
+        for seed in norms:
+            drawn(seed)
+        found = results.collect_runs("digits-small", ["batch", "local", "drawn"], [0, 1])
+        assert found.sweep.groupby("norm").seed.nunique().to_dict() == {"batch": 2, "local": 2}
+        assert "left out: drawn, which has not all of these seeds yet" in capsys.readouterr().out
+    drawn(1)
+    found = results.collect_runs("digits-small", ["batch", "local", "drawn"], [0, 1])
+    assert found.sweep.groupby("norm").seed.nunique().to_dict() == {"batch": 2, "local": 2, "drawn": 2}
 
 
 def test_runs_of_other_settings_or_images_do_not_join(copied):

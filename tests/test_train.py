@@ -219,7 +219,8 @@ def test_drawn_meets_every_divisor_of_the_batch_up_to_the_usual_size(digits, mon
     seen = set()
 
     def note(mode):
-        seen.add((mode.group_size, len(mode.group)))
+        if isinstance(mode.group, torch.Tensor):  # not the look at the smallest group, before training
+            seen.add((mode.group_size, len(mode.group)))
         return train.contextlib.nullcontext()
 
     monkeypatch.setattr(train, "set_mode", note)
@@ -235,6 +236,13 @@ def test_a_drawn_network_sees_the_batches_and_augmentations_of_the_other_arms(di
     weights = [torch.cat([value.flatten() for value in net.parameters()]) for net in (local, drawn, mixed)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.allclose(weights[0], weights[2])
+
+
+def test_images_too_small_to_be_normalised_alone_are_refused_before_training(digits, monkeypatch):
+    monkeypatch.setattr(train, "F", None)  # a step of training would need it
+    config = TrainConfig("resnet18", epochs=1, batch_size=64, num_groups=4, threads=1)  # 8 pixels end as one position
+    with pytest.raises(ValueError, match=r"groups of 1 image of \(1, 8, 8\) are too small .* set group_sizes above 1"):
+        fit(digits, config, "drawn", seed=0)
 
 
 def test_group_sizes_that_do_not_divide_the_batch_are_named():
