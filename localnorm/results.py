@@ -298,7 +298,7 @@ CLAIMS = {
     "C4": "LocalNorm is the same or slightly better on clean images.",
     "C5": "On large images LocalNorm works on a single test image.",
     "C6": "Poorly lit objects are recognised from one image.",
-    "drawn": "LocalNorm whose images a group are drawn for each step, from one to B / K, beats LocalNorm on one image and equals it in batches.",
+    "drawn": "LocalNorm with images a group drawn for each step, from one to B / K, beats LocalNorm on one image and equals it in batches.",
     "C7": "The extra cost of training is negligible.",
     "C8": "There is little or no extra cost at inference.",
     "C9": "LocalNorm can be put into many already-trained networks simply.",
