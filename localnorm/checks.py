@@ -4,8 +4,8 @@ A mistake in params.yaml costs a second here, and hours where the stage that stu
 """
 
 import json
-import math
 import re
+import sys
 from collections.abc import Callable, Container
 from contextlib import ExitStack
 from types import UnionType
@@ -25,6 +25,8 @@ from localnorm.train import TrainConfig
 __all__ = ["check_params", "repair_dvc"]
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # a folder's name, and a word of the commands in dvc.yaml
+
+LARGEST = 2**63  # whole numbers below fit what they are handed to
 
 GIVEN = ("output", "table", "num_classes", "runs")  # arguments of a stage's function that are no settings
 
@@ -131,7 +133,9 @@ def _fits(value, kind) -> bool:
             isinstance(value, dict) and set(value) == set(types) and all(_fits(value[key], types[key]) for key in types)
         )
     if kind is float:
-        return type(value) in (int, float) and abs(value) < math.inf
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    if kind is int:
+        return type(value) is int and abs(value) < LARGEST
     return type(value) is kind
 
 

@@ -227,6 +227,8 @@ PLACES = [
 @example(place=["digits-small", "sweep", "batches"], value=[])
 @example(place=["digits-small", "sweep", "batches"], value={"sizes": [1], "conditions": 3, "images": 8})
 @example(place=["digits-small", "statistics", "margin"], value="1e-3")
+@example(place=["digits-small", "train", "learning_rate"], value=10**400)
+@example(place=["digits-small", "train", "batch_size"], value=10**400)
 def test_a_mistyped_value_in_params_is_accepted_or_refused_by_name(tmp_path, monkeypatch, place, value):
     params = deepcopy(PARAMS)
     *way, last = place

@@ -38,7 +38,9 @@ def plot_one_image(summaries: dict[str, pd.DataFrame], references: Sequence[str]
             for part, face in (("clean", "white"), ("noisy", colour)):
                 low, high = row[f"{part}_low"], row[f"{part}_high"]
                 axis.plot([low, high], [height] * 2, color=colour, linewidth=1)  # nothing of one seed
-                axis.plot(row[part], height, marker, color=colour, markerfacecolor=face, markersize=5)
+                axis.plot(
+                    row[part], height, marker=marker, linestyle="", color=colour, markerfacecolor=face, markersize=5
+                )
         axis.axhline(sum(arm in shown for arm in references) - 0.5, color="0.7", linewidth=0.6)
         axis.grid(axis="x", color="0.9", linewidth=0.6)
         axis.set(title=title, xlim=(-4, 104), xticks=range(0, 101, 25), xlabel="accuracy (%)")

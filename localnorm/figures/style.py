@@ -21,7 +21,7 @@ __all__ = ["ARM_STYLES", "COLUMN", "WIDTH", "new_figure", "save"]
 WIDTH = 6.75  # inches: a full text width
 COLUMN = 3.375  # inches: a column of two
 
-# arm -> (colour, marker, line style); BatchNorm dashed, LocalNorm solid, one image alone dotted
+# arm -> (colour, marker, line style); BatchNorm dashed, LocalNorm solid, one image alone dotted; (3, 1, 0) is a star of three points
 ARM_STYLES = {
     "BN fixed": ("#000000", "o", (0, (4, 1.5))),
     "BN-batch": ("#E69F00", "s", (0, (4, 1.5))),
@@ -36,10 +36,10 @@ ARM_STYLES = {
     "LN last fixed": ("#1B4F3A", "h", (0, (2, 1))),
     "LN drawn batch": ("#7FB800", "8", "-"),
     "LN drawn single": ("#B8002A", "H", (0, (1, 1))),
-    "LN drawn vote": ("#5B8C00", "^", (0, (6, 1, 1, 1))),
-    "LN drawn companions": ("#9A86C4", "*", (0, (6, 1, 1, 1))),
-    "LN drawn prior": ("#0B3C6F", "P", (0, (6, 1, 1, 1))),
-    "LN drawn last fixed": ("#6FA287", "h", (0, (6, 1, 1, 1))),
+    "LN drawn vote": ("#5B8C00", (3, 1, 0), (0, (6, 1, 1, 1))),
+    "LN drawn companions": ("#9A86C4", (4, 1, 0), (0, (6, 1, 1, 1))),
+    "LN drawn prior": ("#0B3C6F", (6, 1, 0), (0, (6, 1, 1, 1))),
+    "LN drawn last fixed": ("#6FA287", (8, 1, 0), (0, (6, 1, 1, 1))),
     "GN": ("#999999", "<", "-"),
     "IN": ("#666666", ">", "-"),
 }
