@@ -248,7 +248,7 @@ def _preparing() -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
             start = time.perf_counter()
             try:
-                prepare(name, Path(folder) / name, size=size, test=0.2)
+                prepare(name, Path(folder) / name, image_size=size, test=0.2)
             except (OSError, RuntimeError, ValueError) as error:
                 print(
                     f"{name} is not on this machine, so preparing it is not measured: {str(error).splitlines()[0]}",

@@ -121,7 +121,7 @@ def test_images_of_ones_own_go_from_a_folder_to_a_report_by_the_block_that_the_n
     (project / "dvc.lock").unlink(missing_ok=True)
     pictures = write_sample_folder(tmp_path / "photos of mine", images=300, size=8)
     notebook = ["papermill", "-k", "python3", "--no-progress-bar", "notebooks/your-own-images.ipynb", "executed.ipynb"]
-    run([*notebook, "-p", "folder", str(pictures), "-p", "size", "8", "-p", "epochs", "2"], project)
+    run([*notebook, "-p", "folder", str(pictures), "-p", "image_size", "8", "-p", "epochs", "2"], project)
 
     outputs = [
         o for cell in json.loads((project / "executed.ipynb").read_text())["cells"] for o in cell.get("outputs", [])

@@ -118,6 +118,21 @@ def test_params_of_the_repository_are_valid():
     check()
 
 
+@pytest.mark.parametrize("file", ["params.yaml", "params/released.yaml"])
+def test_every_parameter_has_a_name_that_dvcs_run_cache_sees(file):
+    """Under the names of a file's own metadata DVC overlooks a change and gives the outputs of the old value."""
+    from dvc_data.hashfile.meta import Meta
+
+    def names(block) -> set[str]:
+        if not isinstance(block, dict):
+            return set()
+        return set(block).union(*map(names, block.values()))
+
+    found = names(yaml.safe_load((ROOT / file).read_text()))
+    assert "image_size" in found
+    assert not found & {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
+
+
 def test_an_unknown_experiment_names_the_ones_there_are():
     with pytest.raises(
         ValueError, match=r"unknown experiment 'digit'; params\.yaml has digits-small, cifar10-resnet32"

@@ -215,7 +215,7 @@ def test_cars_are_cut_to_the_box_and_16_pixels_and_grey_ones_become_rgb(raw, tmp
     path = write_container(raw / "stanford_cars", "folder", cars_files())
     counts = {"train": 9, "test": 6}
     redefine(monkeypatch, "cars", "Stanford Cars", "cars-devkit", {path.name: path}, counts, num_classes=3)
-    data = load(prepare("cars", tmp_path / "out", size=48))
+    data = load(prepare("cars", tmp_path / "out", image_size=48))
     assert data.shape == (3, 48, 48)
     assert "16 pixels" in data.provenance["cropped"]
     for part in PARTS:
@@ -308,16 +308,16 @@ def test_only_a_few_pictures_are_in_memory_at_once():
 def test_images_of_several_sizes_ask_for_one(raw, tmp_path):
     files = image_files() | {"train/class0/odd.png": picture(9, (7, 6))}
     write_container(raw / "birds", "zip", files)
-    with pytest.raises(ValueError, match=r"pixels, others are \d x \d; give size"):
+    with pytest.raises(ValueError, match=r"pixels, others are \d x \d; give image_size"):
         prepare("birds", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert load(prepare("birds", tmp_path / "out", size=5)).shape == (3, 5, 5)
+    assert load(prepare("birds", tmp_path / "out", image_size=5)).shape == (3, 5, 5)
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"size": 0}, "size is a side in pixels, at least 1, got 0"),
+        ({"image_size": 0}, "image_size is a side in pixels, at least 1, got 0"),
         ({"validation": 0}, "shares between 0 and 1, got 0 and 0.1"),
         ({"test": 1.5}, "shares between 0 and 1, got 0.1 and 1.5"),
         ({"limit": 0}, "limit is a number of images, at least 1, got 0"),
@@ -468,7 +468,7 @@ def test_a_damaged_folder_is_refused_when_it_is_opened(prepared, damage):
 
 def test_the_command_line_prepares_verifies_lists_and_reports_errors_plainly(raw, tmp_path, capsys):
     write_container(raw / "birds", "zip", image_files())
-    assert main(["prepare", "birds", str(tmp_path / "out"), "--size", "4", "--limit", "5"]) == 0
+    assert main(["prepare", "birds", str(tmp_path / "out"), "--image-size", "4", "--limit", "5"]) == 0
     assert "birds: 5 train, 2 validation, 5 test images of 3 x 4 x 4, 3 classes" in capsys.readouterr().out
     assert main(["verify", "birds"]) == 0
     assert "birds: sha256:" in capsys.readouterr().out

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("prepare", help="write a data set's uint8 tensors into a folder")
     command.add_argument("dataset", help="a built-in name, or that of your own image folder or archive")
     command.add_argument("output", type=Path)
-    command.add_argument("--size", type=int, help="side in pixels (default: the images' own)")
+    command.add_argument("--image-size", type=int, help="side in pixels (default: the images' own)")
     command.add_argument(
         "--validation", type=float, default=0.1, help="share of the training images (default: %(default)s)"
     )

@@ -42,7 +42,7 @@ def prepare(
     dataset: str,
     output: str | Path,
     *,
-    size: int | None = None,
+    image_size: int | None = None,
     validation: float = 0.1,
     test: float = 0.1,
     seed: int = 0,
@@ -54,8 +54,8 @@ def prepare(
     Args:
         dataset: "digits", "cifar10", "cars", "mnist", or the name of an image folder or archive of one's own.
         output: folder to write; what was there is replaced, and only once the new one is whole.
-        size: side in pixels to which images are resized (squashed to a square, as released); None keeps the images' own
-            size, which then must be the same for all.
+        image_size: side in pixels to which images are resized (squashed to a square, as released); None keeps the images' own,
+            which then must be the same for all.
         validation: share of the training images kept for validation, stratified, where the source has no part for it.
         test: share of the training images first cut off for testing, stratified, where the source has no test images.
         seed: of the splits and of the order of rows.
@@ -69,8 +69,8 @@ def prepare(
         ValueError: an argument out of its range, or a source that is unsafe, damaged or not what it claims to be.
         FileNotFoundError: the data is neither here nor to be had; the message says what was tried and how to supply it.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size is a side in pixels, at least 1, got {size}")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size is a side in pixels, at least 1, got {image_size}")
     if not (0 < validation < 1 and 0 < test < 1):
         raise ValueError(f"validation and test are shares between 0 and 1, got {validation} and {test}")
     if limit is not None and limit < 1:
@@ -105,7 +105,7 @@ def prepare(
         shutil.rmtree(temporary, ignore_errors=True)  # what a killed run left
         temporary.mkdir()
         try:
-            shape = _write_images(temporary, listing, parts, size, channels or description.channels)
+            shape = _write_images(temporary, listing, parts, image_size, channels or description.channels)
             _write_labels(temporary, listing, parts)
             mean, std = _pixel_statistics(temporary / "train-images.npy")
             record = {
@@ -202,7 +202,7 @@ def _write_images(
             if pixels.shape != shape:
                 raise ValueError(
                     f"{listing.names[index]} is {pixels.shape[2]} x {pixels.shape[1]} pixels, others are {shape[2]} x "
-                    f"{shape[1]}; give size, the side in pixels to which all are resized"
+                    f"{shape[1]}; give image_size, the side in pixels to which all are resized"
                 )
             part, row = place.pop(index)
             files[part].seek(first_row[part] + row * pixels.size)
