@@ -341,7 +341,8 @@ VERDICTS = ("holds", "holds in part", "undecided", "does not hold here")  # in t
 
 
 def verdicts_of(results: list[dict]) -> list[dict]:
-    """The results of a claim in short, those against BN fixed apart from those against BN asked alike (BN-batch, BN prior ...).
+    """The results of a claim in short, apart by what they are against: BN fixed, BN asked alike (BN-batch, BN prior ...), or BN with a
+    prior where the other arm has none.
 
     Returns:
         A row a kind: against, empty where there is one kind alone; and found, on -> verdict -> what it is of: the arm where arms
@@ -349,10 +350,12 @@ def verdicts_of(results: list[dict]) -> list[dict]:
     """
     kinds: dict[str, list[dict]] = {}
     for row in results:
-        kinds.setdefault("BN fixed" if row["second"] == "BN fixed" else "BN asked alike", []).append(row)
+        kinds.setdefault(_against(row), []).append(row)
     rows = []
     for kind, group in kinds.items():
-        differ = [key for key in ("first", "part") if len({row[key] for row in group}) > 1] or ["part"]
+        differ = [key for key in ("first", "part") if len({row[key] for row in group}) > 1] or [
+            "first" if kind == "BN prior" else "part"
+        ]
         found: dict[str, dict[str, list[str]]] = {}
         for row in group:
             label, *part = (row[key] for key in differ)
@@ -361,6 +364,12 @@ def verdicts_of(results: list[dict]) -> list[dict]:
         ordered = {on: {v: verdicts[v] for v in VERDICTS if v in verdicts} for on, verdicts in found.items()}
         rows.append({"against": kind if len(kinds) > 1 else "", "found": ordered})
     return rows
+
+
+def _against(row: dict) -> str:
+    if row["second"] == "BN fixed":
+        return "BN fixed"
+    return "BN prior" if row["second"] == "BN prior" and not row["first"].endswith("prior") else "BN asked alike"
 
 
 def _results_of(claim: str, experiments: dict) -> list[dict]:
@@ -697,10 +706,11 @@ def readme_table(numbers: dict) -> str:
     """The README's results: the verdicts, then a table an experiment with links to its figure, notebook and stage."""
     lines = _verdict_table(numbers)
     for name, experiment in numbers["experiments"].items():
-        training = experiment["training"]
+        training, (_, height, width) = experiment["training"], experiment["about"]["shape"]
         lines += [
             f"**{experiment['label']}**, `{training['model']}`, {training['epochs']} epochs, {seed_count(training['seeds'])}, "
-            f"{experiment['test_images']} test images, {training['device']}: [figure](paper/figures/accuracy-{name}.pdf), "
+            f"{experiment['test_images']} test images of {width} x {height} pixels, {training['device']}: "
+            f"[figure](paper/figures/accuracy-{name}.pdf), "
             f"[notebook](notebooks/figure-accuracy.ipynb), stage `report@{name}`",
             "",
             "| arm | clean | noisy |",

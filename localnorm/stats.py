@@ -365,6 +365,8 @@ def claims(
                 asked += [
                     (claim, what, f"{network} {mode}", other, {"part": part}) for other in ("BN fixed", f"BN {mode}")
                 ]
+        if part == "noisy" or dark:  # one image without the help of others against BN's best way with that help
+            asked.append((claim, what, "LN drawn single", "BN prior", {"part": part}))
     for mode in ("batch", *ONE_IMAGE):
         what = (
             "in batches groups of drawn size cost LN less than the margin"

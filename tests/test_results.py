@@ -144,6 +144,7 @@ def test_verdicts_in_short_name_what_differs_and_keep_the_two_controls_apart():
         row("Digits", "LN single", "BN single", "noisy", "undecided"),
         row("Cars", "LN prior", "BN fixed", "noisy", "does not hold here"),
         row("Cars", "LN prior", "BN prior", "noisy", "holds"),
+        row("Cars", "LN drawn single", "BN prior", "noisy", "undecided"),
     ]
     assert results.verdicts_of(two) == [
         {
@@ -154,6 +155,7 @@ def test_verdicts_in_short_name_what_differs_and_keep_the_two_controls_apart():
             "against": "BN asked alike",
             "found": {"Digits": {"undecided": ["LN single"]}, "Cars": {"holds": ["LN prior"]}},
         },
+        {"against": "BN prior", "found": {"Cars": {"undecided": ["LN drawn single"]}}},
     ]
 
 

@@ -222,6 +222,7 @@ def test_groups_of_drawn_size_are_set_against_the_same_arms_of_localnorm_and_in_
         ("local", "single"): [(0.1, 0.1, 0.1)] * 6,
         ("drawn", "batch"): [(0.895, 0.5 + w, 0.4) for w in wobble],
         ("drawn", "single"): [(0.8 + w, 0.5, 0.4 + w) for w in wobble],
+        ("batch", "prior"): [(0.8, 0.6 + w, 0.5) for w in wobble],
     }
     found = stats.claims(table(arms), num_classes=10, margin=0.01, ratio=3)
     verdicts = found.set_index(["claim", "first", "second", "part"]).verdict
@@ -231,6 +232,8 @@ def test_groups_of_drawn_size_are_set_against_the_same_arms_of_localnorm_and_in_
         assert verdicts["drawn", "LN drawn single", "LN single", part] == "holds"
     assert verdicts["C5", "LN drawn single", "BN fixed", "noisy"] == "holds"
     assert verdicts["C5", "LN single", "BN fixed", "noisy"] == "does not hold here"
+    assert verdicts["C5", "LN drawn single", "BN prior", "noisy"] == "does not hold here", "BN's best way to one image"
+    assert ("C5", "LN single", "BN prior", "noisy") not in verdicts.index
 
 
 def test_poor_light_is_the_paired_difference_on_dark_images_over_the_levels():

@@ -63,10 +63,11 @@ def describe(experiment: str) -> str:
     runs = read_table("runs", experiment)
     images = scored_images(read_table("sweep", experiment))
     counts, first = about["counts"], runs.iloc[0]
+    _, height, width = about["shape"]
     source = f" ({about['provenance']['note']})" if about["provenance"]["lossy"] else ""
     epochs = f"{first.epochs} epoch{'s' if first.epochs > 1 else ''}"
     return (
-        f"{about['title']}{source}: {counts['train']:,} training and {counts['test']:,} test images, {images} of them "
-        f"scored; {first.model}, {epochs}, batches of {first.batch_size} in {first.num_groups} groups; "
+        f"{about['title']}{source}: {counts['train']:,} training and {counts['test']:,} test images of {width} x {height} pixels, "
+        f"{images} of them scored; {first.model}, {epochs}, batches of {first.batch_size} in {first.num_groups} groups; "
         f"{seed_count(runs.seed.nunique())}; {', '.join(sorted(runs.device.unique()))}, torch {first.torch}"
     )

@@ -30,6 +30,7 @@ __all__ = ["chosen_strengths", "darken", "folder_images", "plot_poor_light", "to
 ONE_IMAGE = ("fixed", "single", "vote", "prior", "last_fixed")  # modes in which an image meets no other
 STATISTICS_BATCHES = 64  # of training images: enough for a figure of a few images, where the sweep takes all
 TOP = 5
+PRINTED = 112  # pixels a side at most: 160 an inch, where photographs kept without loss would make a page of a megabyte
 
 
 def folder_images(folder: str | Path, dataset: Dataset) -> tuple[list[str], Tensor]:
@@ -138,7 +139,8 @@ def plot_poor_light(
     classes: Sequence[str],
     labels: Sequence[int] | None = None,
 ) -> Figure:
-    """A row an image and level: the image as the networks get it, then each arm's five likeliest classes as bars.
+    """A row an image and level: the image that the networks get, printed with at most 112 pixels a side, then each arm's five likeliest
+    classes as bars.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -156,8 +158,10 @@ def plot_poor_light(
     )
     for number, ((image, level), answer) in enumerate(answers.groupby(["image", "level"], sort=True)):
         row = axes[number]
-        shown = darken(images[image : image + 1], level)[0].movedim(0, -1)  # (H, W, C)
-        row[0].imshow(shown.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
+        shown = darken(images[image : image + 1], level)  # (1, C, H, W)
+        if shown.shape[-1] > PRINTED:
+            shown = torch.nn.functional.interpolate(shown, PRINTED, mode="bilinear", antialias=True)
+        row[0].imshow(shown[0].movedim(0, -1).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
         row[0].set(xticks=[], yticks=[])
         name = textwrap.fill(names[image], 14, break_long_words=True)
         row[0].set_ylabel(f"{name}\n{100 * (1 - level):.0f} % light", rotation=0, ha="right", va="center", fontsize=6)
