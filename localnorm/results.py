@@ -703,25 +703,35 @@ README_MARKS = "<!-- results: written by `python -m localnorm.results --readme` 
 
 
 def readme_table(numbers: dict) -> str:
-    """The README's results: the verdicts, then a table an experiment with links to its figure, notebook and stage."""
-    lines = _verdict_table(numbers)
-    for name, experiment in numbers["experiments"].items():
+    """The README's results: every arm on every data set side by side, what was measured, then the verdicts."""
+    experiments = numbers["experiments"]
+    lines = [*_arms_table(numbers), ""]
+    for name, experiment in experiments.items():
         training, (_, height, width) = experiment["training"], experiment["about"]["shape"]
-        lines += [
-            f"**{experiment['label']}**, `{training['model']}`, {training['epochs']} epochs, {seed_count(training['seeds'])}, "
+        lines.append(
+            f"- **{experiment['label']}**: `{training['model']}`, {training['epochs']} epochs, {seed_count(training['seeds'])}, "
             f"{experiment['test_images']} test images of {width} x {height} pixels, {training['device']}: "
             f"[figure](paper/figures/accuracy-{name}.pdf), "
-            f"[notebook](notebooks/figure-accuracy.ipynb), stage `report@{name}`",
-            "",
-            "| arm | clean | noisy |",
-            "|---|--:|--:|",
-            *(
-                f"| {arm} | {values['text']['clean']} | {values['text']['noisy']} |"
-                for arm, values in experiment["arms"].items()
-            ),
-            "",
-        ]
-    return "\n".join(lines)
+            f"[notebook](notebooks/figure-accuracy.ipynb), stage `report@{name}`"
+        )
+    return "\n".join([*lines, "", *_verdict_table(numbers)])
+
+
+def _arms_table(numbers: dict) -> list[str]:
+    """A row an arm, a column an experiment; the last row is what LocalNorm itself adds, which is the claim "control"."""
+    experiments = numbers["experiments"].values()
+    heads = [f"{experiment['label']}: clean<br>noisy" for experiment in experiments]
+    lines = [f"| arm | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
+    for arm in dict.fromkeys(arm for experiment in experiments for arm in experiment["arms"]):
+        texts = [experiment["arms"].get(arm, {}).get("text") for experiment in experiments]
+        cells = [f"{text['clean']}<br>{text['noisy']}" if text else "not run" for text in texts]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    control = [row for claim in numbers["claims"] if claim["claim"] == "control" for row in claim["results"]]
+    added = {row["on"]: f"{row['text']}: **{row['verdict']}**" for row in control}
+    if added:
+        cells = [added.get(experiment["label"], "not tested here") for experiment in experiments]
+        lines.append(f"| *What LocalNorm itself adds: LN batch - BN-batch, noisy, points* | {' | '.join(cells)} |")
+    return lines
 
 
 def _verdict_table(numbers: dict) -> list[str]:

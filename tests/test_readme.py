@@ -45,3 +45,40 @@ def test_the_table_of_results_is_the_one_that_the_pipeline_made(committed_result
     assert table.strip() == readme_table(json.loads(numbers.read_text())).strip(), (
         "run `python -m localnorm.results --readme`"
     )
+
+
+def test_the_words_above_the_results_say_what_the_verdicts_say(committed_results):
+    numbers = json.loads((ROOT / "paper" / "numbers.json").read_text())
+    results = [row | {"claim": claim["claim"]} for claim in numbers["claims"] for row in claim["results"]]
+    photographs = set(numbers["experiments"]) - {"digits-small"}
+
+    def verdicts(claim, first, second, part="noisy"):
+        key = (claim, first, second, part)
+        return {
+            row["experiment"]: row["verdict"]
+            for row in results
+            if (row["claim"], row["first"], row["second"], row["part"]) == key
+        }
+
+    lead = " ".join(README.partition("## Results")[2].partition("Accuracy in %")[0].split())
+    assert "Under noise LocalNorm is far ahead of BatchNorm with fixed statistics" in lead
+    assert set(verdicts("C3", "LN batch", "BN fixed").values()) == {"holds"}
+    assert "So is the same BatchNorm network once its statistics come from the test batch" in lead
+    assert set(verdicts("C2", "BN-batch", "BN fixed").values()) == {"holds"}
+    assert "LocalNorm is on no data set ahead of that" in lead
+    control = verdicts("control", "LN batch", "BN-batch")
+    assert len(control) == len(numbers["experiments"])
+    assert "holds" not in control.values()
+    assert "On clean photographs it is behind" in lead
+    behind = verdicts("C4", "LN batch", "BN fixed", "clean")
+    assert {behind[name] for name in photographs} == {"does not hold here"}
+    assert (
+        "Neither network, as it is, works on one photograph alone; with a prior from the training set both do" in lead
+    )
+    for name in photographs:
+        arms = numbers["experiments"][name]["arms"]
+        for norm in ("BN", "LN"):
+            assert arms[f"{norm} single"]["clean"] < 0.3
+            assert arms[f"{norm} single"]["noisy"] < arms["BN fixed"]["noisy"]
+            assert arms[f"{norm} prior"]["noisy"] > arms["BN fixed"]["noisy"]
+            assert arms[f"{norm} prior"]["clean"] > 0.9 * arms["BN fixed"]["clean"]

@@ -190,6 +190,23 @@ def test_the_readme_says_every_verdict_and_calls_those_of_few_seeds_provisional(
     assert "| claim | Digits, 6 seeds |\n" in results.readme_table(numbers)
 
 
+def test_the_readme_sets_every_arm_on_every_data_set_side_by_side(project):
+    numbers = results.collect_numbers()
+    digits = numbers["experiments"]["digits-small"]
+    *fewer, last = digits["arms"]
+    numbers["experiments"]["cars"] = {**digits, "label": "Cars", "arms": {arm: digits["arms"][arm] for arm in fewer}}
+    (control,) = [claim for claim in numbers["claims"] if claim["claim"] == "control"]
+    control["results"][0] |= {"text": "-0.8 [-1.3, -0.1]", "verdict": "undecided"}
+    table = results.readme_table(numbers)
+    assert "| arm | Digits: clean<br>noisy | Cars: clean<br>noisy |\n|---|--:|--:|\n" in table
+    shown = "<br>".join(digits["arms"][last]["text"][part] for part in ("clean", "noisy"))
+    assert f"| {last} | {shown} | not run |\n" in table
+    assert ", noisy, points* | -0.8 [-1.3, -0.1]: **undecided** | not tested here |\n" in table
+    assert [table.index(f"\n| {arm} |") for arm in digits["arms"]] == sorted(
+        table.index(f"\n| {arm} |") for arm in digits["arms"]
+    )
+
+
 def test_arms_that_always_answer_alike_are_named(project):
     folder = paths.statistics("digits-small")
     answers = pd.read_csv(folder / "answers.csv")
