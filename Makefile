@@ -23,7 +23,7 @@ help: ## say what there is
 quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results, figures, paper
 	python -m localnorm.pipeline runs $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))
 	dvc repro report@$(EXPERIMENT)
-	dvc repro --single-item shifts@$(EXPERIMENT) figure-fixed-against-batch figure-one-image figure-strengths numbers paper
+	dvc repro --single-item shifts@$(EXPERIMENT) figure-batches@$(EXPERIMENT) figure-fixed-against-batch figure-one-image figure-strengths numbers paper
 	@[ ! -e .git ] || python -m localnorm.compare $(EXPERIMENT) || true # an experiment of one's own has nothing to compare with
 	@python -m localnorm.results $(EXPERIMENT)
 

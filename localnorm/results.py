@@ -5,12 +5,13 @@ Every number of the paper goes through `collect_numbers`, with the record of wha
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from localnorm import paths, stats
+from localnorm import noise, paths, stats
 from localnorm.evaluate import SweepConfig, load_predictions
 from localnorm.figures.captions import describe, experiments_with_results, scored_images, seed_count, title
 from localnorm.figures.estimates import clean_and_noisy
@@ -298,7 +299,7 @@ CLAIMS = {
     "C4": "LocalNorm is the same or slightly better on clean images.",
     "C5": "On large images LocalNorm works on a single test image.",
     "C6": "Poorly lit objects are recognised from one image.",
-    "drawn": "LocalNorm with images a group drawn for each step, from one to B / K, beats LocalNorm on one image and equals it in batches.",
+    "drawn": "LocalNorm trained with a group size drawn for each step (1 to B / K) beats LocalNorm on one image and equals it in batches.",
     "C7": "The extra cost of training is negligible.",
     "C8": "There is little or no extra cost at inference.",
     "C9": "LocalNorm can be put into many already-trained networks simply.",
@@ -310,8 +311,9 @@ def collect_numbers() -> dict:
 
     Returns:
         experiments: name -> {label, source, about, training, test_images, conditions; suites (noises a suite); arms; constant (arms
-            that answer with one class alone); strengths (n0 that the networks took); mcnemar; equal (accuracy at equal images a
-            statistic); ablations; claims}. A label is the data set's title, with the network where two experiments share it.
+            that answer with one class alone); prior_noises (that n0 is chosen by); strengths (n0 that the networks took); mcnemar; equal
+            (accuracy at equal images a statistic); ablations; claims}. A label is the data set's title, with the network where two
+            experiments share it.
         claims: C1 to C9, the control, and what is not the original's ("drawn"), each with its statement, its verdicts in short (see
             `verdicts_of`) and a row a result; no rows, not tested.
         figures: name -> caption of every figure in paper/figures.
@@ -341,35 +343,38 @@ VERDICTS = ("holds", "holds in part", "undecided", "does not hold here")  # in t
 
 
 def verdicts_of(results: list[dict]) -> list[dict]:
-    """The results of a claim in short, apart by what they are against: BN fixed, BN asked alike (BN-batch, BN prior ...), or BN with a
-    prior where the other arm has none.
+    """The results of a claim in short, apart by whether their first arm is the original's, and by what they are against: BN fixed, BN in
+    the same mode (BN-batch, BN prior ...), or BN with a prior where the other arm has none.
 
     Returns:
-        A row a kind: against, empty where there is one kind alone; and found, on -> verdict -> what it is of: the arm where arms
-        differ, and the part where parts do.
+        A row a kind, the original's first: ours; against, empty where there is one kind alone; and found, on -> verdict -> what it
+        is of: the arm where arms differ, and the part where parts do.
     """
-    kinds: dict[str, list[dict]] = {}
+    kinds: dict[tuple[bool, str], list[dict]] = {}
     for row in results:
-        kinds.setdefault(_against(row), []).append(row)
+        kinds.setdefault((_is_ours(row["first"]), _against(row)), []).append(row)
+    differ = [key for key in ("first", "part") if len({row[key] for row in results}) > 1] or ["part"]
     rows = []
-    for kind, group in kinds.items():
-        differ = [key for key in ("first", "part") if len({row[key] for row in group}) > 1] or [
-            "first" if kind == "BN prior" else "part"
-        ]
+    for (ours, against), group in sorted(kinds.items(), key=lambda kind: kind[0][0]):
         found: dict[str, dict[str, list[str]]] = {}
         for row in group:
             label, *part = (row[key] for key in differ)
             label = f"{label} ({part[0]})" if part else label
             found.setdefault(row["on"], {}).setdefault(row["verdict"], []).append(label)
         ordered = {on: {v: verdicts[v] for v in VERDICTS if v in verdicts} for on, verdicts in found.items()}
-        rows.append({"against": kind if len(kinds) > 1 else "", "found": ordered})
+        rows.append({"ours": ours, "against": against if len(kinds) > 1 else "", "found": ordered})
     return rows
+
+
+def _is_ours(arm: str) -> bool:
+    """Whether an arm is this package's and not the original's: see the README on *prior*, *last fixed* and *LN drawn*."""
+    return arm.startswith("LN drawn") or arm.endswith((" prior", " last fixed"))
 
 
 def _against(row: dict) -> str:
     if row["second"] == "BN fixed":
         return "BN fixed"
-    return "BN prior" if row["second"] == "BN prior" and not row["first"].endswith("prior") else "BN asked alike"
+    return "BN prior" if row["second"] == "BN prior" and not row["first"].endswith("prior") else "BN in the same mode"
 
 
 def _results_of(claim: str, experiments: dict) -> list[dict]:
@@ -433,7 +438,7 @@ def _cost_results(claim: str) -> list[dict]:
                     "second": "BN",
                     "part": what,
                     "over_images": None,
-                    "text": f"{costs.ratio.min():.2f} to {costs.ratio.max():.2f}",
+                    "text": f"{costs.ratio.min():.3f} to {costs.ratio.max():.3f}",  # a bound may be missed by a thousandth
                     "p": None,
                     "verdict": "holds" if within == len(costs) else "holds in part" if within else "does not hold here",
                 }
@@ -515,6 +520,11 @@ def _experiment_numbers(name: str) -> dict:
         },
         "constant": _constant_arms(name),
         "strengths": _chosen_strengths(arms, sweeps.get("prior", SweepConfig.prior)),
+        "prior_noises": [
+            f"{noise.noises(suite)[name].label} ({suite}, level {level:g})"
+            for suite, levels in sweeps.get("prior_noises", {}).items()
+            for name, level in levels.items()
+        ],
         "mcnemar": _mcnemar_counts(name),
         "equal": _equal_images(read_table("batches", name), int(runs.num_groups[0])) if sweeps.get("batches") else [],
         "ablations": [] if ablations is None else _ablation_numbers(ablations),
@@ -567,22 +577,24 @@ def _equal_images(batches: pd.DataFrame, num_groups: int) -> list[dict]:
         num_groups: K of the LocalNorm networks.
 
     Returns:
-        A row a size that both have: images a statistic, and of each arm its accuracy, clean and noisy.
+        A row a size that both have: images a statistic; of each arm its accuracy, clean and noisy; and the difference between the
+        arms, noisy, in points with its interval over seeds.
     """
     uniform = batches[(batches.composition == "uniform") & (batches["mode"] == "batch")]
-    scores = clean_and_noisy(uniform, ["batch_size"]).groupby(["norm", "batch_size", "part"]).accuracy.mean()
+    scores = clean_and_noisy(uniform, ["batch_size"]).set_index(["norm", "batch_size", "part", "seed"]).accuracy
     sizes = {norm: sorted(uniform.batch_size[uniform.norm == norm].unique()) for norm in ("batch", "local")}
-    return [
-        {
-            "images": int(size),
-            **{
-                arm: {part: _percent(scores[norm, batch, part]) for part in ("clean", "noisy")}
-                for arm, norm, batch in (("LN batch", "local", size * num_groups), ("BN-batch", "batch", size))
-            },
-        }
-        for size in sizes["batch"]
-        if size > 1 and size * num_groups in sizes["local"] and (uniform.level > 0).any()
-    ]
+    rows = []
+    for size in sizes["batch"]:
+        if size == 1 or size * num_groups not in sizes["local"] or not (uniform.level > 0).any():
+            continue
+        arms = {"LN batch": ("local", size * num_groups), "BN-batch": ("batch", size)}
+        row = {"images": int(size)}
+        for arm, own in arms.items():
+            row[arm] = {part: _percent(scores[(*own, part)].mean()) for part in ("clean", "noisy")}
+        first, second = (scores[(*own, "noisy")] for own in arms.values())
+        row["difference"] = _estimate(*stats.interval((first - second).dropna()))
+        rows.append(row)
+    return rows
 
 
 def _ablation_numbers(table: pd.DataFrame) -> list[dict]:
@@ -604,15 +616,16 @@ def _ablation_numbers(table: pd.DataFrame) -> list[dict]:
     ]
 
 
+def _signed(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:+.1f}"  # + 0.0 turns a rounded -0.0 into 0.0
+
+
+def _estimate(value: float, low: float, high: float, form: Callable[[float], str] = _signed) -> str:
+    return form(value) if np.isnan(low) else f"{form(value)} [{form(low)}, {form(high)}]"
+
+
 def _claim_numbers(row) -> dict:
-    ratio = row.part == "largest ratio"
-
-    def form(value: float) -> str:
-        if ratio:
-            return f"{value:.2f}"  # a multiple
-        return f"{round(100 * value, 1) + 0.0:+.1f}"  # points of accuracy; + 0.0 turns a rounded -0.0 into 0.0
-
-    interval = "" if np.isnan(row.low) else f" [{form(row.low)}, {form(row.high)}]"
+    form = "{:.2f}".format if row.part == "largest ratio" else _signed  # a multiple, or points of accuracy
     over_images = None if np.isnan(row.over_images) else f"{100 * row.over_images:.1f}"
     return {
         "claim": row.claim,
@@ -621,7 +634,7 @@ def _claim_numbers(row) -> dict:
         "second": row.second,
         "part": row.part,
         "seeds": int(row.seeds),
-        "text": form(row.estimate) + interval,
+        "text": _estimate(row.estimate, row.low, row.high, form),
         "over_images": over_images,
         "p": None if np.isnan(row.p) else f"{row.p:.3f}",
         "verdict": row.verdict,
@@ -705,7 +718,7 @@ README_MARKS = "<!-- results: written by `python -m localnorm.results --readme` 
 def readme_table(numbers: dict) -> str:
     """The README's results: every arm on every data set side by side, what was measured, then the verdicts."""
     experiments = numbers["experiments"]
-    lines = [*_arms_table(numbers), ""]
+    lines = _arms_table(numbers)
     for name, experiment in experiments.items():
         training, (_, height, width) = experiment["training"], experiment["about"]["shape"]
         lines.append(
@@ -714,7 +727,7 @@ def readme_table(numbers: dict) -> str:
             f"[figure](paper/figures/accuracy-{name}.pdf), "
             f"[notebook](notebooks/figure-accuracy.ipynb), stage `report@{name}`"
         )
-    return "\n".join([*lines, "", *_verdict_table(numbers)])
+    return "\n".join([*lines, "", *_verdict_table(numbers, ours=False), *_verdict_table(numbers, ours=True)])
 
 
 def _arms_table(numbers: dict) -> list[str]:
@@ -722,40 +735,61 @@ def _arms_table(numbers: dict) -> list[str]:
     experiments = numbers["experiments"].values()
     heads = [f"{experiment['label']}: clean<br>noisy" for experiment in experiments]
     lines = [f"| arm | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
+    fewer = False
     for arm in dict.fromkeys(arm for experiment in experiments for arm in experiment["arms"]):
-        texts = [experiment["arms"].get(arm, {}).get("text") for experiment in experiments]
-        cells = [f"{text['clean']}<br>{text['noisy']}" if text else "not run" for text in texts]
+        cells = []
+        for experiment in experiments:
+            arms = experiment["arms"]
+            others = arm in arms and arms[arm]["images"] != next(iter(arms.values()))["images"]
+            mark = " †" if others else ""
+            fewer |= others
+            text = arms[arm]["text"] if arm in arms else None
+            cells.append(f"{text['clean']}{mark}<br>{text['noisy']}{mark}" if text else "not run")
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     control = [row for claim in numbers["claims"] if claim["claim"] == "control" for row in claim["results"]]
     added = {row["on"]: f"{row['text']}: **{row['verdict']}**" for row in control}
     if added:
         cells = [added.get(experiment["label"], "not tested here") for experiment in experiments]
         lines.append(f"| *What LocalNorm itself adds: LN batch - BN-batch, noisy, points* | {' | '.join(cells)} |")
-    return lines
+    note = [
+        "",
+        "† Of fewer images than the other rows, which moves it by several points; verdicts compare on the images that both arms have.",
+    ]
+    return [*lines, *(note if fewer else []), ""]
 
 
-def _verdict_table(numbers: dict) -> list[str]:
-    """A row a claim, a column an experiment; the claims on costs, which have no experiment, in lines below."""
-    titles = [experiment["label"] for experiment in numbers["experiments"].values()]
+def _verdict_table(numbers: dict, ours: bool) -> list[str]:
+    """A row a claim and what it is against, a column an experiment; the claims on costs, which have no experiment, in lines below.
+
+    Args:
+        ours: of the arms that are this package's, not of the original's; then a claim that has none is left out.
+    """
+    experiments = numbers["experiments"].values()
+    titles = [experiment["label"] for experiment in experiments]
     heads = [
         # fewer than six pairs cannot reach p < .05
         f"{experiment['label']}, {seed_count(count)}{'' if count >= 6 else ' (provisional)'}"
-        for experiment in numbers["experiments"].values()
+        for experiment in experiments
         for count in [experiment["training"]["seeds"]]
     ]
-    table = [f"| claim | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    table = [f"| {'of what is ours' if ours else 'claim'} | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     below = []
     for claim in numbers["claims"]:
-        for row in claim["verdicts"] or [{"against": "", "found": {}}]:
+        rows = [row for row in claim["verdicts"] if row["ours"] is ours]
+        if not rows and (ours or claim["verdicts"]):
+            continue
+        for row in rows or [{"against": "", "found": {}}]:
             found = row["found"]
             said = f"**{claim['claim']}** {claim['statement']}{_own_seeds(claim, numbers)}"
             if row["against"]:
                 against = f"*Against {row['against']}:*"
-                said = f"{said} {against}" if row is claim["verdicts"][0] else against
+                said = f"{said} {against}" if row is rows[0] else against
             if not found or set(found) & set(titles):
                 table.append(f"| {said} | {' | '.join(_verdicts_text(found.get(title, {})) for title in titles)} |")
             else:
                 below.append(f"- {said} " + "; ".join(f"`{on}` {_verdicts_text(each)}" for on, each in found.items()))
+    if ours and len(table) == 2:
+        return []
     return [*table, "", *below, ""] if below else [*table, ""]
 
 

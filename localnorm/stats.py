@@ -268,6 +268,9 @@ def difference_row(
 ) -> dict:
     """A row of the claims: a difference of two arms, paired within seeds, with its interval, p and verdict.
 
+    The verdict needs the widened interval on one side of the threshold and, of as many seeds as can give p < .05 (six), that p too: a
+    bootstrap interval of so few values is too narrow alone. p is the sign-flip test's of the difference being the threshold, two-sided.
+
     Args:
         differences: one a seed.
         over_images: half-width of the interval over test images, nan where it is not known; the interval over seeds is widened by it
@@ -279,10 +282,13 @@ def difference_row(
     estimate, low, high = interval(differences)
     extra = 0.0 if np.isnan(over_images) else over_images
     bounds = estimate - np.hypot(estimate - low, extra), estimate + np.hypot(high - estimate, extra)
+    verdict = _verdict(*sorted(sign * bound for bound in bounds), threshold)
+    p = sign_flip(sign * differences - threshold)
+    if p >= 1 - CONFIDENCE > 2 / 2 ** len(differences):
+        verdict = "undecided"
     return {
         "claim": claim, "what": what, "first": arms[0], "second": arms[1], "part": part, "seeds": len(differences),
-        "estimate": estimate, "low": low, "high": high, "over_images": over_images, "p": sign_flip(differences),
-        "verdict": _verdict(*sorted(sign * bound for bound in bounds), threshold),
+        "estimate": estimate, "low": low, "high": high, "over_images": over_images, "p": p, "verdict": verdict,
     }  # fmt: skip
 
 
@@ -330,7 +336,8 @@ def claims(
     """The claims that the sweeps of one experiment can test, each with estimate, interval, p and verdict.
 
     A difference is paired within seeds. It "holds" if its interval, widened by what the test images leave open, lies above zero (C4, and
-    "drawn" in batches: above -margin), "does not hold here" if it lies below, and is "undecided" between. C3 "holds in part" where
+    "drawn" in batches: above -margin), "does not hold here" if it lies below, and is "undecided" between, or where six seeds or more
+    leave p at .05 or above (`difference_row`). C3 "holds in part" where
     LocalNorm is ahead but nowhere by `ratio` times, by the interval's lower end. A claim whose arms were not swept has no row.
 
     Args:

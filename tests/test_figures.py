@@ -311,12 +311,13 @@ def test_cost_writes_every_ratio_and_leaves_single_layers_out():
     costs = pd.DataFrame(
         {
             "subject": subject, "measure": measure, "layout": "contiguous", "dtype": "float32",
-            "ratio": ratio, "lower_quartile": ratio - 0.1, "upper_quartile": ratio + 0.1,
+            "assignment": "interleaved", "ratio": ratio, "lower_quartile": ratio - 0.1, "upper_quartile": ratio + 0.1,
         }
         for subject, measure, ratio in (("layer", "step", 3.0), ("resnet32", "step", 1.02), ("resnet32", "vote", 7.9))
     )  # fmt: skip
     figure = figures.plot_cost(costs)
     assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["1.02", "7.90"]
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["resnet32, fp32\nNCHW, interleaved"]
     with pytest.raises(ValueError, match=r"no networks; write it with python -m localnorm\.cost"):
         figures.plot_cost(costs[costs.subject == "layer"])
 

@@ -132,13 +132,15 @@ def test_runs_swept_over_other_noises_do_not_join(copied):
         results.collect_runs("digits-small", ["batch", "local"], [0, 1])
 
 
-def test_verdicts_in_short_name_what_differs_and_keep_the_two_controls_apart():
+def test_verdicts_in_short_name_what_differs_and_keep_the_controls_and_what_is_ours_apart():
     def row(on, first, second, part, verdict):
         return {"on": on, "first": first, "second": second, "part": part, "verdict": verdict}
 
     one = [row("Digits", "LN batch", "BN fixed", part, "holds") for part in ("noisy", "clean")]
-    assert results.verdicts_of(one) == [{"against": "", "found": {"Digits": {"holds": ["noisy", "clean"]}}}]
-    assert results.verdicts_of(one[:1]) == [{"against": "", "found": {"Digits": {"holds": ["noisy"]}}}]
+    assert results.verdicts_of(one) == [
+        {"ours": False, "against": "", "found": {"Digits": {"holds": ["noisy", "clean"]}}}
+    ]
+    assert results.verdicts_of(one[:1]) == [{"ours": False, "against": "", "found": {"Digits": {"holds": ["noisy"]}}}]
     two = [
         row("Digits", "LN single", "BN fixed", "noisy", "holds"),
         row("Digits", "LN single", "BN single", "noisy", "undecided"),
@@ -146,16 +148,12 @@ def test_verdicts_in_short_name_what_differs_and_keep_the_two_controls_apart():
         row("Cars", "LN prior", "BN prior", "noisy", "holds"),
         row("Cars", "LN drawn single", "BN prior", "noisy", "undecided"),
     ]
-    assert results.verdicts_of(two) == [
-        {
-            "against": "BN fixed",
-            "found": {"Digits": {"holds": ["LN single"]}, "Cars": {"does not hold here": ["LN prior"]}},
-        },
-        {
-            "against": "BN asked alike",
-            "found": {"Digits": {"undecided": ["LN single"]}, "Cars": {"holds": ["LN prior"]}},
-        },
-        {"against": "BN prior", "found": {"Cars": {"undecided": ["LN drawn single"]}}},
+    assert [(row["against"], row["ours"], row["found"]) for row in results.verdicts_of(two)] == [
+        ("BN fixed", False, {"Digits": {"holds": ["LN single"]}}),
+        ("BN in the same mode", False, {"Digits": {"undecided": ["LN single"]}}),
+        ("BN fixed", True, {"Cars": {"does not hold here": ["LN prior"]}}),
+        ("BN in the same mode", True, {"Cars": {"holds": ["LN prior"]}}),
+        ("BN prior", True, {"Cars": {"undecided": ["LN drawn single"]}}),
     ]
 
 
@@ -166,23 +164,33 @@ def test_the_readme_says_every_verdict_and_calls_those_of_few_seeds_provisional(
         {"holds": ["LN prior"]},
         {"undecided": ["LN single"]},
     ]
+
+    def claim(name, statement, *verdicts):
+        rows = [{"ours": ours, "against": against, "found": found} for ours, against, found in verdicts]
+        return {"claim": name, "statement": statement, "verdicts": rows}
+
     numbers["claims"] = [
-        {"claim": "C2", "statement": "It fails.", "verdicts": [{"against": "", "found": {"Digits": digits[0]}}]},
-        {"claim": "C5", "statement": "It works.", "verdicts": [
-            {"against": against, "found": {"Digits": found}}
-            for against, found in zip(("BN fixed", "BN asked alike"), digits[1:], strict=True)
-        ]},
-        {"claim": "C6", "statement": "It sees.", "verdicts": []},
-        {"claim": "C7", "statement": "It is cheap.", "verdicts": [{"against": "", "found": {"resnet32": {"holds": ["time"]}}}]},
-        {"claim": "C9", "statement": "It fits.", "verdicts": [{"against": "", "found": {"Digits": {"holds": ["noisy"]}}}]},
+        claim("C2", "It fails.", (False, "", {"Digits": digits[0]})),
+        claim("C5", "It works.", (False, "BN fixed", {"Digits": digits[2]}), (True, "BN fixed", {"Digits": digits[1]}),
+              (True, "BN in the same mode", {"Digits": digits[1]})),
+        claim("C6", "It sees."),
+        claim("C7", "It is cheap.", (False, "", {"resnet32": {"holds": ["time"]}})),
+        claim("drawn", "It draws.", (True, "", {"Digits": digits[1]})),
+        claim("C9", "It fits.", (False, "", {"Digits": {"holds": ["noisy"]}})),
     ]  # fmt: skip
     numbers["claims"] = [{"results": [], **claim} for claim in numbers["claims"]]
     numbers["claims"][-1]["results"] = [{"on": "Digits", "experiment": "digits-small", "seeds": 3}]
     table = results.readme_table(numbers)
     assert "| claim | Digits, 2 seeds (provisional) |\n|---|---|\n" in table
     assert "| **C2** It fails. | **holds**: noisy, clean; **undecided**: ratio |\n" in table
-    assert "| **C5** It works. *Against BN fixed:* | **holds**: LN prior |\n" in table
-    assert "| *Against BN asked alike:* | **undecided**: LN single |\n" in table
+    original, ours = table.split("| of what is ours | Digits, 2 seeds (provisional) |\n|---|---|\n")
+    assert "| **C5** It works. *Against BN fixed:* | **undecided**: LN single |\n" in original
+    assert "LN prior" not in original[original.index("| claim |") :]
+    assert ours == (
+        "| **C5** It works. *Against BN fixed:* | **holds**: LN prior |\n"
+        "| *Against BN in the same mode:* | **holds**: LN prior |\n"
+        "| **drawn** It draws. | **holds**: LN prior |\n"
+    )
     assert "| **C6** It sees. | not tested here |\n" in table
     assert "\n- **C7** It is cheap. `resnet32` **holds**: time\n" in table
     assert "| **C9** It fits. (Networks of the ablations: Digits 3 seeds.) | **holds**: noisy |\n" in table
@@ -231,6 +239,11 @@ def test_arms_are_set_side_by_side_where_a_statistic_has_as_many_images():
     assert four["images"] == 4  # so LN batch takes 16 images, and BN-batch 4
     assert (four["LN batch"]["clean"], four["BN-batch"]["clean"]) == ("16.0", "4.0")
     assert (sixteen["images"], sixteen["LN batch"]["noisy"]) == (16, "63.0")
+    assert four["difference"] == "+12.0"  # of one seed, so without an interval
+    two = pd.concat(
+        [table, table.assign(seed=1, accuracy=table.accuracy.where(table.norm == "local", table.accuracy - 0.02))]
+    )
+    assert results._equal_images(two, num_groups=4)[0]["difference"] == "+13.0 [+12.0, +14.0]"
     assert results._equal_images(table, num_groups=8) == []
 
 
@@ -326,8 +339,8 @@ def test_a_cost_holds_only_where_every_setting_is_within_its_bound(project):
     finally:
         paths.sweep("cost").unlink()
     assert [(row["text"], row["verdict"]) for row in claims["C7"]] == [
-        ("1.00 to 1.04", "holds"),
-        ("1.00 to 1.20", "holds in part"),
+        ("1.000 to 1.040", "holds"),
+        ("1.000 to 1.200", "holds in part"),
     ]
     assert [(row["what"], row["part"], row["verdict"]) for row in claims["C8"]] == [
         ("LN over BN at most 1.05, in 0 of 1 settings", "one image", "does not hold here")

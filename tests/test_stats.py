@@ -149,6 +149,36 @@ def test_a_difference_that_other_images_could_undo_is_undecided():
     assert nothing["verdict"] == "undecided"  # two networks at chance, alike
 
 
+def test_six_seeds_decide_only_where_the_sign_flip_test_does_too():
+    def row(differences, **options):
+        return stats.difference_row("C6", "", ("LN prior", "BN prior"), "brightness", np.array(differences), **options)
+
+    scattered = [-0.010, -0.009, 0.076, 0.023, -0.005, 0.156]  # three of six point the other way
+    found = row(scattered)
+    assert found["low"] > 0
+    assert found["p"] > 0.2
+    assert found["verdict"] == "undecided"
+    assert (
+        row(scattered[2:])["verdict"] == "holds"
+    )  # four cannot give p < .05: the interval alone decides, provisionally
+    assert row([0.02, 0.03, 0.01, 0.04, 0.03, 0.02])["verdict"] == "holds"
+
+
+def test_p_is_of_the_bound_that_the_claim_names():
+    slightly = [-0.004, -0.005, -0.006, -0.0045, -0.0055, -0.005]
+
+    def row(differences, **options):
+        return stats.difference_row(
+            "C4", "", ("LN batch", "BN fixed"), "clean", np.array(differences), 0.001, **options
+        )
+
+    within = row(slightly, threshold=-0.01)
+    assert (within["verdict"], within["p"]) == ("holds", 2 / 2**6)
+    assert row([-0.015, *slightly[1:]], threshold=-0.01)["p"] > 0.05
+    loss = row(slightly, sign=-1)
+    assert (loss["verdict"], loss["p"]) == ("holds", 2 / 2**6)
+
+
 def test_largest_ratio_is_found_at_the_level_where_it_is(sweep):
     best = stats.largest_ratio(sweep, "LN batch", "BN fixed", num_classes=10)
     assert (best["noise"], best["level"]) == ("gaussian", 3.0)

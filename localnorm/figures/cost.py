@@ -15,10 +15,11 @@ MEASURES = {
     "vote": ("one image: vote", *ARM_STYLES["LN vote"][:2]),
 }
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+LAYOUTS = {"contiguous": "NCHW", "channels_last": "channels last"}
 
 
 def plot_cost(costs: pd.DataFrame) -> Figure:
-    """A panel a measure and a row a network, memory layout and number format: LocalNorm over BatchNorm.
+    """A panel a measure and a row a network, number format, memory layout and assignment to groups: LocalNorm over BatchNorm.
 
     Args:
         costs: what `python -m localnorm.cost` writes; rows of single layers are left out.
@@ -29,8 +30,8 @@ def plot_cost(costs: pd.DataFrame) -> Figure:
     costs = costs[costs.subject != "layer"]
     if costs.empty:
         raise ValueError("the cost table has no networks; write it with python -m localnorm.cost")
-    names = costs.subject + "\n" + costs.layout.str.replace("channels_last", "channels last")
-    costs = costs.assign(row=names + ", " + costs.dtype.replace(DTYPES))
+    names = costs.subject + ", " + costs.dtype.replace(DTYPES) + "\n"
+    costs = costs.assign(row=names + costs.layout.replace(LAYOUTS) + ", " + costs.assignment)
     rows = list(dict.fromkeys(costs.row))
     shown = [measure for measure in MEASURES if measure in set(costs.measure)]
     figure, axes = new_figure(1, len(shown), 0.36 * len(rows) + 0.7, sharey=True)
