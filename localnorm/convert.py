@@ -1,7 +1,7 @@
 """Put LocalNorm into a trained network, and back.
 
 A conversion is exact or refused: a norm layer whose behaviour would be lost (a subclass with behaviour of its own,
-hooks, frozen statistics) is named in one error, before anything is changed. A converted network shares no tensor
+hooks, a FrozenBatchNorm) is named in one error, before anything is changed. A converted network shares no tensor
 with the original, unless ``inplace=True``.
 """
 
@@ -116,6 +116,7 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
     """Store training statistics in every LocalNorm and BatchNorm: the plain average over a loader's batches.
 
     Batches are normalised by their own statistics, as in training, and everything else (dropout) runs as in evaluation.
+    A batch with fewer images than groups has none for some of them and is left out.
     The model changes only after the last batch. A LocalNorm without stored statistics has them from then on.
 
     Args:
@@ -123,7 +124,7 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
         loader: batches of images, or of tuples that start with them, of the size used in training.
 
     Raises:
-        ValueError: the network has no such layer, or the loader is empty.
+        ValueError: the network has no such layer, the loader is empty, or no batch has an image for every group.
     """
     batches = _at_least_one(loader)
     if not _norms(model):
@@ -136,10 +137,19 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
         if isinstance(norm, LocalNorm):
             norm.keep_running_stats(device)
         norm.reset_running_stats()
+    most_groups = max((norm.num_groups for norm in _norms(replica) if isinstance(norm, LocalNorm)), default=1)
+    sizes = []
     with torch.no_grad(), set_mode(BATCH):
         for batch in batches:
             images = batch if isinstance(batch, Tensor) else batch[0]
-            replica(images.to(device))
+            sizes.append(len(images))
+            if len(images) >= most_groups:
+                replica(images.to(device))
+    if max(sizes) < most_groups:
+        raise ValueError(
+            f"statistics of num_groups={most_groups} groups need batches of at least {most_groups} images, got at most {max(sizes)}; "
+            "take those of the training"
+        )
     for norm, estimated in zip(_norms(model), _norms(replica), strict=True):
         if isinstance(norm, LocalNorm) and not norm.track_running_stats:
             norm.keep_running_stats(device)
@@ -150,7 +160,10 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
 
 def share_parameters(model: nn.Module) -> nn.Module:
     """A copy of a network whose parameters are the network's own; modules, flags and buffers are new."""
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    # what a module keeps of its last forward, or weight_norm's weight, cannot be copied and is made anew by the next
+    kept = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    shared = [*model.parameters(), *(tensor for tensor in kept if not tensor.is_leaf)]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -233,7 +246,7 @@ def _replaced(model: nn.Module, replace: Callable, kind: str, excluded: Callable
     if not new:
         raise ValueError(f"the network has no {kind} to convert")
     for module in list(model.modules()):
-        for name, child in module.named_children():
+        for name, child in list(module._modules.items()):  # named_children leaves out a second place of the same layer
             if child in new:
                 setattr(module, name, new[child])
     return new.get(model, model)

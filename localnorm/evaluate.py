@@ -353,7 +353,13 @@ def _mode_options(model, dataset: Dataset, config: SweepConfig, norm: str, choic
         options["vote"]["return_members"] = True
     if "companions" in modes:
         batches = training_batches(dataset, config.companions, next(model.parameters()).device)
-        options["companions"]["companions"] = next(batches)
+        companions = next(batches, None)
+        if companions is None:
+            raise ValueError(
+                f"companions={config.companions} needs as many training images, {dataset.title} has "
+                f"{len(dataset.labels('train'))}; lower companions"
+            )
+        options["companions"]["companions"] = companions
     return options
 
 

@@ -55,7 +55,9 @@ def set_mode(mode: Mode) -> Iterator[None]:
         _MODE.reset(token)
 
 
-def use_mode(mode: str, *, group: int = 0, prior: float | None = None) -> contextlib.AbstractContextManager[None]:
+def use_mode(
+    mode: str, *, group: int = 0, prior: float | None = None, group_size: int | None = None
+) -> contextlib.AbstractContextManager[None]:
     """Every LocalNorm that this thread runs inside the block takes its statistics from where ``mode`` says.
 
     ========== =============================================================== ===================
@@ -76,13 +78,18 @@ def use_mode(mode: str, *, group: int = 0, prior: float | None = None) -> contex
     ``group``. The mode does not touch BatchNorm layers, the training flag, or other threads;
     :func:`localnorm.predict` handles those.
 
+    With ``group_size``, a batch is split into groups of so many consecutive images, which take the K affines in turn and
+    leave stored statistics alone. Drawn anew for each training step, from 1 to B/K, it trains a network for single images too.
+
     Args:
         mode: one of :data:`MODES`.
         group: the group whose affine (and stored statistics) is used.
         prior: n0, in positions; for ``mode="prior"`` only.
+        group_size: images a group, a divisor of the batch; for ``mode="batch"`` only, where None is as the layer is built.
 
     Raises:
-        ValueError: unknown mode, negative group or prior, or a prior missing or given to another mode.
+        ValueError: unknown mode, negative group or prior, a prior missing or given to another mode, likewise a group size; in the
+            block, a batch that the group size does not divide.
 
     Example:
         >>> layer = LocalNorm2d(3, num_groups=4)
@@ -95,7 +102,13 @@ def use_mode(mode: str, *, group: int = 0, prior: float | None = None) -> contex
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
     if group < 0:
         raise ValueError(f"group must be at least 0, got {group}")
-    return set_mode(Mode(mode, group, check_prior(mode, prior)))
+    if group_size is not None:
+        if mode != "batch" or group_size < 1:
+            raise ValueError(
+                f"group_size, at least 1, belongs to mode='batch'; got group_size={group_size} and mode={mode!r}"
+            )
+        return set_mode(Mode("sized", group_size=group_size, assignment="contiguous"))
+    return set_mode(with_prior(Mode(mode, group, check_prior(mode, prior))))
 
 
 def check_prior(mode: str, prior: float | None) -> float:
@@ -106,6 +119,11 @@ def check_prior(mode: str, prior: float | None) -> float:
     if prior is None or not prior >= 0:
         raise ValueError(f"mode='prior' needs prior, a number of positions of at least 0 (math.inf too); got {prior}")
     return float(prior)
+
+
+def with_prior(mode: Mode) -> Mode:
+    """An infinite prior is the mode "fixed": so no layer has to ask, which torch.compile could not follow."""
+    return replace(mode, name="fixed", prior=0.0) if mode.prior == math.inf else mode
 
 
 def local_norm(
@@ -215,10 +233,38 @@ def _equal_groups(x, groups, weight, bias, running_mean, running_var, *, assignm
     alone = groups == x.shape[0] and (plain or not eager or x[0].numel() <= LARGE_IMAGE)
     if alone or (assignment == "interleaved" and plain):
         view = x.contiguous().view(x.shape[0] // groups, groups * x.shape[1], *x.shape[2:])  # (B/K, K*C, H, W)
-        y = F.batch_norm(view, *flat, training=True, momentum=momentum, eps=eps).view(x.shape)
-        return y.contiguous(memory_format=layout)
+        y = F.batch_norm(view, *flat, training=True, momentum=momentum, eps=eps)
+        if view.shape[0] == 1:
+            y = (_PlainGradient if torch.compiler.is_compiling() else _PlainGradientAndTangent).apply(y)
+        return y.view(x.shape).contiguous(memory_format=layout)
     walk = _GroupByGroup.apply if eager else _group_by_group
     return walk(x, *per_group, groups, assignment, eps, momentum)
+
+
+class _PlainGradient(torch.autograd.Function):
+    """The identity, whose gradient is laid out anew: torch 2.14's batch_norm gets that of a batch of one wrong in any other layout."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y):
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.clone(memory_format=torch.contiguous_format)
+
+
+class _PlainGradientAndTangent(_PlainGradient):
+    """With forward-mode differentiation, which torch.compile refuses to trace."""
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent.view_as(tangent)
 
 
 def _each_image(x: Tensor, weight: Tensor | None, bias: Tensor | None, group: int | Tensor, eps: float) -> Tensor:
@@ -340,6 +386,9 @@ class LocalNorm(nn.Module):
     input, also under autocast, has its statistics in float32. Under DistributedDataParallel each process has its own
     groups, and the gradients are averaged as always.
 
+    Weight and bias are matrices, so a rule that decays whatever has two dimensions or more would decay them: leave
+    them out by module, as BatchNorm's.
+
     Under a shuffled batch the two assignments are equal in distribution. Contiguous memory (NCHW) is fastest
     interleaved, channels_last with the contiguous assignment.
 
@@ -447,6 +496,12 @@ class LocalNorm(nn.Module):
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
 
+    def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
+        """A layer without training statistics takes those of a file that has them, as `estimate_statistics` would give."""
+        if f"{prefix}running_mean" in state_dict and not self.track_running_stats:
+            self.keep_running_stats()
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def extra_repr(self) -> str:
         text = f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}, affine={self.affine}"
         text += f", assignment={self.assignment!r}"
@@ -457,6 +512,8 @@ class LocalNorm(nn.Module):
         mode = _MODE.get()
         if mode.name == "batch":
             return self._normalize_batch(x)
+        if mode.name == "sized":
+            return self._normalize_sized(x, mode)
         if self.keeps_fixed:
             return self._normalize_with_stored(x, replace(mode, name="fixed"))
         if mode.name == "single":
@@ -486,12 +543,20 @@ class LocalNorm(nn.Module):
         return None if t is None else t[self._row(group)].expand(count, -1)
 
     def _normalize_alone(self, x: Tensor, mode: Mode) -> Tensor:
+        if x.shape[0] == 0:
+            return self._normalize_batch(x)
         full = x.dtype in (torch.float32, torch.float64)
         if mode.group_size == 1 and full and x[:1, :1].numel() > 1 and _runs_eagerly_on_cpu(x):
             return _each_image(x, self.weight, self.bias, self._row(mode.group), self.eps)
         groups = x.shape[0] // mode.group_size
         weight, bias = (self._affine_of(t, mode.group, groups) for t in (self.weight, self.bias))
         return local_norm(x, groups, weight, bias, assignment=mode.assignment, eps=self.eps)
+
+    def _normalize_sized(self, x: Tensor, mode: Mode) -> Tensor:
+        if x.shape[0] % mode.group_size:
+            raise ValueError(f"group_size={mode.group_size} does not divide a batch of {x.shape[0]} images")
+        affine = torch.arange(x.shape[0] // mode.group_size, device=x.device) % self.num_groups  # (B/S,)
+        return self._normalize_alone(x, replace(mode, group=affine))
 
     def _normalize_batch(self, x: Tensor) -> Tensor:
         running_mean = running_var = None
@@ -522,7 +587,7 @@ class LocalNorm(nn.Module):
         work = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = self._affine_of(self.running_mean, mode.group, n)  # (N, C)
         var = self._affine_of(self.running_var, mode.group, n)
-        if mode.name == "prior" and math.isfinite(mode.prior):
+        if mode.name == "prior":
             positions = x[0, 0].numel() if n else 1
             a = mode.prior / (mode.prior + positions)
             image_mean, image_var = _moments_of_each_image(work)
@@ -534,7 +599,8 @@ class LocalNorm(nn.Module):
             weight, bias = (self._affine_of(t, mode.group, n) for t in (self.weight, self.bias))
             scale, shift = scale * weight, shift * weight + bias
         ones = (1,) * (x.dim() - 2)
-        return torch.addcmul(shift.view(n, -1, *ones), work, scale.view(n, -1, *ones)).to(x.dtype)
+        scale, shift = (t.view(n, self.num_features, *ones) for t in (scale, shift))
+        return torch.addcmul(shift, work, scale).to(x.dtype)
 
 
 class LocalNorm1d(LocalNorm):

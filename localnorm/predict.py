@@ -5,6 +5,8 @@ prediction runs on a replica that shares the network's parameters, so the caller
 statistics stay as they are, for every thread and after every exception.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,7 +20,7 @@ from localnorm.convert import (
     refusals,
     share_parameters,
 )
-from localnorm.layers import BATCH, LocalNorm, Mode, check_prior, set_mode, use_mode
+from localnorm.layers import BATCH, LocalNorm, Mode, check_prior, set_mode, use_mode, with_prior
 
 __all__ = [
     "MODES",
@@ -123,12 +125,18 @@ def predict(
     )  # (M, N, num_classes)
     if return_members:
         return logits
-    return mean_probability(logits).log() if mode == "vote" else logits[0]
+    return _log_mean_probability(logits) if mode == "vote" else logits[0]
 
 
 def mean_probability(members: Tensor) -> Tensor:
     """Mean of the members' softmax: (K, N, num_classes) logits -> (N, num_classes)."""
     return members.softmax(-1).mean(0)
+
+
+def _log_mean_probability(members: Tensor) -> Tensor:
+    """Finite where a class is so unlikely that its probability would be rounded to 0."""
+    wide = members.to(torch.promote_types(members.dtype, torch.float32))
+    return (wide.log_softmax(-1).logsumexp(0) - math.log(len(members))).to(members.dtype)
 
 
 def majority_vote(members: Tensor) -> Tensor:
@@ -242,7 +250,7 @@ def _members(model: nn.Module, images: Tensor, mode: str, members: Tensor, prior
     # Image i of a forward is in group i mod M*N: each copy first, then every companion once for each copy.
     batch = torch.cat([copies, companions.repeat_interleave(len(copies), 0)])  # (S*M*N, C, H, W)
     statistics = mode if mode in ("prior", "fixed") else "single"
-    logits = _forward(model, batch, Mode(statistics, affine, prior, 1 + len(companions)))
+    logits = _forward(model, batch, with_prior(Mode(statistics, affine, prior, 1 + len(companions))))
     return logits[: len(copies)].unflatten(0, (len(members), len(images)))
 
 

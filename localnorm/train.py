@@ -34,7 +34,7 @@ from tqdm import tqdm
 from localnorm import paths
 from localnorm.data.augment import augment, standardise
 from localnorm.data.dataset import Dataset
-from localnorm.layers import Mode, set_mode
+from localnorm.layers import use_mode
 from localnorm.models import MODELS, NORMS, make_model, save_model
 from localnorm.params import from_block
 from localnorm.predict import predict
@@ -382,7 +382,7 @@ def fit(
             position = (step * fabric.world_size + fabric.global_rank) * config.batch_size
             chosen = order[position : position + config.batch_size]
             batch = augment(standardise(images[chosen], mean, std), generator=generator, **config.augment)
-            with _grouping(config, drawn_sizes, sizes, fabric.device):
+            with _grouping(drawn_sizes, sizes):
                 logits = model(batch.contiguous(memory_format=torch.channels_last))  # (B, num_classes)
             loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=config.label_smoothing)
             fabric.backward(loss)
@@ -417,6 +417,7 @@ def fit(
         "resumed_at_epoch": resumed_at,
         "seconds": round(seconds, 2),
         "images_per_second": round(trained / seconds, 1) if trained else None,
+        "group_sizes": drawn_sizes,
         "device": _device_name(fabric.device),
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
@@ -447,24 +448,22 @@ def _check_smallest_group(network: torch.nn.Module, dataset: Dataset, sizes: lis
     smallest = min(sizes)
     images = torch.zeros(smallest, *dataset.shape, device=next(network.parameters()).device)
     try:
-        with torch.no_grad(), set_mode(Mode("single", group_size=smallest, assignment="contiguous")):
+        with torch.no_grad(), use_mode("batch", group_size=smallest):
             network(images)
     except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
         raise ValueError(
             f"groups of {smallest} image{'' if smallest == 1 else 's'} of {tuple(dataset.shape)} are too small for this network: "
             f"{error.args[0].split(';')[0]}; take larger images, leave the norm 'drawn' out, or set group_sizes above {smallest}"
         ) from None
 
 
-def _grouping(
-    config: TrainConfig, sizes: list[int], generator: torch.Generator, device: torch.device
-) -> contextlib.AbstractContextManager:
+def _grouping(sizes: list[int], generator: torch.Generator) -> contextlib.AbstractContextManager:
     """How LocalNorm layers group the batch of one step: as they are built, or with a drawn number of images a group."""
     if not sizes:
         return contextlib.nullcontext()
-    size = sizes[torch.randint(len(sizes), (), generator=generator)]
-    affine = torch.arange(config.batch_size // size, device=device) % config.num_groups  # (B/S,)
-    return set_mode(Mode("single", affine, group_size=size, assignment="contiguous"))
+    return use_mode("batch", group_size=sizes[torch.randint(len(sizes), (), generator=generator)])
 
 
 def _check_finite(losses: torch.Tensor, epoch: int, rate: float) -> None:

@@ -138,6 +138,9 @@ def test_a_norm_in_two_places_stays_one_and_a_root_is_converted():
     norm = nn.BatchNorm2d(3)
     local = convert_to_localnorm(nn.Sequential(norm, nn.Sequential(norm)), 2)
     assert local[0] is local[1][0]
+    twice = convert_to_localnorm(nn.Sequential(norm, nn.ReLU(), norm), 2)
+    assert twice[0] is twice[2]
+    assert isinstance(twice[2], LocalNorm2d)
     assert isinstance(convert_to_localnorm(norm, 2), LocalNorm2d)
 
 
@@ -236,6 +239,15 @@ def test_statistics_are_estimated_for_each_group_without_dropout_and_flags_stay(
     assert net[5].training
     assert net[1].momentum == 0.1
     assert net[1].track_running_stats
+
+
+def test_a_batch_without_an_image_for_every_group_is_left_out_of_the_statistics():
+    layer = LocalNorm2d(3, 4)
+    whole, tail = torch.randn(8, 3, 5, 5) + 9, torch.randn(2, 3, 5, 5) + 9
+    estimate_statistics(layer, [tail, whole, tail])
+    torch.testing.assert_close(layer.running_mean, whole.unflatten(0, (2, 4)).mean((0, 3, 4)))
+    with pytest.raises(ValueError, match=r"num_groups=4 groups need batches of at least 4 images, got at most 2"):
+        estimate_statistics(LocalNorm2d(3, 4), [tail])
 
 
 def test_a_failing_loader_leaves_the_statistics():

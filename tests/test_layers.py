@@ -226,6 +226,16 @@ def test_copies_equal_the_layer_and_share_nothing(again):
     assert not {t.data_ptr() for t in other.state_dict().values()} & {t.data_ptr() for t in layer.state_dict().values()}
 
 
+def test_a_layer_without_training_statistics_takes_those_of_a_file():
+    stored = LocalNorm2d(3, 4, track_running_stats=True)
+    stored(torch.randn(8, 3, 5, 5) + 2)
+    layer = LocalNorm2d(3, 4)
+    layer.load_state_dict(stored.state_dict())
+    assert torch.equal(layer.running_mean, stored.running_mean)
+    with use_mode("prior", prior=4):
+        assert layer(torch.randn(1, 3, 5, 5)).shape == (1, 3, 5, 5)
+
+
 def test_state_dict_round_trip_and_shapes():
     layer = randomized(LocalNorm2d(3, 4, track_running_stats=True))
     layer(torch.randn(8, 3, 4, 4))
@@ -245,6 +255,10 @@ def test_empty_batch_gives_an_empty_output_and_zero_gradients(assignment):
     assert y.shape == (0, 3, 4, 4)
     y.sum().backward()
     assert torch.equal(layer.weight.grad, torch.zeros(4, 3))
+    layer.keep_running_stats()
+    for mode, options in (("single", {}), ("prior", {"prior": 4.0}), ("fixed", {})):
+        with use_mode(mode, **options):
+            assert layer(torch.empty(0, 3, 4, 4)).shape == (0, 3, 4, 4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -352,6 +366,41 @@ def test_large_images_in_channels_last_are_normalised_alone_with_and_without_gra
         assert y.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("gradient", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((1, 4, 5, 5), 1), ((1, 4, 5, 5), 4), ((3, 4, 5, 5), 2), ((1, 32, 24, 24), 1)]
+)
+def test_a_group_of_one_image_has_the_gradients_of_the_formula_in_every_layout(
+    shape, groups, assignment, layout, gradient
+):
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64)
+    layer = randomized(LocalNorm2d(shape[1], groups, assignment=assignment).double())
+    grad = torch.randn_like(x)
+
+    def gradients(forward, x, grad):
+        x = x.requires_grad_()
+        return torch.autograd.grad(forward(x * 1.0), [x, layer.weight, layer.bias], grad)
+
+    def formula(x):
+        parts = [i % min(groups, len(x)) for i in range(len(x))]
+        if assignment == "contiguous":
+            parts = sorted(parts)
+        y = torch.empty_like(x)
+        for k in set(parts):
+            own = [i for i, part in enumerate(parts) if part == k]
+            mean, var = x[own].mean((0, 2, 3), keepdim=True), x[own].var((0, 2, 3), correction=0, keepdim=True)
+            weight, bias = (t[k].view(1, -1, 1, 1) for t in (layer.weight, layer.bias))
+            y[own] = (x[own] - mean) / (var + layer.eps).sqrt() * weight + bias
+        return y
+
+    got = gradients(layer, x.contiguous(memory_format=layout), grad.contiguous(memory_format=gradient))
+    for mine, want in zip(got, gradients(formula, x.clone(), grad), strict=True):
+        torch.testing.assert_close(mine, want)
+
+
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 def test_large_images_in_groups_of_one_have_the_gradients_of_the_formula(assignment):
     torch.manual_seed(0)
@@ -402,6 +451,27 @@ def test_fixed_mode_with_one_group_is_batchnorm_in_evaluation():
         norm(x)
     with use_mode("fixed"):
         torch.testing.assert_close(local(x), batch.eval()(x))
+
+
+def test_a_group_size_splits_a_batch_into_consecutive_images_that_take_the_affines_in_turn():
+    layer = randomized(LocalNorm2d(3, 2, track_running_stats=True))
+    x = torch.randn(6, 3, 5, 5)
+    with use_mode("batch", group_size=2):
+        y = layer(x)
+    assert not layer.running_mean.any()
+    for group, affine in ((0, 0), (1, 1), (2, 0)):
+        part = x[2 * group : 2 * group + 2]
+        want = local_norm(part, 1, layer.weight[affine : affine + 1], layer.bias[affine : affine + 1])
+        torch.testing.assert_close(y[2 * group : 2 * group + 2], want)
+    with use_mode("batch", group_size=1):
+        alone = layer(x)
+    with use_mode("single", group=1):
+        torch.testing.assert_close(alone[[1, 3, 5]], layer(x)[[1, 3, 5]])
+    with use_mode("batch", group_size=4), pytest.raises(ValueError, match="group_size=4 does not divide a batch of 6"):
+        layer(x)
+    for mode, size in (("single", 2), ("batch", 0)):
+        with pytest.raises(ValueError, match=f"belongs to mode='batch'; got group_size={size} and mode='{mode}'"):
+            use_mode(mode, group_size=size)
 
 
 def test_a_mode_ends_with_its_block_and_after_an_exception():
@@ -463,8 +533,17 @@ def test_compiled_layer_follows_the_mode():
     layer = randomized(LocalNorm2d(3, 4))
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     x = torch.randn(8, 3, 5, 5)
-    for mode in ("batch", "single", "batch"):
-        with use_mode(mode, group=0):
+    layer.keep_running_stats()
+    layer.running_mean += 0.5
+    for mode, prior in (
+        ("batch", None),
+        ("single", None),
+        ("batch", None),
+        ("prior", 4.0),
+        ("prior", 16.0),
+        ("prior", math.inf),
+    ):
+        with use_mode(mode, group=0, prior=prior):
             torch.testing.assert_close(compiled(x), layer(x))
 
 

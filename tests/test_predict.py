@@ -187,6 +187,40 @@ class Fails(nn.Module):
         raise RuntimeError("inside the network")
 
 
+def test_a_network_that_keeps_an_activation_is_predicted():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+        def forward(self, x):
+            self.kept = self.net(x)
+            return self.kept.mean((2, 3))
+
+    net = Keeping()
+    images = torch.randn(4, 3, 8, 8)
+    want = net(images)
+    torch.testing.assert_close(predict(net, images), want)
+    assert net.kept.requires_grad
+
+
+@pytest.mark.parametrize("mode", ["batch", "single", "vote", "companions", "prior", "fixed"])
+def test_no_images_have_no_logits(mode):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    options = {"prior": {"prior": 4.0}, "companions": {"companions": torch.randn(2, 3, 8, 8)}}.get(mode, {})
+    assert predict(net, torch.empty(0, 3, 8, 8), mode, **options).shape == (0, 4)
+
+
+def test_a_vote_in_half_precision_is_finite():
+    net = nn.Sequential(nn.BatchNorm1d(2), nn.Flatten()).half()
+    images = 3 * torch.randn(2, 2, 64).half()
+    nn.init.constant_(net[0].weight, 20.0)
+    vote = predict(net, images, "vote")
+    assert vote.dtype == torch.half
+    assert vote.isfinite().all()
+    assert (vote.float().softmax(-1) == 0).any() or vote.min() < -20  # so unlikely that the mean would be rounded to 0
+
+
 def test_a_failing_network_leaves_its_modes():
     net = local_net().train()
     broken = nn.Sequential(*net, Fails())

@@ -216,16 +216,18 @@ def test_a_network_trained_with_single_images_among_its_groups_predicts_single_i
 
 
 def test_drawn_meets_every_divisor_of_the_batch_up_to_the_usual_size(digits, monkeypatch):
-    seen = set()
+    seen = []
 
-    def note(mode):
-        if isinstance(mode.group, torch.Tensor):  # not the look at the smallest group, before training
-            seen.add((mode.group_size, len(mode.group)))
+    def note(mode, group_size):
+        seen.append((mode, group_size))
         return train.contextlib.nullcontext()
 
-    monkeypatch.setattr(train, "set_mode", note)
-    fit(digits, TrainConfig("small", epochs=3, batch_size=36, num_groups=3, threads=1), "drawn", seed=0)
-    assert seen == {(size, 36 // size) for size in (1, 2, 3, 4, 6, 9, 12)}
+    monkeypatch.setattr(train, "use_mode", note)
+    run = fit(digits, TrainConfig("small", epochs=3, batch_size=36, num_groups=3, threads=1), "drawn", seed=0)
+    assert set(seen[1:]) == {
+        ("batch", size) for size in (1, 2, 3, 4, 6, 9, 12)
+    }  # the first looks at the smallest group
+    assert run.record["group_sizes"] == [1, 2, 3, 4, 6, 9, 12]
 
 
 def test_a_drawn_network_sees_the_batches_and_augmentations_of_the_other_arms(digits):

@@ -113,7 +113,7 @@ def draw_arms(axis: Axes, table: pd.DataFrame, arms: Sequence[str], x: str, y: s
 def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None:
     """One legend for all panels, of what `axis` shows."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns or min(len(labels), 7), frameon=False)
 
 
 def arrow(start: tuple[float, float], end: tuple[float, float]) -> FancyArrowPatch:
