@@ -144,6 +144,7 @@ def run(
         images=config.images,
         prior_noises={},
         prior=0,
+        batches=None,  # ablations have no study of test batches
         # those of single arms are the sweep's own: here all variants are asked on the same images
         mode_images={name: most for name, most in sweep_config.mode_images.items() if name not in ARMS.values()},
         modes={variant.norm: variant.modes for variant in planned},
