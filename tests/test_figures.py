@@ -243,7 +243,11 @@ def test_strengths_draw_clean_and_noisy_against_n0_for_each_number_of_fixed_norm
     assert drawn == pytest.approx(np.array([[90] * 3, [5] * 3, [90] * 3, [15] * 3]))
     assert left.lines[0].get_xdata().tolist() == [0, 16, 64]
     assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["0 fixed, clean", "0 fixed, noisy"]
-    drawn = figures.plot_strengths({"Digits": table, "Cars": table.assign(norm="drawn")})
+    drawn = figures.plot_strengths(
+        {"Digits": table, "Cars": table.assign(norm="drawn", fixed_last=2 * table.fixed_last)}
+    )
+    named = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert named == [f"{count} fixed, {part}" for count in ("0", "1 or 2") for part in ("clean", "noisy")]
     shown = [axis.get_title() for axis in drawn.axes if axis.get_visible()]
     assert shown == ["Digits, BN", "Digits, LN", "Cars, LN drawn"], "what an experiment does not have has no panel"
     (empty,) = figures.plot_strengths({}).axes
