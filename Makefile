@@ -23,11 +23,11 @@ help: ## say what there is
 quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results, figures, paper
 	python -m localnorm.pipeline runs $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))
 	dvc repro report@$(EXPERIMENT)
-	dvc repro --single-item shifts@$(EXPERIMENT) figure-batches@$(EXPERIMENT) figure-fixed-against-batch figure-one-image figure-strengths numbers paper
+	dvc repro --single-item shifts@$(EXPERIMENT) figure-batches@$(EXPERIMENT) figure-fixed-against-batch figure-one-image figure-strengths $(if $(filter digits-small,$(EXPERIMENT)),figure-teaser) numbers paper
 	@[ ! -e .git ] || python -m localnorm.compare $(EXPERIMENT) || true # an experiment of one's own has nothing to compare with
 	@python -m localnorm.results $(EXPERIMENT)
 
-repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (hours)
+repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (a day on two cores)
 	@python -m localnorm.pipeline check
 	dvc repro --keep-going
 

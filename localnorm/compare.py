@@ -334,8 +334,8 @@ SHOWN = {
     "C5": ("accuracy-*", "dvc repro report@*"),
     "C6": ("poor-light-*", "dvc repro figure-poor-light@*"),
     "drawn": ("one-image", "dvc repro statistics@* && dvc repro --single-item figure-one-image"),
-    "C7": ("cost", "make bench && dvc repro --single-item figure-cost numbers"),
-    "C8": ("cost", "make bench && dvc repro --single-item figure-cost numbers"),
+    "C7": ("cost", "make bench && dvc repro strip && dvc repro --single-item figure-cost numbers"),
+    "C8": ("cost", "make bench && dvc repro strip && dvc repro --single-item figure-cost numbers"),
     "C9": ("ablations-*", "dvc repro figure-ablations@*"),
 }
 
