@@ -21,8 +21,8 @@ import scipy.stats
 
 from localnorm import paths, stats
 from localnorm.figures.captions import scored_images
+from localnorm.numbers import CLAIMS, estimate_text
 from localnorm.params import load_params
-from localnorm.results import CLAIMS, estimate_text
 from localnorm.tables import read_table
 
 __all__ = ["Comparison", "committed", "compare", "quantities", "report", "tolerance", "write_report"]

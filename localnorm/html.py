@@ -21,8 +21,8 @@ from pygments.formatters import HtmlFormatter
 
 from localnorm import paths
 from localnorm.figures.captions import seed_count
+from localnorm.numbers import collect_numbers, estimate_text
 from localnorm.params import load_params
-from localnorm.results import collect_numbers, estimate_text
 from localnorm.tables import read_table
 
 __all__ = ["page", "write_site"]

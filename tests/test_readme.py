@@ -38,12 +38,12 @@ def test_the_lock_names_no_index():
 
 
 def test_the_table_of_results_is_the_one_that_the_pipeline_made(committed_results):
-    from localnorm.results import README_MARKS, readme_table
+    from localnorm.numbers import README_MARKS, readme_table
 
     numbers = ROOT / "paper" / "numbers.json"
     table = README.partition(README_MARKS[0])[2].partition(README_MARKS[1])[0]
     assert table.strip() == readme_table(json.loads(numbers.read_text())).strip(), (
-        "run `python -m localnorm.results --readme`"
+        "run `python -m localnorm.numbers --readme`"
     )
 
 

@@ -11,6 +11,7 @@ import typst
 import yaml
 from conftest import ROOT
 
+from localnorm import numbers as numbers_of
 from localnorm import paths, results, stats
 from localnorm.evaluate import SweepConfig, choices, save_sweep, sweep, sweep_batches, test_images
 from localnorm.shifts import write_shifts
@@ -137,10 +138,12 @@ def test_verdicts_in_short_name_what_differs_and_keep_the_controls_and_what_is_o
         return {"on": on, "first": first, "second": second, "part": part, "verdict": verdict}
 
     one = [row("Digits", "LN batch", "BN fixed", part, "holds") for part in ("noisy", "clean")]
-    assert results.verdicts_of(one) == [
+    assert numbers_of.verdicts_of(one) == [
         {"ours": False, "against": "", "found": {"Digits": {"holds": ["noisy", "clean"]}}}
     ]
-    assert results.verdicts_of(one[:1]) == [{"ours": False, "against": "", "found": {"Digits": {"holds": ["noisy"]}}}]
+    assert numbers_of.verdicts_of(one[:1]) == [
+        {"ours": False, "against": "", "found": {"Digits": {"holds": ["noisy"]}}}
+    ]
     two = [
         row("Digits", "LN single", "BN fixed", "noisy", "holds"),
         row("Digits", "LN single", "BN single", "noisy", "undecided"),
@@ -148,7 +151,7 @@ def test_verdicts_in_short_name_what_differs_and_keep_the_controls_and_what_is_o
         row("Cars", "LN prior", "BN prior", "noisy", "holds"),
         row("Cars", "LN drawn single", "BN prior", "noisy", "undecided"),
     ]
-    assert [(row["against"], row["ours"], row["found"]) for row in results.verdicts_of(two)] == [
+    assert [(row["against"], row["ours"], row["found"]) for row in numbers_of.verdicts_of(two)] == [
         ("BN fixed", False, {"Digits": {"holds": ["LN single"]}}),
         ("BN in the same mode", False, {"Digits": {"undecided": ["LN single"]}}),
         ("BN fixed", True, {"Cars": {"does not hold here": ["LN prior"]}}),
@@ -158,7 +161,7 @@ def test_verdicts_in_short_name_what_differs_and_keep_the_controls_and_what_is_o
 
 
 def test_the_readme_says_every_verdict_and_calls_those_of_few_seeds_provisional(project):
-    numbers = results.collect_numbers()
+    numbers = numbers_of.collect_numbers()
     digits = [
         {"holds": ["noisy", "clean"], "undecided": ["ratio"]},
         {"holds": ["LN prior"]},
@@ -180,7 +183,7 @@ def test_the_readme_says_every_verdict_and_calls_those_of_few_seeds_provisional(
     ]  # fmt: skip
     numbers["claims"] = [{"results": [], **claim} for claim in numbers["claims"]]
     numbers["claims"][-1]["results"] = [{"on": "Digits", "experiment": "digits-small", "seeds": 3}]
-    table = results.readme_table(numbers)
+    table = numbers_of.readme_table(numbers)
     assert "| claim | Digits, 2 seeds (provisional) |\n|---|---|\n" in table
     assert "| **C2** It fails. | **holds**: noisy, clean; **undecided**: ratio |\n" in table
     original, ours = table.split("| of what is ours | Digits, 2 seeds (provisional) |\n|---|---|\n")
@@ -195,17 +198,17 @@ def test_the_readme_says_every_verdict_and_calls_those_of_few_seeds_provisional(
     assert "\n- **C7** It is cheap. `resnet32` **holds**: time\n" in table
     assert "| **C9** It fits. (Networks of the ablations: Digits 3 seeds.) | **holds**: noisy |\n" in table
     numbers["experiments"]["digits-small"]["training"]["seeds"] = 6
-    assert "| claim | Digits, 6 seeds |\n" in results.readme_table(numbers)
+    assert "| claim | Digits, 6 seeds |\n" in numbers_of.readme_table(numbers)
 
 
 def test_the_readme_sets_every_arm_on_every_data_set_side_by_side(project):
-    numbers = results.collect_numbers()
+    numbers = numbers_of.collect_numbers()
     digits = numbers["experiments"]["digits-small"]
     *fewer, last = digits["arms"]
     numbers["experiments"]["cars"] = {**digits, "label": "Cars", "arms": {arm: digits["arms"][arm] for arm in fewer}}
     (control,) = [claim for claim in numbers["claims"] if claim["claim"] == "control"]
     control["results"][0] |= {"text": "-0.8 [-1.3, -0.1]", "verdict": "undecided"}
-    table = results.readme_table(numbers)
+    table = numbers_of.readme_table(numbers)
     assert "| arm | Digits: clean<br>noisy | Cars: clean<br>noisy |\n|---|--:|--:|\n" in table
     shown = "<br>".join(digits["arms"][last]["text"][part] for part in ("clean", "noisy"))
     assert f"| {last} | {shown} | not run |\n" in table
@@ -219,12 +222,12 @@ def test_arms_that_always_answer_alike_are_named(project):
     folder = paths.statistics("digits-small")
     answers = pd.read_csv(folder / "answers.csv")
     assert set(answers.classes) <= set(range(2, 11))
-    assert results.collect_numbers()["experiments"]["digits-small"]["constant"] == []
+    assert numbers_of.collect_numbers()["experiments"]["digits-small"]["constant"] == []
     kept = (folder / "answers.csv").read_text()
     constant = (answers.norm == "local") & (answers["mode"] == "single")
     answers.assign(classes=answers.classes.where(~constant, 1)).to_csv(folder / "answers.csv", index=False)
     try:
-        assert results.collect_numbers()["experiments"]["digits-small"]["constant"] == ["LN single"]
+        assert numbers_of.collect_numbers()["experiments"]["digits-small"]["constant"] == ["LN single"]
     finally:
         (folder / "answers.csv").write_text(kept)
 
@@ -235,7 +238,7 @@ def test_arms_are_set_side_by_side_where_a_statistic_has_as_many_images():
          "noise": "gaussian", "level": level, "accuracy": size / 100 - level, "images": 99}
         for norm in ("batch", "local") for size in (1, 4, 16, 64) for level in (0.0, 0.01)
     )  # fmt: skip
-    four, sixteen = results._equal_images(table, num_groups=4)
+    four, sixteen = numbers_of._equal_images(table, num_groups=4)
     assert four["images"] == 4  # so LN batch takes 16 images, and BN-batch 4
     assert (four["LN batch"]["clean"], four["BN-batch"]["clean"]) == ("16.0", "4.0")
     assert (sixteen["images"], sixteen["LN batch"]["noisy"]) == (16, "63.0")
@@ -243,8 +246,8 @@ def test_arms_are_set_side_by_side_where_a_statistic_has_as_many_images():
     two = pd.concat(
         [table, table.assign(seed=1, accuracy=table.accuracy.where(table.norm == "local", table.accuracy - 0.02))]
     )
-    assert results._equal_images(two, num_groups=4)[0]["difference"] == "+13.0 [+12.0, +14.0]"
-    assert results._equal_images(table, num_groups=8) == []
+    assert numbers_of._equal_images(two, num_groups=4)[0]["difference"] == "+13.0 [+12.0, +14.0]"
+    assert numbers_of._equal_images(table, num_groups=8) == []
 
 
 def test_runs_that_scored_other_test_images_do_not_join(copied):
@@ -259,7 +262,7 @@ def test_runs_that_scored_other_test_images_do_not_join(copied):
 
 
 def test_numbers_are_those_of_the_tables_and_experiments_without_results_are_left_out(project):
-    numbers = results.collect_numbers()
+    numbers = numbers_of.collect_numbers()
     assert list(numbers["experiments"]) == ["digits-small"]
     experiment = numbers["experiments"]["digits-small"]
     table = pd.read_csv(paths.sweep("digits-small"))
@@ -272,13 +275,13 @@ def test_numbers_are_those_of_the_tables_and_experiments_without_results_are_lef
 
 
 def test_latex_numbers_are_valid_commands_with_the_same_values(project):
-    numbers = results.collect_numbers()
-    commands = dict(re.findall(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", results.latex_numbers(numbers)))
+    numbers = numbers_of.collect_numbers()
+    commands = dict(re.findall(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}", numbers_of.latex_numbers(numbers)))
     assert (
         commands["LNdigitssmallLNbatchclean"]
         == numbers["experiments"]["digits-small"]["arms"]["LN batch"]["text"]["clean"]
     )
-    results.write_latex_tables(numbers)
+    numbers_of.write_latex_tables(numbers)
     table = (paths.paper() / "tables" / "summary-digits-small.tex").read_text()
     assert table.count(r"\\") == 1 + len(numbers["experiments"]["digits-small"]["arms"])
 
@@ -303,7 +306,7 @@ def test_a_conversion_is_compared_with_the_network_that_it_came_from():
         + rows(tuning, "0", "local", "batch", 0.9, 0.6) + rows(tuning, "0", "local", "single", 0.1, 0.1)
         + rows(tuning, "10", "local", "batch", 0.945, 0.7) + rows(tuning, "2", "local", "batch", 0.5, 0.5)
     )  # fmt: skip
-    found = [(row["part"], round(row["estimate"], 3), row["verdict"]) for row in results.conversion(table, 0.01)]
+    found = [(row["part"], round(row["estimate"], 3), row["verdict"]) for row in numbers_of.conversion(table, 0.01)]
     assert found == [
         ("noisy after 0 epochs", 0.2, "holds"),
         ("clean after 0 epochs", -0.05, "does not hold here"),
@@ -312,11 +315,11 @@ def test_a_conversion_is_compared_with_the_network_that_it_came_from():
         ("clean after 10 epochs", -0.005, "holds"),
         ("noisy after 10 epochs", -0.1, "does not hold here"),
     ]
-    assert results.conversion(table[table.ablation == tuning], 0.01) == []
+    assert numbers_of.conversion(table[table.ablation == tuning], 0.01) == []
 
 
 def test_every_claim_is_there_and_one_without_a_run_has_no_results(project):
-    claims = {claim["claim"]: claim["results"] for claim in results.collect_numbers()["claims"]}
+    claims = {claim["claim"]: claim["results"] for claim in numbers_of.collect_numbers()["claims"]}
     assert list(claims) == ["C1", "C2", "C3", "control", "C4", "C5", "C6", "drawn", "C7", "C8", "C9"]
     assert [row["on"] for row in claims["C5"]] == ["Digits"]
     assert not any(claims[claim] for claim in ("C6", "drawn", "C7", "C8", "C9")), (
@@ -335,7 +338,7 @@ def test_a_cost_holds_only_where_every_setting_is_within_its_bound(project):
     ]  # fmt: skip
     pd.DataFrame(rows).to_csv(paths.sweep("cost"), index=False)
     try:
-        claims = {claim["claim"]: claim["results"] for claim in results.collect_numbers()["claims"]}
+        claims = {claim["claim"]: claim["results"] for claim in numbers_of.collect_numbers()["claims"]}
     finally:
         paths.sweep("cost").unlink()
     assert [(row["text"], row["verdict"]) for row in claims["C7"]] == [
@@ -355,7 +358,7 @@ def test_noise_shifts_statistics_only_as_far_as_noises_lie_beyond_clean_batches(
         table = table.assign(suite="named", noise="gaussian", images=64, batch_size=16)
         table.loc[0, ["suite", "noise"]] = "clean"
         write_shifts(table, "digits-small")
-        return next(claim["results"] for claim in results.collect_numbers()["claims"] if claim["claim"] == "C1")
+        return next(claim["results"] for claim in numbers_of.collect_numbers()["claims"] if claim["claim"] == "C1")
 
     try:
         assert [(row["on"], row["part"], row["text"], row["verdict"]) for row in result(0.21, 0.6)] == [
@@ -366,12 +369,12 @@ def test_noise_shifts_statistics_only_as_far_as_noises_lie_beyond_clean_batches(
         assert result(0.1, 0.1)[0]["verdict"] == "does not hold here"
     finally:
         paths.statistics("digits-small-shifts.csv").unlink()
-    assert results.collect_numbers()["claims"][0]["results"] == []
+    assert numbers_of.collect_numbers()["claims"][0]["results"] == []
 
 
 def test_text_for_latex_has_no_character_that_latex_reads_as_its_own():
     numbers = {"experiments": {}, "figures": {"a-1": "95 % of x_1 & {y} #2 $ ~ ^ \\z"}}
-    (command,) = re.findall(r"\\newcommand\{\\LNcaptionaone\}\{(.*)\}", results.latex_numbers(numbers))
+    (command,) = re.findall(r"\\newcommand\{\\LNcaptionaone\}\{(.*)\}", numbers_of.latex_numbers(numbers))
     assert command == r"95 \% of x\_1 \& \{y\} \#2 \$ \textasciitilde{} \textasciicircum{} \textbackslash{}z"
 
 
@@ -430,7 +433,7 @@ def test_every_figure_in_the_tree_comes_from_a_stage_and_has_its_caption(committ
 def test_committed_numbers_are_those_of_the_committed_tables(monkeypatch, committed_results):
     monkeypatch.chdir(ROOT)
     written = json.loads((ROOT / "paper" / "numbers.json").read_text())
-    assert written == json.loads(json.dumps(results.collect_numbers()))
+    assert written == json.loads(json.dumps(numbers_of.collect_numbers()))
 
 
 @pytest.fixture
