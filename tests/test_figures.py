@@ -371,6 +371,23 @@ def test_the_strengths_of_a_network_are_those_that_its_sweep_took(project):
     assert figures.chosen_strengths("digits-small", 0) == {arm: STRENGTHS[arm] for arm in ("BN prior", "LN last fixed")}
 
 
+def test_long_names_of_classes_are_cut_and_leave_the_bars_their_place():
+    arms = ["BN fixed", "BN prior", "LN single", "LN drawn single", "LN prior"]
+    answers = pd.DataFrame(
+        {"image": 0, "level": 0.0, "arm": arm, "rank": rank, "label": rank, "probability": 0.2}
+        for arm in arms for rank in range(5)
+    )  # fmt: skip
+    classes = ["Chevrolet Corvette Ron Fellows Edition Z06 2007"] * 5
+    figure = figures.plot_poor_light(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"], answers, classes)
+    figure.draw_without_rendering()
+    for axis in figure.axes[1:]:
+        panel = axis.get_window_extent()
+        assert panel.width > 0.1 * figure.bbox.width
+        for text in axis.texts:
+            assert text.get_text().endswith("…")
+            assert text.get_window_extent().x1 < panel.x1 + 0.2 * panel.width
+
+
 def test_photographs_of_the_users_own_go_through_the_same_figure(networks, project):
     Image.new("RGB", (40, 30), (200, 10, 10)).save(project / "b.png")
     Image.new("RGB", (20, 50), (0, 0, 0)).save(project / "a.jpg")

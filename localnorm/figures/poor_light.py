@@ -31,6 +31,7 @@ ONE_IMAGE = ("fixed", "single", "vote", "prior", "last_fixed")  # modes in which
 STATISTICS_BATCHES = 64  # of training images: enough for a figure of a few images, where the sweep takes all
 TOP = 5
 PRINTED = 112  # pixels a side at most: 160 an inch, where photographs kept without loss would make a page of a megabyte
+LETTERS = 105  # of class names across the page
 
 
 def folder_images(folder: str | Path, dataset: Dataset) -> tuple[list[str], Tensor]:
@@ -166,7 +167,8 @@ def plot_poor_light(
         name = textwrap.fill(names[image], 14, break_long_words=True)
         row[0].set_ylabel(f"{name}\n{100 * (1 - level):.0f} % light", rotation=0, ha="right", va="center", fontsize=6)
         for axis, arm in zip(row[1:], arms, strict=True):
-            _draw_bars(axis, answer[answer.arm == arm], classes, None if labels is None else int(labels[image]))
+            true = None if labels is None else int(labels[image])
+            _draw_bars(axis, answer[answer.arm == arm], classes, true, longest=min(30, LETTERS // len(arms)))
             if number == 0:
                 axis.set_title(arm)
     for axis in axes[-1, 1:]:
@@ -175,15 +177,16 @@ def plot_poor_light(
     return figure
 
 
-def _draw_bars(axis: Axes, answer: pd.DataFrame, classes: Sequence[str], true: int | None) -> None:
+def _draw_bars(axis: Axes, answer: pd.DataFrame, classes: Sequence[str], true: int | None, longest: int) -> None:
     arm = answer.arm.iloc[0]
     outline = [matplotlib.patheffects.withStroke(linewidth=1.5, foreground="white")]
     for row in answer.itertuples():
         right = true is None or row.label == true
         axis.barh(row.rank, row.probability, color=ARM_STYLES[arm][0] if right else "0.8", height=0.85, alpha=0.75)
         name = re.sub(r"^\d+ (?=\D)", "", classes[row.label])  # some data sets number their classes
-        name = name if len(name) <= 30 else f"{name[:29]}…"
+        name = name if len(name) <= longest else f"{name[: longest - 1]}…"
         weight = "bold" if row.label == true else "normal"
-        axis.text(0.02, row.rank, name, va="center", fontsize=5.5, path_effects=outline, fontweight=weight)
+        text = axis.text(0.02, row.rank, name, va="center", fontsize=5.2, path_effects=outline, fontweight=weight)
+        text.set_in_layout(False)  # or long names would press the bars together
     axis.set(xlim=(0, 1), ylim=(len(answer) - 0.5, -0.5), yticks=[], xticks=[0, 0.5, 1])
     axis.tick_params(labelbottom=False)
