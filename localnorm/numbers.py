@@ -320,7 +320,9 @@ def _equal_images(batches: pd.DataFrame, num_groups: int) -> list[dict]:
         arms, noisy, in points with its interval over seeds.
     """
     uniform = batches[(batches.composition == "uniform") & (batches["mode"] == "batch")]
-    scores = clean_and_noisy(uniform, ["batch_size"]).set_index(["norm", "batch_size", "part", "seed"]).accuracy
+    scores = (
+        clean_and_noisy(uniform, ["batch_size"]).set_index(["norm", "batch_size", "part", "seed"]).accuracy.sort_index()
+    )
     sizes = {norm: sorted(uniform.batch_size[uniform.norm == norm].unique()) for norm in ("batch", "local")}
     rows = []
     for size in sizes["batch"]:

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from localnorm import html, paths, results
+from localnorm import html, numbers, paths
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 OUTPUTS = {
@@ -132,7 +132,7 @@ def test_notebooks_show_their_outputs_without_progress_bars_and_a_failed_one_say
 
 def test_every_claim_that_was_tested_is_shown_with_its_verdict(project):
     text = html.write_site(project / "site").read_text(encoding="utf-8")
-    tested = {claim["claim"]: claim["results"] for claim in results.collect_numbers()["claims"] if claim["results"]}
+    tested = {claim["claim"]: claim["results"] for claim in numbers.collect_numbers()["claims"] if claim["results"]}
     assert len(tested) > 5
     for claim, rows in tested.items():
         assert len(re.findall(rf"<tr><td>{claim}</td>.*<td>[^<]*</td></tr>", text)) == len(rows)

@@ -400,7 +400,7 @@ def test_killed_before_any_sync_rename_or_removal_the_next_run_finishes_and_is_e
 
 
 def test_killed_at_twenty_random_moments_the_next_run_finishes_and_is_equal(raw, tmp_path):
-    write_container(raw / "birds", "tar.gz", image_files(train=150, size=(40, 40)))
+    write_container(raw / "birds", "tar.gz", image_files(train=600, size=(40, 40)))
     expected = contents(prepare("birds", tmp_path / "expected"))
     moments = random.Random(0)
     killed = 0
