@@ -237,8 +237,38 @@ def _equal_groups(x, groups, weight, bias, running_mean, running_var, *, assignm
         if view.shape[0] == 1:
             y = (_PlainGradient if torch.compiler.is_compiling() else _PlainGradientAndTangent).apply(y)
         return y.view(x.shape).contiguous(memory_format=layout)
+    if _launches_cost_more_than_copies(x):
+        view = _groups_as_channels(x, groups, assignment, layout)  # (B/K, K*C, H, W)
+        y = F.batch_norm(view, *flat, training=True, momentum=momentum, eps=eps)
+        return _channels_as_groups(y, groups, assignment, layout)
     walk = _GroupByGroup.apply if eager else _group_by_group
     return walk(x, *per_group, groups, assignment, eps, momentum)
+
+
+def _launches_cost_more_than_copies(x: Tensor) -> bool:
+    """On a GPU a call of a kernel for each group takes longer than to lay all groups out for one call."""
+    return x.is_cuda
+
+
+def _groups_as_channels(x: Tensor, groups: int, assignment: str, layout: torch.memory_format) -> Tensor:
+    """(B, C, ...) as (B/K, K*C, ...) in one copy, in the layout that it has."""
+    split = (groups, -1) if assignment == "contiguous" else (-1, groups)
+    apart = x.unflatten(0, split)
+    if assignment == "contiguous":
+        apart = apart.transpose(0, 1)  # (B/K, K, C, ...)
+    if layout == torch.contiguous_format:
+        return apart.flatten(1, 2)
+    return apart.movedim((1, 2), (-2, -1)).flatten(-2).movedim(-1, 1)
+
+
+def _channels_as_groups(y: Tensor, groups: int, assignment: str, layout: torch.memory_format) -> Tensor:
+    """The way back: (B/K, K*C, ...) as (B, C, ...)."""
+    apart = y.unflatten(1, (groups, -1))  # (B/K, K, C, ...)
+    if assignment == "contiguous":
+        apart = apart.transpose(0, 1)
+    if layout == torch.contiguous_format:
+        return apart.flatten(0, 1)
+    return apart.movedim(2, -1).flatten(0, 1).movedim(-1, 1)
 
 
 class _PlainGradient(torch.autograd.Function):

@@ -212,13 +212,14 @@ def make_fabric(precision: str = "32-true") -> Fabric:
     return fabric
 
 
-def _make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def _make_optimizer(model: torch.nn.Module, config: TrainConfig, capturable: bool = False) -> torch.optim.Optimizer:
+    """The optimizer of a train block; a capturable one keeps all of its state on the GPU, for CUDA graphs."""
     kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1 and not _is_affine(model, parameter)]
     chosen = {id(parameter) for parameter in kernels}
     others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=config.learning_rate)
+        return torch.optim.Adam(groups, lr=config.learning_rate, capturable=capturable)
     if config.optimizer == "muon":
         from timm.optim import Muon  # here, since timm is slow to import
 
@@ -231,9 +232,20 @@ def _make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.
             {"params": others, "weight_decay": 0.0, "use_fallback": True},
         ]
         return Muon(
-            groups, lr=config.learning_rate, momentum=config.momentum, nesterov=True, fallback_lr_scale=FALLBACK_RATE
+            groups,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            nesterov=True,
+            fallback_lr_scale=FALLBACK_RATE,
+            capturable=capturable,
         )
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.SGD(
+        groups,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        fused=capturable,  # the only one that takes its learning rate from the GPU
+    )
 
 
 def _is_affine(model: torch.nn.Module, parameter: torch.nn.Parameter) -> bool:
@@ -284,6 +296,7 @@ def fit(
     initial: torch.nn.Module | None = None,
     checkpoint: Path | None = None,
     fabric: Fabric | None = None,
+    cuda_graphs: bool | None = None,
 ) -> TrainedRun:
     """Train a network and return it with its history and record.
 
@@ -297,10 +310,12 @@ def fit(
         checkpoint: a file that is rewritten after every epoch; where it is there and was made by the same settings,
             training continues from it.
         fabric: device, precision and processes; `make_fabric(config.precision)` if None.
+        cuda_graphs: record a training step's kernels once and replay them: a step of a small network takes a fraction of the time.
+            The network must not read values back to the CPU. None does so on one GPU, unless the network is compiled.
 
     Raises:
         ValueError: fewer training images than a batch, an unknown norm, or feature maps of one position in a network that is to meet
-            single images.
+            single images, or CUDA graphs without a GPU.
         FloatingPointError: the loss is no longer finite; names epoch and step.
         MemoryError: the device's memory does not hold a batch.
     """
@@ -329,8 +344,10 @@ def fit(
     )
     model = model.to(memory_format=torch.channels_last)
     network = model  # the plain module that is saved and tested, under Fabric's and the compiler's wrappers
-    optimizer = _make_optimizer(model, config)
+    replays = _replays(cuda_graphs, config, fabric)
+    optimizer = _make_optimizer(model, config, replays)
     model, optimizer = fabric.setup(torch.compile(model) if config.compile else model, optimizer)
+    step = _Step(model, optimizer, config, fabric, replays)
 
     identity = {
         "train": asdict(config),
@@ -375,21 +392,14 @@ def fit(
         losses = torch.zeros(steps, device=fabric.device)
         correct = torch.zeros((), device=fabric.device)
         model.train()
-        for step in range(steps):
-            rate = learning_rate(config, epoch + step / steps, validation)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            position = (step * fabric.world_size + fabric.global_rank) * config.batch_size
+        for number in range(steps):
+            rate = learning_rate(config, epoch + number / steps, validation)
+            position = (number * fabric.world_size + fabric.global_rank) * config.batch_size
             chosen = order[position : position + config.batch_size]
             batch = augment(standardise(images[chosen], mean, std), generator=generator, **config.augment)
-            with _grouping(drawn_sizes, sizes):
-                logits = model(batch.contiguous(memory_format=torch.channels_last))  # (B, num_classes)
-            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=config.label_smoothing)
-            fabric.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-            losses[step] = loss.detach()
-            correct += (logits.argmax(1) == labels[chosen]).sum()
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            losses[number], right = step(batch, labels[chosen], rate, _drawn(drawn_sizes, sizes))
+            correct += right
             progress.update()
         _check_finite(losses, epoch, rate)
         history.append(
@@ -459,11 +469,84 @@ def _check_smallest_group(network: torch.nn.Module, dataset: Dataset, sizes: lis
         ) from None
 
 
-def _grouping(sizes: list[int], generator: torch.Generator) -> contextlib.AbstractContextManager:
-    """How LocalNorm layers group the batch of one step: as they are built, or with a drawn number of images a group."""
-    if not sizes:
-        return contextlib.nullcontext()
-    return use_mode("batch", group_size=sizes[torch.randint(len(sizes), (), generator=generator)])
+def _drawn(sizes: list[int], generator: torch.Generator) -> int | None:
+    """The images a group of one step; None where LocalNorm layers group the batch as they are built."""
+    return sizes[torch.randint(len(sizes), (), generator=generator)] if sizes else None
+
+
+def _replays(asked: bool | None, config: TrainConfig, fabric: Fabric) -> bool:
+    on_gpu = fabric.device.type == "cuda"
+    if asked and not on_gpu:
+        raise ValueError(f"cuda_graphs=True needs a GPU, the device is {fabric.device}; leave it out")
+    return on_gpu and fabric.world_size == 1 and not config.compile if asked is None else asked
+
+
+class _Step:
+    """A training step: forwards, loss, backwards and update.
+
+    With `replays` the first step of each number of images a group runs as usual, which allocates what kernels and optimizer
+    keep. The second is recorded as a CUDA graph, which it and all later ones replay: their kernels start without Python.
+    """
+
+    def __init__(self, model, optimizer, config: TrainConfig, fabric: Fabric, replays: bool):
+        self.model, self.optimizer, self.config, self.fabric, self.replays = model, optimizer, config, fabric, replays
+        if replays:
+            self.rate = torch.zeros((), device=fabric.device)
+            self.given = None  # images and labels of the current step, at the address that the graphs read
+            self.graphs = {}
+            self.pool = torch.cuda.graph_pool_handle()
+            self.stream = torch.cuda.Stream()  # the default one cannot be recorded
+
+    def __call__(
+        self, batch: torch.Tensor, labels: torch.Tensor, rate: float, size: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, and how many images of the batch (B, C, H, W) were classified right; the next step overwrites them."""
+        if not self.replays:
+            self._set_rate(rate)
+            return self._run(batch, labels, size)
+        if self.given is None:
+            self._set_rate(self.rate)
+            self.given = batch.clone(), labels.clone()
+        self.rate.fill_(rate)
+        for kept, new in zip(self.given, (batch, labels), strict=True):
+            kept.copy_(new)
+        if size not in self.graphs:
+            self.graphs[size] = None
+            return self._run_apart(size)
+        if self.graphs[size] is None:
+            self.graphs[size] = self._record(size)
+        graph, result = self.graphs[size]
+        graph.replay()
+        return result
+
+    def _run_apart(self, size: int | None):
+        caller = torch.cuda.current_stream()
+        self.stream.wait_stream(caller)
+        with torch.cuda.stream(self.stream), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
+            result = self._run(*self.given, size)
+        caller.wait_stream(self.stream)
+        return result
+
+    def _record(self, size: int | None):
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: other threads may use the GPU meanwhile
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            result = self._run(*self.given, size)
+        return graph, result
+
+    def _set_rate(self, rate: float | torch.Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _run(self, batch: torch.Tensor, labels: torch.Tensor, size: int | None):
+        with use_mode("batch", group_size=size) if size else contextlib.nullcontext():
+            logits = self.model(batch)  # (B, num_classes)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        self.fabric.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach(), (logits.argmax(1) == labels).sum()
 
 
 def _check_finite(losses: torch.Tensor, epoch: int, rate: float) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from localnorm import layers
 from localnorm.layers import (
     ASSIGNMENTS,
     LARGE_IMAGE,
@@ -631,6 +632,27 @@ def test_processes_group_their_own_images_and_average_the_gradients(tmp_path):
     loss = sum(net(half).pow(3).mean() for half in saved["x"]) / 2
     (want,) = torch.autograd.grad(loss, net[1].weight)
     torch.testing.assert_close(saved["grad"], want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("batch", [8, 9])
+def test_groups_that_are_laid_out_for_one_kernel_equal_the_formula(batch, assignment, layout, monkeypatch):
+    """As on a GPU, where a kernel for each group takes longer."""
+    monkeypatch.setattr(layers, "_launches_cost_more_than_copies", lambda x: True)
+    monkeypatch.setattr(layers, "_group_by_group", None)
+    monkeypatch.setattr(layers, "_GroupByGroup", None)
+    layer = randomized(LocalNorm2d(3, 4, assignment=assignment, track_running_stats=True))
+    x = torch.randn(batch, 3, 5, 6).contiguous(memory_format=layout).requires_grad_()
+    direction = torch.randn(batch, 3, 5, 6)
+    inputs = (x, layer.weight, layer.bias)
+    y, want = layer(x), formula(x, layer.weight, layer.bias, 4, assignment)
+    assert y.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(y, want)
+    for ours, theirs in zip(*(torch.autograd.grad(out, inputs, direction) for out in (y, want)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    means = torch.stack([x[images].mean((0, 2, 3)) for images in groups_of(batch, 4, assignment)])
+    torch.testing.assert_close(layer.running_mean, 0.1 * means)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 from conftest import ROOT
+from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 
 from localnorm import train
@@ -355,3 +356,20 @@ def test_bf16_trains_too(digits):
     run = fit(digits, config, "local", seed=0, fabric=make_fabric("bf16-mixed"))
     assert run.history[-1]["validation_accuracy"] > 0.5
     assert all(value.dtype == torch.float32 for value in run.model.state_dict().values() if value.is_floating_point())
+
+
+def test_cuda_graphs_without_a_gpu_are_refused(digits):
+    with pytest.raises(ValueError, match=r"cuda_graphs=True needs a GPU, the device is cpu; leave it out"):
+        fit(digits, SMALL, "local", 0, fabric=Fabric(accelerator="cpu", devices=1), cuda_graphs=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("norm", ["batch", "local", "drawn"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
+def test_replayed_steps_train_as_steps_from_python_do(digits, optimizer, norm):
+    config = dataclasses.replace(MUON, optimizer=optimizer, learning_rate=0.1 if optimizer == "sgd" else 0.01)
+    replayed, plain = (fit(digits, config, norm, 0, cuda_graphs=graphs).history for graphs in (None, False))
+    for ours, theirs in zip(replayed, plain, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.1)
+        assert ours["validation_accuracy"] == pytest.approx(theirs["validation_accuracy"], abs=0.1)
+    assert replayed[-1]["train_loss"] < replayed[0]["train_loss"] / 2
