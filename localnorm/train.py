@@ -530,8 +530,7 @@ class _Step:
 
     def _record(self, size: int | None):
         graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads may use the GPU meanwhile
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             result = self._run(*self.given, size)
         return graph, result
 
