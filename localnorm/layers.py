@@ -278,11 +278,13 @@ class _PlainGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(y):
-        return y.view_as(y)
+        return y
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        pass
+        ctx.mark_dirty(
+            *inputs
+        )  # the very tensor: a view of it could not be changed in place, as many an activation does
 
     @staticmethod
     def backward(ctx, grad):

@@ -364,7 +364,7 @@ def fit(
     }
     drawn_sizes = _drawn_sizes(config, norm)
     _check_smallest_group(network, dataset, drawn_sizes)
-    history = _resume(checkpoint, network, optimizer, identity) if checkpoint else []
+    history, parts = _resume(checkpoint, network, optimizer, identity) if checkpoint else ([], [])
     resumed_at = len(history)
 
     images = torch.as_tensor(dataset.images("train")).to(fabric.device)
@@ -416,19 +416,21 @@ def fit(
         )
         progress.set_postfix_str(f"loss {history[-1]['train_loss']:.3f}, val {history[-1]['validation_accuracy']:.3f}")
         if checkpoint and fabric.is_global_zero:
-            _save_checkpoint(checkpoint, network, optimizer, identity, history)
+            here = {"device": _device_name(fabric.device), "seconds": time.perf_counter() - started}
+            _save_checkpoint(checkpoint, network, optimizer, identity, history, [*parts, here])
         fabric.barrier()
     progress.close()
-    seconds = time.perf_counter() - started
-    trained = (len(history) - resumed_at) * steps * config.batch_size * fabric.world_size
+    parts = [*parts, {"device": _device_name(fabric.device), "seconds": time.perf_counter() - started}]
+    seconds = sum(part["seconds"] for part in parts)
+    trained = len(history) * steps * config.batch_size * fabric.world_size
     record = {
         **identity,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "resumed_at_epoch": resumed_at,
         "seconds": round(seconds, 2),
-        "images_per_second": round(trained / seconds, 1) if trained else None,
+        "images_per_second": round(trained / seconds, 1),
         "group_sizes": drawn_sizes,
-        "device": _device_name(fabric.device),
+        "device": ", then ".join(dict.fromkeys(part["device"] for part in parts)),
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
         "versions": {
@@ -592,7 +594,8 @@ def _revision() -> str | None:
 # ------------------------------------------------------------------------------------------- files: plain tensors, no pickle
 
 
-def _save_checkpoint(path: Path, network, optimizer, identity: dict, history: list[dict]) -> None:
+def _save_checkpoint(path: Path, network, optimizer, identity: dict, history: list[dict], parts: list[dict]) -> None:
+    """`parts`: device and seconds of each run that trained some of the epochs."""
     tensors = {f"model.{name}": value.contiguous() for name, value in network.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {
@@ -600,24 +603,28 @@ def _save_checkpoint(path: Path, network, optimizer, identity: dict, history: li
             for name, value in state.items()
             if value is not None
         }
-    metadata = {"identity": json.dumps(identity, sort_keys=True), "history": json.dumps(history)}
+    metadata = {
+        "identity": json.dumps(identity, sort_keys=True),
+        "history": json.dumps(history),
+        "parts": json.dumps(parts),
+    }
     paths.write(path, safetensors_bytes(tensors, metadata))
 
 
-def _resume(path: Path, network, optimizer, identity: dict) -> list[dict]:
-    """Load what a run of the same settings left; the history so far, empty where there is nothing to continue."""
+def _resume(path: Path, network, optimizer, identity: dict) -> tuple[list[dict], list[dict]]:
+    """Load what a run of the same settings left; its history and parts, empty where there is nothing to continue."""
     if not path.is_file():
-        return []
+        return [], []
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("identity") != json.dumps(identity, sort_keys=True):
+            if metadata.get("identity") != json.dumps(identity, sort_keys=True) or "parts" not in metadata:
                 print(f"{path.name} belongs to other settings or data: training starts anew", file=sys.stderr)
-                return []
+                return [], []
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         print(f"{path.name} is damaged ({error}): training starts anew", file=sys.stderr)
-        return []
+        return [], []
     network.load_state_dict(
         {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     )
@@ -627,7 +634,7 @@ def _resume(path: Path, network, optimizer, identity: dict) -> list[dict]:
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return json.loads(metadata["history"])
+    return json.loads(metadata["history"]), json.loads(metadata["parts"])
 
 
 def save_run(run: TrainedRun, model: Path, folder: Path, checkpoint: Path | None = None) -> None:

@@ -655,6 +655,17 @@ def test_groups_that_are_laid_out_for_one_kernel_equal_the_formula(batch, assign
     torch.testing.assert_close(layer.running_mean, 0.1 * means)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("batch", [4, 8])
+def test_an_activation_may_overwrite_what_the_layer_returns(batch, assignment, layout):
+    """As the inplace ReLU after most norms does, groups of one image included."""
+    layer = randomized(LocalNorm2d(3, 4, assignment=assignment))
+    x = torch.randn(batch, 3, 5, 6).contiguous(memory_format=layout).requires_grad_()
+    gradients = [torch.autograd.grad(F.relu(layer(x), inplace=inplace).sum(), x)[0] for inplace in (True, False)]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from lightning_fabric import Fabric
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from localnorm import train
@@ -135,12 +136,19 @@ def test_muon_continues_to_the_same_weights_to_the_bit(digits, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     save, checkpoint = train._save_checkpoint, tmp_path / "run.safetensors"
+    first = train._device_name(torch.device("cpu"))
     monkeypatch.setattr(train, "_save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
         fit(digits, MUON, "local", seed=3, checkpoint=checkpoint)
     monkeypatch.undo()
+    monkeypatch.setattr(train, "_device_name", lambda device: "another machine")
     continued = fit(digits, MUON, "local", seed=3, checkpoint=checkpoint)
     assert continued.record["resumed_at_epoch"] == 1
+    assert continued.record["device"] == f"{first}, then another machine"
+    with safe_open(checkpoint, "pt") as file:
+        parts = json.loads(file.metadata()["parts"])
+    assert continued.record["seconds"] == pytest.approx(sum(part["seconds"] for part in parts), rel=0.1)
+    assert len(parts) == 2
     for name, value in fit(digits, MUON, "local", seed=3).model.state_dict().items():
         assert torch.equal(value, continued.model.state_dict()[name]), name
 
