@@ -127,6 +127,10 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 def _images(shape: tuple[int, ...], layout: str) -> Tensor:
     return torch.randn(shape, device=_device()).contiguous(memory_format=LAYOUTS[layout])
 
@@ -177,7 +181,7 @@ def _row(subject, measure, shape, layout, dtype, assignment, batchnorm, localnor
         statistics.median(localnorm) * scale,
         *ratios(localnorm, batchnorm),
         BOUNDS[measure],
-        torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        _device_name(),
         _machine(),
         torch.__version__,
         torch.get_num_threads(),
@@ -242,8 +246,9 @@ def _machine() -> str:
 
 
 def _print_header(rows: int, repeats: int) -> None:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    print(f"{_machine()}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}; ms, memory in MiB")
+    print(
+        f"{_machine()}, {torch.get_num_threads()} threads, {_device_name()}, torch {torch.__version__}; ms, memory in MiB"
+    )
     print(f"{rows} rows of {repeats} rounds follow as they are measured; the networks come last and take longest")
     print(
         "".join(f"{c:15}" for c in COLUMNS)
@@ -263,12 +268,17 @@ def _print_row(row: Cost) -> None:
 
 
 def _save(rows: list[Cost], path: Path) -> None:
+    """Replace the rows of this device; those that were measured on others stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    others = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            others = [row for row in csv.DictReader(file) if row["device"] != rows[0].device]
     temporary = path.with_name(path.name + ".partial")
     with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows(sorted([*others, *map(asdict, rows)], key=lambda row: row["device"] != "cpu"))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -158,19 +158,20 @@ COSTS = {
 
 
 def _cost_results(claim: str) -> list[dict]:
-    """The median ratio of every setting of a network against the bound in the table; a row a network and measure."""
+    """The median ratio of every setting of a network against the bound in the table; a row a device, network and measure."""
     file = paths.sweep("cost")
     if claim not in COSTS or not file.is_file():
         return []
     table = read_table("cost")
+    several = table.device.nunique() > 1
     rows = []
-    for subject in table[table.subject != "layer"].subject.unique():
+    for (device, subject), of_network in table[table.subject != "layer"].groupby(["device", "subject"], sort=False):
         for measure, what in COSTS[claim].items():
-            costs = table[(table.subject == subject) & (table.measure == measure)]
+            costs = of_network[of_network.measure == measure]
             within = int((costs.ratio <= costs.bound).sum())
             rows.append(
                 {
-                    "on": subject,
+                    "on": f"{subject} on {'CPU' if device == 'cpu' else device}" if several else subject,
                     "experiment": None,
                     "what": f"LN over BN at most {costs.bound.iloc[0]:.2f}, in {within} of {len(costs)} settings",
                     "first": "LN",

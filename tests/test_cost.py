@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from localnorm import cost
 from localnorm.cost import alternate, main, peak_memory, ratios
 
 
@@ -49,6 +50,19 @@ def test_a_quick_run_prints_the_table_and_writes_every_row(tmp_path, capsys):
     assert torch.__version__ in table[0]
     assert table[1].startswith(f"{len(rows)} rows")
     assert len(table) == 3 + len(rows)
+
+
+def test_rows_of_another_device_stay(tmp_path, monkeypatch):
+    output = tmp_path / "cost.csv"
+    quick = ["--quick", "--repeats", "2", "--output", str(output)]
+    monkeypatch.setattr(cost, "_device_name", lambda: "a GPU")
+    first = main(quick)
+    monkeypatch.undo()
+    main(quick)
+    here = main(quick)
+    with output.open() as file:
+        written = list(csv.DictReader(file))
+    assert [float(row["ratio"]) for row in written] == [row.ratio for row in (*here, *first)]
 
 
 def test_too_few_repeats_are_refused(capsys):

@@ -316,12 +316,21 @@ def test_cost_writes_every_ratio_and_leaves_single_layers_out():
         {
             "subject": subject, "measure": measure, "layout": "contiguous", "dtype": "float32",
             "assignment": "interleaved", "ratio": ratio, "lower_quartile": ratio - 0.1, "upper_quartile": ratio + 0.1,
+            "device": device,
         }
-        for subject, measure, ratio in (("layer", "step", 3.0), ("resnet32", "step", 1.02), ("resnet32", "vote", 7.9))
+        for subject, measure, ratio, device in (
+            ("layer", "step", 3.0, "cpu"), ("resnet32", "step", 1.02, "cpu"), ("resnet32", "vote", 7.9, "cpu"),
+            ("resnet32", "step", 1.5, "a GPU"),
+        )
     )  # fmt: skip
+    both, costs = costs, costs[costs.device == "cpu"]
     figure = figures.plot_cost(costs)
     assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["1.02", "7.90"]
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["resnet32, fp32\nNCHW, interleaved"]
+    on_cpu, _, on_gpu, without = figures.plot_cost(both).axes
+    assert not without.axison
+    assert [axis.get_ylabel() for axis in (on_cpu, on_gpu)] == ["CPU", "a GPU"]
+    assert [text.get_text() for text in on_gpu.texts] == ["1.50"]
     with pytest.raises(ValueError, match=r"no networks; write it with python -m localnorm\.cost"):
         figures.plot_cost(costs[costs.subject == "layer"])
 

@@ -336,11 +336,22 @@ def test_a_cost_holds_only_where_every_setting_is_within_its_bound(project):
             ("net", "single", 1.3),
         )
     ]  # fmt: skip
-    pd.DataFrame(rows).to_csv(paths.sweep("cost"), index=False)
+    rows = pd.DataFrame(rows)
+
+    def found(rows):
+        rows.to_csv(paths.sweep("cost"), index=False)
+        return {claim["claim"]: claim["results"] for claim in numbers_of.collect_numbers()["claims"]}
+
     try:
-        claims = {claim["claim"]: claim["results"] for claim in numbers_of.collect_numbers()["claims"]}
+        claims = found(rows.assign(device="cpu"))
+        on_both = found(pd.concat([rows.assign(device="cpu"), rows.assign(device="a GPU", ratio=1.0)]))
     finally:
         paths.sweep("cost").unlink()
+    assert [row["on"] for row in claims["C8"]] == ["net"]
+    assert [(row["on"], row["verdict"]) for row in on_both["C8"]] == [
+        ("net on CPU", "does not hold here"),
+        ("net on a GPU", "holds"),
+    ]
     assert [(row["text"], row["verdict"]) for row in claims["C7"]] == [
         ("1.000 to 1.040", "holds"),
         ("1.000 to 1.200", "holds in part"),

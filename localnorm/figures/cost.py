@@ -1,6 +1,7 @@
 """What LocalNorm costs against BatchNorm, as ratios with their quartiles (claims C7 and C8)."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from localnorm.figures.style import ARM_STYLES, new_figure
@@ -19,7 +20,8 @@ LAYOUTS = {"contiguous": "NCHW", "channels_last": "channels last"}
 
 
 def plot_cost(costs: pd.DataFrame) -> Figure:
-    """A panel a measure and a row a network, number format, memory layout and assignment to groups: LocalNorm over BatchNorm.
+    """LocalNorm over BatchNorm: panels of a device under each other, one a measure, with a row a network, number format, memory layout and
+    assignment to groups.
 
     Args:
         costs: what `python -m localnorm.cost` writes; rows of single layers are left out.
@@ -32,22 +34,37 @@ def plot_cost(costs: pd.DataFrame) -> Figure:
         raise ValueError("the cost table has no networks; write it with python -m localnorm.cost")
     names = costs.subject + ", " + costs.dtype.replace(DTYPES) + "\n"
     costs = costs.assign(row=names + costs.layout.replace(LAYOUTS) + ", " + costs.assignment)
-    rows = list(dict.fromkeys(costs.row))
     shown = [measure for measure in MEASURES if measure in set(costs.measure)]
-    figure, axes = new_figure(1, len(shown), 0.36 * len(rows) + 0.7, sharey=True)
-    for axis, measure in zip(axes.flat, shown, strict=True):
-        title, colour, marker = MEASURES[measure]
-        axis.axvline(1, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)))
-        for cost in costs[costs.measure == measure].itertuples():
-            height = rows.index(cost.row)
-            axis.plot([cost.lower_quartile, cost.upper_quartile], [height] * 2, color=colour)
-            axis.plot(cost.ratio, height, marker=marker, color=colour)
-            axis.annotate(f"{cost.ratio:.2f}", (cost.ratio, height - 0.2), ha="center", va="bottom", fontsize=6)
-        largest = costs[costs.measure == measure].upper_quartile.max()
-        smallest = min(1, costs[costs.measure == measure].lower_quartile.min())
-        margin = 0.12 * (largest - smallest) + 0.05
-        axis.set(xlim=(smallest - margin, largest + margin), xlabel="LN / BN")
-        axis.set_title(title, fontsize=7)
-    axes[0, 0].set_yticks(range(len(rows)), rows, fontsize=6)
-    axes[0, 0].set_ylim(len(rows) - 0.5, -0.7)
+    devices = {device: costs[costs.device == device] for device in costs.device.unique()}
+    counts = [of_device.row.nunique() for of_device in devices.values()]
+    height = 0.36 * sum(counts) + 0.7 * len(devices)
+    figure, axes = new_figure(len(devices), len(shown), height, sharey="row", height_ratios=[n + 1 for n in counts])
+    for line, (device, of_device) in zip(axes, devices.items(), strict=True):
+        rows = list(dict.fromkeys(of_device.row))
+        for axis, measure in zip(line, shown, strict=True):
+            _draw(axis, of_device[of_device.measure == measure], rows, measure)
+        line[0].set_yticks(range(len(rows)), rows, fontsize=6)
+        line[0].set_ylim(len(rows) - 0.5, -0.7)
+        if len(devices) > 1:
+            line[0].set_ylabel("CPU" if device == "cpu" else device)
+    for axis, measure in zip(axes[0], shown, strict=True):
+        axis.set_title(MEASURES[measure][0], fontsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel("LN / BN")
     return figure
+
+
+def _draw(axis: Axes, costs: pd.DataFrame, rows: list[str], measure: str) -> None:
+    if costs.empty:
+        axis.set_axis_off()
+        return
+    _, colour, marker = MEASURES[measure]
+    axis.axvline(1, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)))
+    for cost in costs.itertuples():
+        height = rows.index(cost.row)
+        axis.plot([cost.lower_quartile, cost.upper_quartile], [height] * 2, color=colour)
+        axis.plot(cost.ratio, height, marker=marker, color=colour)
+        axis.annotate(f"{cost.ratio:.2f}", (cost.ratio, height - 0.2), ha="center", va="bottom", fontsize=6)
+    largest, smallest = costs.upper_quartile.max(), min(1, costs.lower_quartile.min())
+    margin = 0.12 * (largest - smallest) + 0.05
+    axis.set_xlim(smallest - margin, largest + margin)
