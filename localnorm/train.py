@@ -2,7 +2,7 @@
 
 The images stay on the device as uint8 and are augmented there in batches, so no worker processes are needed. Everything
 random in epoch e follows from (seed, e): a run that was killed continues from its last epoch and ends with the same weights.
-All arms of a seed (batch, local, drawn) see the same initial convolutions, batches and augmentations.
+All arms of a seed (batch, local, drawn) see the same initial convolutions and batches and, on one kind of device, augmentations.
 """
 
 import contextlib
@@ -416,11 +416,10 @@ def fit(
         )
         progress.set_postfix_str(f"loss {history[-1]['train_loss']:.3f}, val {history[-1]['validation_accuracy']:.3f}")
         if checkpoint and fabric.is_global_zero:
-            here = {"device": _device_name(fabric.device), "seconds": time.perf_counter() - started}
-            _save_checkpoint(checkpoint, network, optimizer, identity, history, [*parts, here])
+            _save_checkpoint(checkpoint, network, optimizer, identity, history, [*parts, _part(fabric, started)])
         fabric.barrier()
     progress.close()
-    parts = [*parts, {"device": _device_name(fabric.device), "seconds": time.perf_counter() - started}]
+    parts = [*parts, _part(fabric, started)]
     seconds = sum(part["seconds"] for part in parts)
     trained = len(history) * steps * config.batch_size * fabric.world_size
     record = {
@@ -430,12 +429,12 @@ def fit(
         "seconds": round(seconds, 2),
         "images_per_second": round(trained / seconds, 1),
         "group_sizes": drawn_sizes,
-        "device": ", then ".join(dict.fromkeys(part["device"] for part in parts)),
+        "device": _in_turn(parts, "device"),
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
         "versions": {
             "localnorm": version("localnorm"),
-            "torch": torch.__version__,
+            "torch": _in_turn(parts, "torch"),
             "python": platform.python_version(),
         },
         "revision": _revision(),
@@ -575,6 +574,16 @@ def _device_name(device: torch.device) -> str:
     return f"CPU ({platform.machine()})"
 
 
+def _part(fabric: Fabric, started: float) -> dict:
+    """What this run did of a training that may go on elsewhere."""
+    seconds = time.perf_counter() - started
+    return {"device": _device_name(fabric.device), "torch": torch.__version__, "seconds": seconds}
+
+
+def _in_turn(parts: list[dict], key: str) -> str:
+    return ", then ".join(dict.fromkeys(part[key] for part in parts))
+
+
 def _revision() -> str | None:
     """The git revision, with "+" where tracked files were changed; None outside a repository."""
     try:
@@ -595,7 +604,7 @@ def _revision() -> str | None:
 
 
 def _save_checkpoint(path: Path, network, optimizer, identity: dict, history: list[dict], parts: list[dict]) -> None:
-    """`parts`: device and seconds of each run that trained some of the epochs."""
+    """`parts`: device, torch and seconds of each run that trained some of the epochs."""
     tensors = {f"model.{name}": value.contiguous() for name, value in network.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {

@@ -69,5 +69,5 @@ def describe(experiment: str) -> str:
     return (
         f"{about['title']}{source}: {counts['train']:,} training and {counts['test']:,} test images of {width} x {height} pixels, "
         f"{images} of them scored; {first.model}, {epochs}, batches of {first.batch_size} in {first.num_groups} groups; "
-        f"{seed_count(runs.seed.nunique())}; {', '.join(sorted(runs.device.unique()))}, torch {first.torch}"
+        f"{seed_count(runs.seed.nunique())}; {' or '.join(sorted(runs.device.unique()))}, torch {' or '.join(sorted(runs.torch.unique()))}"
     )
