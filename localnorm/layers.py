@@ -11,7 +11,7 @@ of S.
 
 *The arithmetic is BatchNorm's own kernels.* With image i in group i mod K, a contiguous batch (B, C, H, W) is a view
 (B/K, K*C, H, W), and LocalNorm is BatchNorm over K*C channels: nothing is copied. What has no such view (channels_last,
-and the contiguous assignment) goes group by group.
+and the contiguous assignment) goes group by group on a CPU, and in one copy on a GPU.
 """
 
 import contextlib
