@@ -16,6 +16,8 @@ and the contiguous assignment) goes group by group on a CPU, and in one copy on 
 
 import contextlib
 import math
+import operator
+import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -81,15 +83,21 @@ def use_mode(
     With ``group_size``, a batch is split into groups of so many consecutive images, which take the K affines in turn and
     leave stored statistics alone. Drawn anew for each training step, from 1 to B/K, it trains a network for single images too.
 
+    Activation checkpointing computes forwards again in the backward pass: after the block, or on a GPU in a thread of autograd's
+    that the block does not reach. They then meet other groups, and gradients are silently wrong (``use_reentrant=True``)
+    or torch raises a CheckpointError. Enter ``use_mode`` inside the checkpointed function, or give
+    ``checkpoint(..., use_reentrant=False, context_fn=lambda: (nullcontext(), use_mode("batch", group_size=S)))``.
+
     Args:
         mode: one of :data:`MODES`.
-        group: the group whose affine (and stored statistics) is used.
+        group: the group whose affine (and stored statistics) is used; not for ``mode="batch"``.
         prior: n0, in positions; for ``mode="prior"`` only.
         group_size: images a group, a divisor of the batch; for ``mode="batch"`` only, where None is as the layer is built.
 
     Raises:
-        ValueError: unknown mode, negative group or prior, a prior missing or given to another mode, likewise a group size; in the
-            block, a batch that the group size does not divide.
+        ValueError: unknown mode, negative group or prior, a prior missing or given to another mode, likewise a group or a group size; in
+            the block, a group that a layer lacks, a batch that the group size does not divide.
+        TypeError: a group or group size that is no integer (NumPy's are).
 
     Example:
         >>> layer = LocalNorm2d(3, num_groups=4)
@@ -100,9 +108,15 @@ def use_mode(
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+    group = operator.index(group)  # NumPy's integers too
     if group < 0:
         raise ValueError(f"group must be at least 0, got {group}")
+    if group and mode == "batch":
+        raise ValueError(
+            f"group={group} belongs to the other modes, got mode='batch', in which each group has its own affine; drop it"
+        )
     if group_size is not None:
+        group_size = operator.index(group_size)
         if mode != "batch" or group_size < 1:
             raise ValueError(
                 f"group_size, at least 1, belongs to mode='batch'; got group_size={group_size} and mode={mode!r}"
@@ -204,9 +218,18 @@ def local_norm(
     return y
 
 
+def _runs_eagerly() -> bool:
+    """Whether nothing follows what runs: no torch.compile, torch.func, dual level or torch.jit.trace (ONNX's older exporter)."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
 def _runs_eagerly_on_cpu(x: Tensor) -> bool:
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return x.device.type == "cpu" and not traced
+    return x.device.type == "cpu" and _runs_eagerly()
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
@@ -232,11 +255,13 @@ def _equal_groups(x, groups, weight, bias, running_mean, running_var, *, assignm
     # Small images in groups of one take two copies in channels_last, and so does what traces the layer.
     alone = groups == x.shape[0] and (plain or not eager or x[0].numel() <= LARGE_IMAGE)
     if alone or (assignment == "interleaved" and plain):
-        view = x.contiguous().view(x.shape[0] // groups, groups * x.shape[1], *x.shape[2:])  # (B/K, K*C, H, W)
+        # A view; under vmap what calls itself contiguous may have none.
+        view = x.contiguous().reshape(x.shape[0] // groups, groups * x.shape[1], *x.shape[2:])  # (B/K, K*C, H, W)
         y = F.batch_norm(view, *flat, training=True, momentum=momentum, eps=eps)
         if view.shape[0] == 1:
-            y = (_PlainGradient if torch.compiler.is_compiling() else _PlainGradientAndTangent).apply(y)
-        return y.view(x.shape).contiguous(memory_format=layout)
+            in_place = torch.compiler.is_compiling() or _runs_eagerly()
+            y = (_PlainGradient if in_place else _PlainGradientOfCopy).apply(y)
+        return y.reshape(x.shape).contiguous(memory_format=layout)
     if _launches_cost_more_than_copies(x):
         view = _groups_as_channels(x, groups, assignment, layout)  # (B/K, K*C, H, W)
         y = F.batch_norm(view, *flat, training=True, momentum=momentum, eps=eps)
@@ -274,8 +299,6 @@ def _channels_as_groups(y: Tensor, groups: int, assignment: str, layout: torch.m
 class _PlainGradient(torch.autograd.Function):
     """The identity, whose gradient is laid out anew: torch 2.14's batch_norm gets that of a batch of one wrong in any other layout."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(y):
         return y
@@ -291,8 +314,21 @@ class _PlainGradient(torch.autograd.Function):
         return grad.clone(memory_format=torch.contiguous_format)
 
 
-class _PlainGradientAndTangent(_PlainGradient):
-    """With forward-mode differentiation, which torch.compile refuses to trace."""
+class _PlainGradientOfCopy(_PlainGradient):
+    """Of a copy, for torch.func, dual levels and torch.jit.trace, which do not take a tensor marked as overwritten.
+
+    Not for torch.compile, which refuses to trace a tangent.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y):
+        return y.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
 
     @staticmethod
     def jvp(ctx, tangent):
@@ -427,13 +463,14 @@ class LocalNorm(nn.Module):
     Args:
         num_features: C.
         num_groups: K. A batch that K does not divide has groups that differ by one image; fewer images than K make a
-            group each.
+            group each, and in training a warning that the other groups do not train.
         eps: added to the variance.
         affine: whether there are weight and bias, which start at 1 and 0.
         assignment: ``"interleaved"`` (image i in group i mod K) or ``"contiguous"`` (each B/K images in a row, as
             released).
         track_running_stats: whether training statistics are stored.
-        momentum: weight of the newest batch in them; None is the plain average over all batches.
+        momentum: weight of the newest batch in them; None is the plain average over all batches, each of which
+            should have an image for every group: one count serves them all.
         device, dtype: of parameters and buffers.
 
     Shape:
@@ -593,6 +630,13 @@ class LocalNorm(nn.Module):
     def _normalize_batch(self, x: Tensor) -> Tensor:
         running_mean = running_var = None
         momentum = 0.0
+        trains = self.training and self.affine and torch.is_grad_enabled()
+        if trains and _runs_eagerly() and 0 < x.shape[0] < self.num_groups:
+            warnings.warn(
+                f"num_groups={self.num_groups} needs at least {self.num_groups} images in a training batch, got {x.shape[0]}: the other "
+                "groups' weight and bias do not train on it; use larger batches, drop the tail (drop_last=True) or lower num_groups",
+                stacklevel=2,
+            )
         if self.training and self.track_running_stats:
             running_mean, running_var = self.running_mean, self.running_var
             self.num_batches_tracked.add_(1)

@@ -1,16 +1,22 @@
 """The layer equals its formula, keeps to it under every transform of torch, and says what is wrong with bad input."""
 
+import contextlib
 import copy
 import math
 import pickle
 import threading
+import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, stack_module_state, vmap
+from torch.utils.checkpoint import checkpoint
 
 from localnorm import layers
 from localnorm.layers import (
@@ -34,6 +40,8 @@ INPUTS = [
     (LocalNorm3d, (8, 3, 2, 3, 2)),
 ]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
+fewer_images_than_groups = pytest.mark.filterwarnings("ignore:num_groups=. needs at least . images")
+traced_by_torch_jit = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit:FutureWarning")
 
 
 def groups_of(batch, num_groups, assignment):
@@ -88,6 +96,7 @@ def test_layer_equals_the_formula_with_its_gradients(kind, shape, num_groups, as
     equals_formula(layer, torch.randn(shape, dtype=torch.float64), 1e-10)
 
 
+@fewer_images_than_groups
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 13),
@@ -292,6 +301,24 @@ def test_momentum_none_averages_the_batches():
     torch.testing.assert_close(layer.running_mean, want)
 
 
+def test_a_training_batch_that_leaves_groups_without_images_warns():
+    layer = LocalNorm2d(3, 4)
+    with pytest.warns(
+        UserWarning, match=r"num_groups=4 needs at least 4 images in a training batch, got 3: .*drop_last=True"
+    ):
+        layer(torch.randn(3, 3, 4, 4)).sum().backward()
+    assert not layer.weight.grad[3].any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for images in (0, 4, 5):
+            layer(torch.randn(images, 3, 4, 4))
+        with use_mode("batch", group_size=3):
+            layer(torch.randn(3, 3, 4, 4))
+        with torch.no_grad():
+            layer(torch.randn(3, 3, 4, 4))
+        layer.eval()(torch.randn(3, 3, 4, 4))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("affine", ["none", "float32", "half"])
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
@@ -367,6 +394,7 @@ def test_large_images_in_channels_last_are_normalised_alone_with_and_without_gra
         assert y.is_contiguous(memory_format=layout)
 
 
+@fewer_images_than_groups
 @pytest.mark.parametrize("gradient", LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
@@ -498,6 +526,32 @@ def test_a_mode_stays_in_its_thread():
     assert torch.equal(seen[0], before)
 
 
+@pytest.mark.parametrize("way", ["inside", "context_fn"])
+def test_a_checkpointed_forward_runs_again_in_the_mode_that_it_is_given(way):
+    torch.manual_seed(0)
+    layer, x = randomized(LocalNorm2d(3, 4)), torch.randn(8, 3, 4, 4, requires_grad=True)
+    probe = torch.randn_like(x)
+
+    def in_pairs(x):
+        with use_mode("batch", group_size=2):
+            return layer(x)
+
+    def checkpointed(x):
+        if way == "inside":
+            return checkpoint(in_pairs, x, use_reentrant=True)
+        contexts = lambda: (contextlib.nullcontext(), use_mode("batch", group_size=2))  # noqa: E731
+        with use_mode("batch", group_size=2):
+            return checkpoint(layer, x, use_reentrant=False, context_fn=contexts)
+
+    def gradients(forward):
+        x.grad = layer.weight.grad = None
+        (forward(x) * probe).square().sum().backward()
+        return x.grad, layer.weight.grad
+
+    for again, once in zip(gradients(checkpointed), gradients(in_pairs), strict=True):
+        assert torch.equal(again, once)
+
+
 # Transforms and export
 
 
@@ -514,6 +568,7 @@ def test_compiles_whole_and_does_not_compile_again(assignment, dynamic):
             torch.testing.assert_close(compiled(x), layer(x))
 
 
+@fewer_images_than_groups
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 def test_a_compiled_layer_takes_ragged_batches(assignment):
     torch.manual_seed(0)
@@ -604,6 +659,110 @@ def test_functional_gradients_and_vmap_over_weights(assignment, layout):
         got = torch.func.vmap(f)(weights, biases)
         want = torch.stack([f(w, b) for w, b in zip(weights, biases, strict=True)])
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("batch", [4, 8, 9])
+def test_an_ensemble_under_vmap_equals_its_members_one_by_one(batch, assignment, layout):
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Conv2d(3, 4, 3), randomized(LocalNorm2d(4, 4, assignment=assignment))) for _ in range(3)]
+    x = torch.randn(batch, 3, 6, 6).contiguous(memory_format=layout)
+    together = vmap(lambda *state: functional_call(nets[0], state, (x,)))(*stack_module_state(nets))
+    torch.testing.assert_close(together, torch.stack([net(x) for net in nets]))
+
+
+@fewer_images_than_groups
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("num_groups", [1, 4])
+def test_gradients_of_each_image_under_vmap_equal_those_of_a_loop(num_groups, layout):
+    torch.manual_seed(0)
+    norm = randomized(LocalNorm2d(4, num_groups))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(inplace=True)).double()
+    parameters = dict(net.named_parameters())
+    images = torch.randn(5, 3, 6, 6, dtype=torch.float64).contiguous(memory_format=layout)
+
+    def loss(parameters, image):
+        return functional_call(net, parameters, (image[None],)).pow(3).sum()
+
+    got = vmap(grad(loss), (None, 0))({name: p.detach() for name, p in parameters.items()}, images)
+    loop = [torch.autograd.grad(loss(parameters, image), list(parameters.values())) for image in images]
+    for mine, want in zip(got.values(), zip(*loop, strict=True), strict=True):
+        torch.testing.assert_close(mine, torch.stack(want))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # torch's own, at its first forward-mode derivative
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("batch", [2, 4])
+def test_hessian_and_tangent_are_those_of_plain_arithmetic(batch, assignment, layout):
+    torch.manual_seed(0)
+    x = torch.randn(batch, 2, 2, 3, dtype=torch.float64).contiguous(memory_format=layout)
+    direction = torch.randn_like(x)
+    weight, bias = torch.rand(2, 2, 2, dtype=torch.float64)
+    groups = groups_of(batch, 2, assignment)
+
+    def plain(x):
+        parts = [x[images] for images in groups]  # (S, C, H, W) each
+        parts = [
+            (p - p.mean((0, 2, 3), keepdim=True)) / (p.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+            for p in parts
+        ]
+        y = torch.cat([p * w[:, None, None] + b[:, None, None] for p, w, b in zip(parts, weight, bias, strict=True)])
+        return y[torch.tensor([i for images in groups for i in images]).argsort()]
+
+    def layer(x):
+        return local_norm(x, 2, weight, bias, assignment=assignment)
+
+    second, tangent = [], []
+    for f in (layer, plain):
+        second.append(hessian(lambda x, f=f: f(x).pow(3).sum())(x))
+        with forward_ad.dual_level():
+            tangent.append(forward_ad.unpack_dual(f(forward_ad.make_dual(x, direction))).tangent)
+    torch.testing.assert_close(*second)
+    torch.testing.assert_close(*tangent)
+
+
+@fewer_images_than_groups
+@traced_by_torch_jit
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("batch", [1, 4, 8, 9])
+def test_a_traced_network_equals_the_network(batch, assignment, layout):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), randomized(LocalNorm2d(4, 4, assignment=assignment)), nn.ReLU(inplace=True))
+    x, other = torch.randn(2, batch, 3, 6, 6)
+    traced = torch.jit.trace(net, x.contiguous(memory_format=layout))
+    other = other.contiguous(memory_format=layout).requires_grad_()
+    torch.testing.assert_close(traced(other), net(other))
+    gradients = [torch.autograd.grad(f(other).square().sum(), other)[0] for f in (traced, net)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+@traced_by_torch_jit
+@pytest.mark.parametrize("size", [6, 80])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_network_traced_in_single_mode_takes_other_batches(layout, size):
+    torch.manual_seed(0)
+    layer = randomized(LocalNorm2d(3, 4))
+    assert (3 * size**2 > LARGE_IMAGE) == (size == 80)
+    images = torch.randn(5, 3, size, size).contiguous(memory_format=layout)
+    with torch.no_grad(), use_mode("single", group=1):
+        torch.testing.assert_close(torch.jit.trace(layer, images[:2])(images), layer(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:ONNX export mode", "ignore::DeprecationWarning")
+@traced_by_torch_jit
+def test_the_older_onnx_exporter_agrees_on_one_image(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), randomized(LocalNorm2d(4, 2)), nn.ReLU()).eval()
+    x = torch.randn(1, 3, 8, 8)
+    torch.onnx.export(net, (x,), tmp_path / "net.onnx", dynamo=False)
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), net(x).detach(), rtol=1e-4, atol=1e-5)
 
 
 def _train_in_a_process(rank, port, folder):
@@ -730,6 +889,8 @@ def test_wrong_arguments_are_named(options, message):
     [
         (["vote"], {}, "mode must be one of batch, single, prior, fixed; got 'vote'"),
         (["single"], {"group": -1}, "group must be at least 0, got -1"),
+        (["batch"], {"group": 99}, "group=99 belongs to the other modes, got mode='batch'"),
+        (["batch"], {"group": 1, "group_size": 2}, "group=1 belongs to the other modes, got mode='batch'"),
         (["single"], {"prior": 3}, "prior=3 belongs to mode='prior', got mode='single'"),
         (["prior"], {}, "mode='prior' needs prior, a number of positions of at least 0"),
         (["prior"], {"prior": math.nan}, "needs prior, a number of positions"),
@@ -747,9 +908,23 @@ def test_a_mode_without_its_statistics_says_how_to_get_them(mode):
         LocalNorm2d(3, 2)(torch.zeros(2, 3, 4, 4))
 
 
-def test_a_group_that_the_layer_lacks_is_named():
+@pytest.mark.parametrize("group", [2, np.int64(2)])
+def test_a_group_that_the_layer_lacks_is_named(group):
     with (
         pytest.raises(ValueError, match="group=2 needs more than 2 groups, got num_groups=2"),
-        use_mode("single", group=2),
+        use_mode("single", group=group),
     ):
         LocalNorm2d(3, 2)(torch.zeros(2, 3, 4, 4))
+
+
+def test_numpys_integers_are_groups_and_group_sizes_and_fractions_are_not():
+    layer, x = randomized(LocalNorm2d(3, 4)), torch.randn(8, 3, 4, 4)
+    for mode, option in (("single", "group"), ("batch", "group_size")):
+        results = []
+        for number in (2, np.int64(2), torch.tensor(2)):
+            with use_mode(mode, **{option: number}):
+                results.append(layer(x))
+        assert torch.equal(results[0], results[1])
+        assert torch.equal(results[0], results[2])
+        with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
+            use_mode(mode, **{option: 2.0})
