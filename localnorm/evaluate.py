@@ -23,7 +23,7 @@ from localnorm.data.augment import standardise
 from localnorm.data.dataset import Dataset
 from localnorm.layers import LocalNorm
 from localnorm.params import from_block
-from localnorm.predict import estimate_statistics, predict
+from localnorm.predict import estimate_statistics, majority_vote, predict
 
 __all__ = [
     "ARMS",
@@ -323,16 +323,9 @@ def _score(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def _predict_members(model, images: Tensor, mode: str, config: SweepConfig, options: dict) -> Tensor:
-    """Probabilities (members, N, num_classes); one member in every mode but vote."""
+    """Logits (members, N, num_classes); one member in every mode but vote."""
     logits = predict(model, images, batch_size=config.batch_size, **options[mode])
-    return (logits if mode == "vote" else logits[None]).float().softmax(-1)
-
-
-def _winners(members: Tensor) -> Tensor:
-    """The majority's class (N,) of (members, N, num_classes) probabilities; a tie goes to the larger mean probability."""
-    mean = members.mean(0)
-    tally = torch.nn.functional.one_hot(members.argmax(-1), mean.shape[1]).sum(0) + mean / 2
-    return tally.argmax(1)
+    return (logits if mode == "vote" else logits[None]).float()
 
 
 def _store_statistics(model, dataset: Dataset, config: SweepConfig, norm: str) -> None:
@@ -460,8 +453,9 @@ def sweep(
                 scores, chosen = clean[mode]
             else:
                 count = min(most.get(mode, len(noisy)), len(noisy))
-                members = _predict_members(model, noisy[:count], mode, config, options)  # (members, count, num_classes)
-                winner = _winners(members)  # (count,)
+                logits = _predict_members(model, noisy[:count], mode, config, options)  # (members, count, num_classes)
+                members = logits.softmax(-1)
+                winner = majority_vote(logits)  # (count,)
                 scores = {"images": count, **_score(members.mean(0), labels[:count])}
                 scores["accuracy"] = (winner == labels[:count]).double().mean().item()
                 scores["disagreement"] = (members.argmax(-1) != winner).double().mean().item()

@@ -6,12 +6,15 @@ statistics stay as they are, for every thread and after every exception.
 """
 
 import math
+import operator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from localnorm.convert import (
+    CALL_THEM,
     FROZEN,
     convert_to_localnorm,
     describe,
@@ -44,7 +47,7 @@ def predict(
     mode: str = "batch",
     *,
     batch_size: int | None = None,
-    group: int = 0,
+    group: int | None = None,
     prior: float | None = None,
     companions: Tensor | None = None,
     fixed_last: int = 0,
@@ -76,7 +79,8 @@ def predict(
         batch_size: in ``batch`` the most images that share statistics (default: all): N images are cut into batches
             that differ by at most one image, so that no short tail has worse statistics. Elsewhere a bound on memory
             alone: the most images in one forward, copies and companions included (default 32).
-        group: the group whose affine and stored statistics serve; BatchNorm has one for all.
+        group: the group whose affine and stored statistics serve (default 0); BatchNorm has one for all. Not in ``batch`` and
+            ``vote``, nor with ``return_members``, where every group serves.
         prior: n0, in positions of the feature map; for ``prior`` only.
         companions: (S - 1, C, H, W) stored images; for ``companions`` only.
         fixed_last: so many norm layers at the end of the network, in the order of ``model.modules()``, keep the training
@@ -90,40 +94,53 @@ def predict(
 
     Raises:
         ValueError: an unknown mode, an option that the mode does not take, a group that is not there, statistics
-            that were never stored, or a BatchNorm whose statistics cannot be chosen.
+            that were never stored, a BatchNorm whose statistics cannot be chosen, a network that cannot be copied or whose
+            norm layers its forward does not run, or an output that is no tensor with a row an image.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> predict(net, torch.randn(10, 3, 8, 8), "batch", batch_size=4).shape  # batches of 4, 3 and 3
         torch.Size([10, 4])
     """
-    _check_options(mode, batch_size, companions, fixed_last, return_members)
+    _check_options(mode, batch_size, group, companions, fixed_last, return_members)
     positions = check_prior(mode, prior)
     replica = _replica(model)
     norms = {name: module for name, module in replica.named_modules() if isinstance(module, LocalNorm)}
     num_groups = _common_num_groups(norms)
+    group = 0 if group is None else operator.index(group)
     if not 0 <= group < num_groups:
         raise ValueError(f"group must be from 0 to {num_groups - 1} in this network, got {group}")
     if mode in ("prior", "fixed"):
         _check_stored(norms, f"mode={mode!r}")
     if fixed_last:
         _keep_last_fixed(norms, fixed_last)
+    ran = _watch(norms, mode, fixed_last)
 
     device = device_of(model)
     if mode == "batch":
         batches = _nearly_equal(images, batch_size or max(1, len(images)))
-        return torch.cat([_forward(replica, batch.to(device), BATCH) for batch in batches])
-    members = torch.arange(num_groups) if return_members or mode == "vote" else torch.tensor([group])
-    companions = images[:0] if companions is None else companions
-    copies = len(members) * (1 + len(companions))
-    logits = torch.cat(
-        [
-            _members(replica, part.to(device), mode, members.to(device), positions, companions.to(device))
-            for part in _nearly_equal(images, max(1, (batch_size or MEMORY_BOUND) // copies))
-        ],
-        dim=1,
-    )  # (M, N, num_classes)
-    if return_members:
+        logits = torch.cat([_forward(replica, batch.to(device), BATCH) for batch in batches])  # (N, num_classes)
+    else:
+        members = torch.arange(num_groups) if return_members or mode == "vote" else torch.tensor([group])
+        companions = images[:0] if companions is None else companions
+        copies = len(members) * (1 + len(companions))
+        logits = torch.cat(
+            [
+                _members(replica, part.to(device), mode, members.to(device), positions, companions.to(device))
+                for part in _nearly_equal(images, max(1, (batch_size or MEMORY_BOUND) // copies))
+            ],
+            dim=1,
+        )  # (M, N, num_classes)
+    if norms and not ran:
+        raise ValueError(
+            f"the network's forward ran none of its norm layers, so mode={mode!r} chose nothing; {CALL_THEM}"
+        )
+    if (mode == "vote" or return_members) and logits.dim() != 3:
+        raise ValueError(
+            f"members vote with logits (N, num_classes), got shape {tuple(logits.shape[1:])} of the network; "
+            "ask each group by mode='single' and group"
+        )
+    if mode == "batch" or return_members:
         return logits
     return _log_mean_probability(logits) if mode == "vote" else logits[0]
 
@@ -140,8 +157,12 @@ def _log_mean_probability(members: Tensor) -> Tensor:
 
 
 def majority_vote(members: Tensor) -> Tensor:
-    """The class that most members predict, the smallest on a tie: (K, N, num_classes) logits -> (N,) labels."""
-    return _votes(members).argmax(-1)
+    """The class that most members predict: (K, N, num_classes) logits -> (N,) labels.
+
+    A tie goes to the class with the larger mean probability.
+    """
+    probability = members.to(torch.promote_types(members.dtype, torch.float32)).softmax(-1)
+    return (_votes(probability) + probability.mean(0) / 2).argmax(-1)
 
 
 def disagreement(members: Tensor) -> Tensor:
@@ -171,12 +192,22 @@ def _votes(members: Tensor) -> Tensor:
 
 
 def _check_options(
-    mode: str, batch_size: int | None, companions: Tensor | None, fixed_last: int, return_members: bool
+    mode: str,
+    batch_size: int | None,
+    group: int | None,
+    companions: Tensor | None,
+    fixed_last: int,
+    return_members: bool,
 ) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if group is not None and (mode in ("batch", "vote") or return_members):
+        asked = f"mode={mode!r}" + (" with return_members=True" if return_members else "")
+        raise ValueError(
+            f"group={group} chooses one affine, and every group serves in {asked}; drop it or change the mode"
+        )
     if mode == "companions" and companions is None:
         raise ValueError("mode='companions' needs companions, a tensor (S - 1, C, H, W) of stored images; got None")
     if mode != "companions" and companions is not None:
@@ -235,8 +266,39 @@ def _check_stored(norms: dict[str, LocalNorm], wanted: str) -> None:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ValueError(
             f"{wanted} needs stored training statistics, and {shown} keep none; "
-            "call localnorm.convert.estimate_statistics(model, loader) once"
+            "call localnorm.estimate_statistics(model, loader) once"
         )
+
+
+def _watch(norms: dict[str, LocalNorm], mode: str, fixed_last: int) -> set[str]:
+    """The names of the layers that a replica has run: a set that its forwards fill.
+
+    A layer that is to take training statistics and has none yet is refused there and not before: one that does not run,
+    as in an auxiliary head, needs none.
+    """
+    ran = set()
+    wanted = f"mode={mode!r}" if mode in ("prior", "fixed") else f"fixed_last={fixed_last}"
+
+    def note(name: str, lacks: bool) -> Callable[..., None]:
+        def hook(*_) -> None:
+            if lacks:
+                raise ValueError(
+                    f"{wanted} needs stored training statistics, and those of {name or 'the network'} are as they were "
+                    "built, of no batch; call localnorm.estimate_statistics(model, loader) once"
+                )
+            ran.add(name)
+
+        return hook
+
+    for name, norm in norms.items():
+        takes = mode in ("prior", "fixed") or norm.keeps_fixed
+        norm.register_forward_pre_hook(note(name, takes and _is_untouched(norm)))
+    return ran
+
+
+def _is_untouched(norm: LocalNorm) -> bool:
+    """Whether stored statistics are those of a new layer; old BatchNorm files have statistics and no number of batches."""
+    return bool(not norm.num_batches_tracked and not norm.running_mean.any() and (norm.running_var == 1).all())
 
 
 def _nearly_equal(images: Tensor, most: int) -> tuple[Tensor, ...]:
@@ -256,4 +318,11 @@ def _members(model: nn.Module, images: Tensor, mode: str, members: Tensor, prior
 
 def _forward(model: nn.Module, images: Tensor, mode: Mode) -> Tensor:
     with torch.no_grad(), set_mode(mode):
-        return model(images)
+        output = model(images)
+    if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(images):
+        got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"predict needs a network that gives one tensor with a row an image, (N, num_classes); got {got} for "
+            f"{len(images)} images; wrap it in a module whose forward returns the logits"
+        )
+    return output

@@ -1,6 +1,8 @@
 """A converted network equals the original, shares nothing with it, and what cannot be converted is named."""
 
 import copy
+import threading
+from types import MethodType
 
 import pytest
 import torch
@@ -152,6 +154,22 @@ def test_excluded_names_stay():
         convert_to_localnorm(net, 2, exclude="head")
 
 
+def test_what_is_below_an_excluded_module_stays_by_whatever_name_it_has():
+    shared = nn.BatchNorm2d(3)
+    net = nn.ModuleDict(
+        {
+            "body": nn.Sequential(nn.BatchNorm2d(3), shared),
+            "head": nn.Sequential(nn.Sequential(nn.BatchNorm2d(3)), shared),
+        }
+    )
+    local = convert_to_localnorm(net, 2, exclude=["head"])
+    assert isinstance(local["body"][0], LocalNorm2d)
+    assert [type(norm) for norm in (local["head"][0][0], local["head"][1])] == [nn.BatchNorm2d] * 2
+    assert local["body"][1] is local["head"][1]
+    with pytest.raises(ValueError, match="no BatchNorm to convert, but for what is excluded"):
+        convert_to_localnorm(net, 2, exclude="*")
+
+
 class OwnNorm(nn.BatchNorm2d):
     def forward(self, x):
         return super().forward(x).relu()
@@ -163,12 +181,26 @@ def _hooked():
     return norm
 
 
+def _with_forward_of_its_own():
+    norm = nn.BatchNorm2d(3)
+    norm.forward = lambda x: x
+    return norm
+
+
+def _without_bias():
+    norm = nn.BatchNorm2d(3)
+    norm.register_parameter("bias", None)
+    return norm
+
+
 @pytest.mark.parametrize(
     ("norm", "reason"),
     [
         (OwnNorm(3), r"1 \(OwnNorm is a subclass with behaviour of its own\)"),
         (nn.LazyBatchNorm2d(), r"1 \(LazyBatchNorm2d is a subclass"),
         (_hooked(), r"1 \(it has hooks, which would be lost\)"),
+        (_with_forward_of_its_own(), r"1 \(its forward is set on the instance, and would be lost\)"),
+        (_without_bias(), r"1 \(it has one of weight and bias, and its counterpart would have both\)"),
         (torch.jit.script(nn.BatchNorm2d(3)), r"1 \(a TorchScript module\)"),
     ],
 )
@@ -179,6 +211,132 @@ def test_what_would_lose_its_behaviour_is_refused_by_name(norm, reason):
         convert_to_localnorm(net, 2, inplace=True)
     assert isinstance(net[0], nn.BatchNorm2d)
     assert isinstance(convert_to_localnorm(net, 2, exclude="1", inplace=True)[0], LocalNorm2d)
+
+
+class Around(nn.Module):
+    """A network whose norm, or whose body, is reached around its modules: `reach` sets how."""
+
+    def __init__(self, reach):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        reach(self)
+
+    def forward(self, x):
+        return self.body(x).mean((2, 3))
+
+
+def wrap_forward(net):
+    net.forward = torch.autocast("cpu", enabled=False)(net.forward)
+
+
+def bind_forward_over_the_old_one(net):
+    old = net.forward
+    net.forward = MethodType(lambda self, x: old(x), net)
+
+
+def close_over_self(net):
+    net.run = lambda x: net.body(x)
+
+
+def hold_as_default(net):
+    net.run = lambda x, body=net.body: body(x)
+
+
+@pytest.mark.parametrize(
+    ("reach", "named"),
+    [
+        (wrap_forward, r"forward \(set on the instance"),
+        (bind_forward_over_the_old_one, r"forward \(a function over a module"),
+        (close_over_self, r"run \(a function over a module"),
+        (hold_as_default, r"run \(a function over a module"),
+    ],
+)
+def test_a_copy_that_would_run_the_original_is_refused_and_inplace_is_the_way_out(reach, named):
+    net = Around(reach).train()
+    state = copy.deepcopy(net.state_dict())
+    with pytest.raises(
+        ValueError, match=rf"would run the original's layers through {named}.*or convert with inplace=True"
+    ):
+        convert_to_localnorm(net, 2)
+    with pytest.raises(ValueError, match=named):
+        estimate_statistics(net, [torch.randn(4, 3, 8, 8)])
+    assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+    assert isinstance(convert_to_localnorm(net, 2, inplace=True).body[1], LocalNorm2d)
+    assert net(torch.randn(4, 3, 8, 8)).shape == (4, 4)
+
+
+def test_methods_of_the_network_itself_are_copied_with_it():
+    def reach(net):
+        net.forward = MethodType(type(net).forward, net)
+        net.run = net.forward
+
+    net = Around(reach)
+    local = convert_to_localnorm(net, 2)
+    assert local.run.__self__ is local.forward.__self__ is local
+
+
+def in_a_list(net):
+    net.norms = [net.body[1]]
+
+
+def in_a_nested_dict(net):
+    net.norms = {"first": (net.body[1],)}
+
+
+def in_a_closure(net):
+    net.norms = lambda x, norm=net.body[1]: norm(x)
+
+
+@pytest.mark.parametrize("hold", [in_a_list, in_a_nested_dict, in_a_closure])
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_norm_in_a_plain_attribute_is_refused_because_it_would_stay_there(hold, inplace):
+    net = Around(hold)
+    with pytest.raises(ValueError, match=r"body\.1 \(norms holds it in a plain attribute.* use nn.ModuleList"):
+        convert_to_localnorm(net, 2, inplace=inplace)
+    local = convert_to_localnorm(Around(lambda net: None), 2)
+    hold(local)
+    with pytest.raises(ValueError, match=r"body\.1 \(norms holds it"):
+        convert_to_batchnorm(local, [torch.randn(4, 3, 8, 8)], inplace=inplace)
+
+
+def test_a_norm_that_only_a_plain_list_holds_is_refused_and_a_list_of_modules_is_copied():
+    net = Around(lambda net: setattr(net, "layers", [nn.Sequential(nn.BatchNorm2d(4))]))
+    with pytest.raises(ValueError, match=r"layers \(layers holds it in a plain attribute"):
+        convert_to_localnorm(net, 2)
+    local = convert_to_localnorm(Around(lambda net: setattr(net, "layers", [net.body, net])), 2)
+    assert local.layers[0] is local.body
+    assert local.layers[1] is local
+
+
+def test_what_cannot_be_copied_is_named_with_the_way_out():
+    net = Around(lambda net: setattr(net.body, "lock", threading.Lock()))
+    with pytest.raises(
+        ValueError, match=r"cannot be copied because of body\.lock \(lock\); clear it, or convert with inplace"
+    ):
+        convert_to_localnorm(net, 2)
+    assert isinstance(convert_to_localnorm(net, 2, inplace=True).body[1], LocalNorm2d)
+
+
+def test_tied_layers_stay_tied():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    net[3].weight, net[3].bias = net[1].weight, net[1].bias
+    local = convert_to_localnorm(net, 2)
+    assert local[3].weight is local[1].weight
+    assert local[3].bias is local[1].bias
+    assert local[4].weight is not local[1].weight
+    back = convert_to_batchnorm(local, [torch.randn(4, 3, 8, 8)])
+    assert back[3].weight is back[1].weight
+    with pytest.raises(ValueError, match="3 shares a parameter with 1, which is not converted; exclude it"):
+        convert_to_localnorm(net, 2, exclude="1", inplace=True)
+    assert isinstance(net[3], nn.BatchNorm2d)
+
+
+def test_a_localnorm_that_would_lose_its_behaviour_is_refused_by_name():
+    local = convert_to_localnorm(small_net(), 2)
+    local[4].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"cannot convert faithfully: 4 \(it has hooks"):
+        convert_to_batchnorm(local, [torch.randn(4, 3, 8, 8)], inplace=True)
+    assert isinstance(local[1], LocalNorm2d)
 
 
 def test_frozen_batchnorm_is_refused_by_name():
@@ -265,3 +423,61 @@ def test_a_failing_loader_leaves_the_statistics():
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     with pytest.raises(ValueError, match="neither a LocalNorm nor a BatchNorm"):
         estimate_statistics(nn.ReLU(), [torch.randn(1)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half])
+@pytest.mark.parametrize("norm", ["batch", "local"])
+def test_half_precision_statistics_are_the_average_of_float32_rounded_once(dtype, norm):
+    """An average in bfloat16 would stop to move after some hundred batches."""
+    torch.manual_seed(0)
+    batches = [torch.full((4, 2, 3, 3), float(number)) + torch.randn(4, 2, 3, 3) for number in range(64)]
+    layer, half = (nn.BatchNorm2d(2) if norm == "batch" else LocalNorm2d(2, 2) for _ in range(2))
+    half = half.to(dtype)
+    estimate_statistics(layer, [batch.to(dtype).float() for batch in batches])
+    estimate_statistics(half, [batch.to(dtype) for batch in batches])
+    assert half.running_mean.dtype == half.weight.dtype == dtype
+    torch.testing.assert_close(half.running_mean, layer.running_mean.to(dtype), rtol=0, atol=0)
+    torch.testing.assert_close(half.running_var, layer.running_var.to(dtype), rtol=0, atol=0)
+
+
+def test_a_batchnorm_without_a_place_for_statistics_is_refused_by_name():
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match=r"track_running_stats=False has no place for statistics: '1'; build it with"):
+        estimate_statistics(net, [torch.randn(4, 3, 8, 8)])
+    local = nn.Sequential(LocalNorm2d(3, 2), net[1])
+    with pytest.raises(ValueError, match="no place for statistics: '1'"):
+        convert_to_batchnorm(local, [torch.randn(4, 3, 8, 8)], inplace=True)
+    assert isinstance(local[0], LocalNorm2d)
+
+
+class WithAuxiliaryHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main, self.auxiliary = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.main(x) + self.auxiliary(x) if self.training else self.main(x)
+
+
+def test_a_layer_that_evaluation_does_not_run_keeps_its_statistics():
+    net = randomized(WithAuxiliaryHead())
+    before = net.auxiliary.running_mean.clone()
+    images = torch.randn(4, 3, 8, 8)
+    estimate_statistics(net, [images])
+    torch.testing.assert_close(net.main.running_mean, images.mean((0, 2, 3)))
+    assert torch.equal(net.auxiliary.running_mean, before)
+
+
+def test_statistics_of_layers_that_the_forward_does_not_run_are_refused():
+    class Elsewhere(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return elsewhere.norm(x)
+
+    elsewhere = Elsewhere().eval()
+    with pytest.raises(ValueError, match="the network's forward ran none of its norm layers"):
+        estimate_statistics(elsewhere, [torch.randn(4, 3, 8, 8)])
+    assert elsewhere.norm.num_batches_tracked == 0

@@ -21,6 +21,7 @@ from localnorm.evaluate import (
     sweep_batches,
     test_images,
 )
+from localnorm.predict import majority_vote, predict
 from localnorm.train import TrainConfig, fit
 
 CONFIG = SweepConfig(
@@ -89,6 +90,25 @@ def test_vote_scores_only_the_images_it_was_given_and_its_members_disagree(table
     assert (classes[vote.index][:, 64:] == -1).all()
     assert vote.disagreement.max() > 0
     assert (table[table["mode"] == "batch"].disagreement == 0).all()
+
+
+def test_votes_are_counted_as_the_library_counts_them(digits, networks):
+    """Four members tie often: the results break a tie as `localnorm.majority_vote` does."""
+    config = replace(CONFIG, noises={"named": ["gaussian"]}, modes={"local": ["vote"]}, max_levels=2)
+    table, classes = sweep(networks["local"], digits, config, "local")
+    images, _ = test_images(digits, config)
+    limits = noise.Extrema(torch.tensor([0.0]), torch.tensor([255.0]))
+    ties = 0
+    for row, predicted in zip(table.itertuples(), classes, strict=True):
+        noisy = noisy_images(
+            images[: 192 if row.level else None], digits, "named", row.noise, row.level, config, limits
+        )
+        members = predict(networks["local"], noisy[:64], "vote", batch_size=64, return_members=True)
+        assert majority_vote(members).tolist() == predicted[:64].tolist()
+        counts = torch.nn.functional.one_hot(members.argmax(-1), 10).sum(0)  # (N, num_classes)
+        smallest = counts.argmax(-1)
+        ties += (smallest.numpy() != predicted[:64]).sum()
+    assert ties > 0, "a tie that goes to another class than the smallest"
 
 
 def test_each_network_has_one_strength_of_the_candidates_in_each_mode_that_has_one(tables):

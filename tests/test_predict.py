@@ -4,10 +4,12 @@ import copy
 import math
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import localnorm
 from localnorm.convert import convert_to_localnorm, estimate_statistics
 from localnorm.layers import LocalNorm2d, use_mode
 from localnorm.predict import (
@@ -204,9 +206,127 @@ def test_a_network_that_keeps_an_activation_is_predicted():
     assert net.kept.requires_grad
 
 
+class Keeping(nn.Module):
+    """Keeps what its forward made, in the attribute or container that `keep` fills."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.net, self.keep = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), keep
+
+    def forward(self, x):
+        made = self.net(x)
+        self.keep(self, made)
+        return made.mean((2, 3))
+
+
+def in_a_dict(net, made):
+    net.kept = {"deep": [(made,)]}
+
+
+def in_a_buffer(net, made):
+    net.register_buffer("kept", made, persistent=False)
+
+
+@pytest.mark.parametrize("keep", [in_a_dict, in_a_buffer])
+def test_activations_kept_in_containers_and_buffers_do_not_hinder(keep):
+    net, images = Keeping(keep), torch.randn(4, 3, 8, 8)
+    want = net(images)
+    kept = net.kept
+    torch.testing.assert_close(predict(net, images), want)
+    assert net.kept is kept
+    assert convert_to_localnorm(net, 2)(images).shape == want.shape
+
+
+def test_what_cannot_be_copied_is_named():
+    net = local_net()
+    net[6].lock = threading.Lock()
+    with pytest.raises(
+        ValueError, match=r"because of 6\.lock \(lock\); clear it, or use localnorm.use_mode and the network's own"
+    ):
+        predict(net, images_of(3))
+
+
+def test_a_compiled_part_is_predicted():
+    net, images = local_net(), images_of(3)
+    want = predict(net, images, "single")
+    net[0] = torch.compile(nn.Sequential(net[0], net[1]), backend="eager")
+    net[1] = nn.Identity()
+    torch.testing.assert_close(predict(net, images, "single"), want)
+    net.compile(backend="eager")
+    torch.testing.assert_close(predict(net, images, "single"), want)
+
+
+def wrap_forward(net):
+    net.forward = torch.autocast("cpu", enabled=False)(net.forward)
+
+
+def close_over_self(net):
+    net.run = lambda x: net.net(x)
+
+
+@pytest.mark.parametrize("mode", ["batch", "fixed"])
+@pytest.mark.parametrize("reach", [wrap_forward, close_over_self])
+def test_a_replica_that_would_run_the_network_itself_is_refused_and_the_network_is_untouched(reach, mode):
+    net = Keeping(lambda *_: None).train()
+    estimate_statistics(net, [torch.randn(4, 3, 8, 8)])
+    reach(net)
+    state = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=r"would run the original's layers through .*; or use localnorm.use_mode"):
+        predict(net, torch.randn(4, 3, 8, 8), mode)
+    assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+
+
+def test_a_network_that_runs_none_of_its_norms_is_refused():
+    class Elsewhere(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return elsewhere.norm(x).mean((2, 3))
+
+    elsewhere = Elsewhere().eval()
+    with pytest.raises(ValueError, match="forward ran none of its norm layers, so mode='batch' chose nothing"):
+        predict(elsewhere, torch.randn(4, 3, 8, 8))
+
+
+class Output(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.norm, self.change = nn.BatchNorm2d(3), change
+
+    def forward(self, x):
+        return self.change(self.norm(x))
+
+
+@pytest.mark.parametrize("mode", OPTIONS)
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda y: {"logits": y.mean((2, 3))}, "got dict for"),
+        (lambda y: torch.cat([y, y]).mean((2, 3)), r"got shape \(\d+, 3\) for \d+ images"),
+        (lambda y: y.mean(), r"got shape \(\) for"),
+    ],
+)
+def test_an_output_without_a_row_an_image_is_refused(mode, change, got):
+    net = Output(change).double()
+    net.norm.running_mean.fill_(1)
+    with pytest.raises(ValueError, match=f"one tensor with a row an image.*{got}.*wrap it in a module"):
+        predict(net, images_of(2), mode, **OPTIONS[mode])
+
+
+def test_dense_outputs_have_modes_and_no_votes():
+    net = Output(nn.Identity()).double()
+    assert predict(net, images_of(2), "single").shape == (2, 3, 9, 9)
+    for mode, options in (("vote", {}), ("single", {"return_members": True})):
+        with pytest.raises(ValueError, match=r"logits \(N, num_classes\), got shape \(2, 3, 9, 9\)"):
+            predict(net, images_of(2), mode, **options)
+
+
 @pytest.mark.parametrize("mode", ["batch", "single", "vote", "companions", "prior", "fixed"])
 def test_no_images_have_no_logits(mode):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    estimate_statistics(net, [torch.randn(4, 3, 8, 8)])
     options = {"prior": {"prior": 4.0}, "companions": {"companions": torch.randn(2, 3, 8, 8)}}.get(mode, {})
     assert predict(net, torch.empty(0, 3, 8, 8), mode, **options).shape == (0, 4)
 
@@ -279,6 +399,30 @@ def test_majority_and_mean_can_differ():
     assert mean_probability(members).argmax(-1).item() == 1
 
 
+def test_a_tie_goes_to_the_larger_mean_probability():
+    members = torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]]])
+    assert majority_vote(members).item() == 1
+    assert majority_vote(members.flip(-1)).item() == 0
+    assert majority_vote(torch.zeros(2, 1, 3)).item() == 0
+
+
+def test_the_package_itself_has_what_its_readme_names():
+    """`localnorm.predict` is the function, so what the module of its name holds is not to be reached through it."""
+    assert localnorm.use_mode is use_mode
+    assert localnorm.majority_vote is majority_vote
+    assert localnorm.predict is predict
+    assert set(localnorm.__all__) <= set(dir(localnorm))
+
+
+def test_a_group_may_be_a_number_of_numpy():
+    net, images = local_net(), images_of(3)
+    torch.testing.assert_close(
+        predict(net, images, "single", group=np.int64(2)), predict(net, images, "single", group=2)
+    )
+    with pytest.raises(TypeError, match="float"):
+        predict(net, images, "single", group=1.0)
+
+
 @pytest.mark.parametrize(
     ("mode", "options", "message"),
     [
@@ -286,6 +430,13 @@ def test_majority_and_mean_can_differ():
         ("batch", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ("single", {"group": 3}, "group must be from 0 to 2 in this network, got 3"),
         ("single", {"group": -1}, "group must be from 0 to 2 in this network, got -1"),
+        ("batch", {"group": 0}, "group=0 chooses one affine, and every group serves in mode='batch'; drop it"),
+        ("vote", {"group": 2}, "group=2 chooses one affine, and every group serves in mode='vote'"),
+        (
+            "single",
+            {"group": 2, "return_members": True},
+            "every group serves in mode='single' with return_members=True",
+        ),
         ("prior", {}, "mode='prior' needs prior, a number of positions"),
         ("single", {"prior": 5}, "prior=5 belongs to mode='prior'"),
         ("companions", {}, r"mode='companions' needs companions, a tensor \(S - 1, C, H, W\)"),
@@ -346,6 +497,48 @@ def test_layers_without_statistics_are_named_before_any_work(mode, options):
     net = nn.Sequential(*convert_to_localnorm(batch_net(), 2), Fails())
     with pytest.raises(ValueError, match=rf"mode='{mode}' needs stored training statistics, and 1, 4 keep none"):
         predict(net, images_of(2), mode, **options)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "wanted"),
+    [
+        ("prior", {"prior": 5}, "mode='prior'"),
+        ("fixed", {}, "mode='fixed'"),
+        ("single", {"fixed_last": 1}, "fixed_last=1"),
+    ],
+)
+@pytest.mark.parametrize("make", [batch_net, lambda: convert_to_localnorm(batch_net(), 2, track_running_stats=True)])
+def test_statistics_that_are_still_those_of_a_new_layer_are_refused(make, mode, options, wanted):
+    net = make()
+    with pytest.raises(
+        ValueError, match=rf"{wanted} needs stored .* those of [14] are as they were built.*estimate_statistics"
+    ):
+        predict(net, images_of(4), mode, **options)
+    estimate_statistics(net, [images_of(6)])
+    assert predict(net, images_of(4), mode, **options).shape == (4, 5)
+
+
+def test_statistics_of_an_old_file_which_counted_no_batches_are_taken():
+    net = trained_batch_net()
+    want = predict(net, images_of(4), "fixed")
+    for norm in (net[1], net[4]):
+        norm.num_batches_tracked.zero_()
+    torch.testing.assert_close(predict(net, images_of(4), "fixed"), want)
+
+
+def test_a_head_that_evaluation_does_not_run_needs_no_statistics():
+    class WithAuxiliaryHead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.auxiliary = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            x = self.main(x) + self.auxiliary(x) if self.training else self.main(x)
+            return x.mean((2, 3))
+
+    net = convert_to_localnorm(WithAuxiliaryHead().double(), 2)
+    estimate_statistics(net, [images_of(6)])
+    assert predict(net, images_of(4), "prior", prior=5).shape == (4, 3)
 
 
 def test_layers_that_disagree_on_groups_are_refused():
