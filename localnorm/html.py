@@ -39,6 +39,9 @@ ul.runs { columns: 3 18rem; padding-left: 1.2rem } figure { margin: 1.5rem 0 } f
 .anchor-link { display: none } .output_subarea { margin: .4rem 0 .4rem 1rem }
 .output_subarea pre { background: none } .failed { color: #b00020; font-weight: bold }
 """
+TITLE = "LocalNorm: the results of a run"  # the index's, by which a report is known again
+# what lies in a report; the last is left there by the macOS Finder
+OWN = {"index.html", "style.css", "paper.pdf", "notebooks", "figures", "tables", ".DS_Store"}
 RUN = re.compile(r"-s\d+$")  # a notebook of one training run
 
 
@@ -54,20 +57,23 @@ def page(title: str, body: str, up: str = "", style: str = "style.css") -> str:
 
 
 def write_site(output: Path) -> Path:
-    """Write the pages of what has run in this folder; what was at `output` is replaced once the new pages are whole.
+    """Write the pages of what has run in this folder; an earlier report at `output` is replaced once the new pages are whole.
 
     Returns:
         The index page.
 
     Raises:
         FileNotFoundError: no experiment has results here.
-        ValueError: `output` holds something else than such pages.
+        ValueError: `output` holds something else than such pages; nothing of it is touched.
     """
     experiments = [name for name in load_params()["experiments"] if (paths.statistics(name) / "summary.csv").is_file()]
     if not experiments:
         raise FileNotFoundError("no experiment has results here; make some with `make quickstart`")
-    if output.exists() and any(output.iterdir()) and not (output / "index.html").is_file():
-        raise ValueError(f"{output} is not a report and will not be replaced; choose another folder, or remove it")
+    if foreign := _foreign(output):
+        raise ValueError(
+            f"a report replaces only an earlier one or an empty folder, and {output} holds {foreign[0]}, which no report wrote; "
+            "choose another folder, or move that away"
+        )
     numbers = collect_numbers()
     new = output.with_name(f".{output.name}.part")
     shutil.rmtree(new, ignore_errors=True)
@@ -76,7 +82,7 @@ def write_site(output: Path) -> Path:
         notebooks = _write_notebooks(new)
         figures = _copy(paths.paper() / "figures", new / "figures", "*.*")
         body = [
-            "<h1>LocalNorm: the results of a run</h1>",
+            f"<h1>{TITLE}</h1>",
             f"<p>Made by the pipeline on this machine; {_paper_link(new)}every figure and table below is a file that a stage wrote."
             "</p>",
             *(_experiment(name, numbers, new, notebooks, figures) for name in experiments),
@@ -84,12 +90,21 @@ def write_site(output: Path) -> Path:
             _comparison(),
             _remaining(notebooks),
         ]
-        paths.write(new / "index.html", page("LocalNorm: the results of a run", "\n".join(body)))
+        paths.write(new / "index.html", page(TITLE, "\n".join(body)))
         shutil.rmtree(output, ignore_errors=True)
         new.rename(output)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return output / "index.html"
+
+
+def _foreign(output: Path) -> list[str]:
+    """What lies at `output` and would be lost with it: all but an earlier report, for other pages have an index.html too."""
+    names = sorted(file.name for file in output.iterdir()) if output.exists() else []
+    index = output / "index.html"
+    if index.is_file() and f"<title>{TITLE}</title>" in index.read_text(encoding="utf-8", errors="replace"):
+        return [name for name in names if name not in OWN]
+    return names
 
 
 def _copy(source: Path, target: Path, pattern: str) -> list[str]:

@@ -6,12 +6,14 @@ import re
 import shutil
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from localnorm import paths
+from localnorm.data import sources
 from localnorm.data.archives import IMAGE_SUFFIXES, SPLITS
 
 __all__ = ["pack_folder", "write_sample_folder"]
@@ -22,11 +24,15 @@ def pack_folder(folder: str | Path) -> str:
 
     The folder is laid out as class/file, or as split/class/file with the splits of `localnorm.data`. Without splits all images
     are training images, of which `prepare` cuts off a test and a validation part. The folder itself stays as it is; images are
-    stored as they are, so the archive is as large as they are together.
+    stored as they are, so the archive is as large as they are together. An archive that holds the same images is left as it is.
+
+    The name is the folder's, or `<folder>-packed` where that of the folder would lead to other data: to a built-in data set, or to
+    a folder in one of the searched places.
 
     Raises:
         NotADirectoryError: there is no such folder.
-        ValueError: no images, or neither of the two layouts; names the first file that does not fit.
+        ValueError: no images, or neither of the two layouts; names the first file that does not fit. Or other images have the name
+            already, in data/raw or where LOCALNORM_DATA points; names them. Nothing is written then.
     """
     folder = Path(folder).expanduser().resolve()
     if not folder.is_dir():
@@ -44,15 +50,40 @@ def pack_folder(folder: str | Path) -> str:
                 f"{folder} is laid out neither as class/file nor as split/class/file with splits of {', '.join(SPLITS)}: "
                 f"{'/'.join(parts)}; move the images so that all lie at one depth"
             )
-    if (paths.raw() / name).is_dir():
-        name += "-packed"  # a folder there would be found before the archive
-    _write_archive(paths.raw() / f"{name}.zip", {"/".join(p if split else ("train", *p)): f for p, f in found.items()})
+    # both would be found before the archive; a file system may take Digits for digits
+    if name.lower() in sources.DATASETS or any((place / name).is_dir() for place in sources.search_path()):
+        name += "-packed"
+    members = {"/".join(parts if split else ("train", *parts)): file for parts, file in found.items()}
+    there = sources.find(name)
+    if there is None:
+        _write_archive(paths.raw() / f"{name}.zip", members)
+    elif not _holds(there[1][0], members):
+        raise ValueError(
+            f"the name {name!r} must lead to the images of {folder}, but {there[1][0]} has it and holds others; rename the "
+            "folder, or remove that one if it is an older copy of the folder"
+        )
     return name
 
 
 def _is_image(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     return file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES and not hidden
+
+
+def _holds(path: Path, members: dict[str, Path]) -> bool:
+    """Whether a zip holds these files under their names and nothing else, whatever their dates.
+
+    The images are compared and not where they came from: a path in the archive would change its checksum, by which runs of several
+    machines are told to be of the same images.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = {info.filename: (info.file_size, info.CRC) for info in archive.infolist()}
+    except (zipfile.BadZipFile, IsADirectoryError):
+        return False
+    return held.keys() == members.keys() and all(
+        held[name] == (file.stat().st_size, zlib.crc32(file.read_bytes())) for name, file in members.items()
+    )
 
 
 def _write_archive(path: Path, members: dict[str, Path]) -> None:

@@ -148,15 +148,39 @@ def test_a_comparison_that_was_made_is_shown(project):
     assert re.search(r"<td[^>]*>7\.5</td>", text)
 
 
-def test_a_new_report_replaces_an_old_one_and_never_another_folder(project):
+def test_a_new_report_replaces_an_old_one_and_leaves_no_page_of_it(project):
     site = project / "site"
+    site.mkdir()
     html.write_site(site)
-    (site / "old.html").write_text("old")
+    (site / "notebooks" / "old.html").write_text("old")
+    (site / ".DS_Store").touch()
+    before = (site / "index.html").read_bytes()
     html.write_site(site)
-    assert not (site / "old.html").exists()
-    with pytest.raises(ValueError, match="is not a report and will not be replaced"):
+    assert (site / "index.html").read_bytes() == before
+    assert not (site / "notebooks" / "old.html").exists()
+
+
+@pytest.mark.parametrize("index", ["hi", "LocalNorm: the results of a run", "\xff"])
+def test_a_folder_with_an_index_of_ones_own_is_refused_and_stays_as_it_is(project, index):
+    homepage = project / "homepage"
+    (homepage / "thesis").mkdir(parents=True)
+    (homepage / "thesis" / "chapter.txt").write_text("years")
+    (homepage / "index.html").write_text(index, encoding="latin-1")
+    with pytest.raises(SystemExit, match=r"an empty folder, and homepage holds index\.html, which no report wrote"):
+        html.main(["homepage"])
+    assert {file.name for file in homepage.rglob("*")} == {"thesis", "chapter.txt", "index.html"}
+    assert (homepage / "index.html").read_text(encoding="latin-1") == index
+    with pytest.raises(ValueError, match="paper holds figures, which no report wrote; choose another folder, or move"):
         html.write_site(project / "paper")
     assert (project / "paper" / "paper.pdf").is_file()
+
+
+def test_what_somebody_put_beside_the_pages_of_a_report_is_not_lost_with_it(project):
+    site = html.write_site(project / "site").parent
+    (site / "thesis").mkdir()
+    with pytest.raises(ValueError, match="site holds thesis, which no report wrote"):
+        html.write_site(site)
+    assert (site / "thesis").is_dir()
 
 
 def test_without_results_the_message_names_the_command(project):

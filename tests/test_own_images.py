@@ -16,7 +16,7 @@ from conftest import copy_project
 from PIL import Image
 
 from localnorm import paths
-from localnorm.data import load, prepare
+from localnorm.data import load, prepare, sources
 from localnorm.own_images import pack_folder, write_sample_folder
 
 
@@ -70,9 +70,78 @@ def test_the_same_folder_gives_the_same_archive(project):
     assert zipfile.ZipFile(archive).namelist() == ["train/a/1.png"]
 
 
-def test_a_folder_that_lies_in_the_raw_data_does_not_hide_its_archive(project):
+def test_a_copy_of_the_folder_has_its_archive_already(project):
+    draw(project / "here" / "x" / "a" / "1.png", 3)
+    archive = paths.raw() / f"{pack_folder(project / 'here' / 'x')}.zip"
+    before = archive.read_bytes()
+    copy = project / "there" / "x"
+    draw(copy / "a" / "1.png", 3)
+    os.utime(copy / "a" / "1.png", (0, 0))
+    assert pack_folder(copy) == "x"
+    assert archive.read_bytes() == before
+
+
+def test_a_folder_that_lies_where_data_is_looked_for_does_not_hide_its_archive(project, monkeypatch):
+    monkeypatch.setenv(sources.VARIABLE, str(project / "mine"))
+    for place in (paths.raw(), project / "mine"):
+        draw(place / place.name / "a" / "1.png", 3)
+        name = pack_folder(place / place.name)
+        assert name == f"{place.name}-packed"
+        assert sources.find(name)[1] == [paths.raw() / f"{name}.zip"]
     draw(paths.raw() / "shells" / "a" / "1.png", 3)
-    assert pack_folder(paths.raw() / "shells") == "shells-packed"
+    (paths.raw() / "shells-packed").mkdir()
+    with pytest.raises(ValueError, match=r"the name 'shells-packed' must lead to .*, but .*shells-packed has it"):
+        pack_folder(paths.raw() / "shells")
+
+
+@pytest.mark.parametrize("builtin", [*sources.DATASETS, "Digits"])
+def test_a_folder_named_like_a_built_in_data_set_gets_a_name_that_leads_to_its_own_images(project, builtin):
+    for number in range(10):
+        draw(project / builtin / "mine" / f"{number}.png", number)
+    name = pack_folder(project / builtin)
+    assert name == f"{builtin}-packed"
+    data = load(prepare(name, project / "prepared"))
+    assert data.classes == ("mine",)
+    assert sum(data.counts.values()) == 10
+
+
+def test_images_of_another_folder_of_the_same_name_are_refused_and_the_first_ones_kept(project):
+    for year in ("2023", "2024"):
+        draw(project / year / "photos" / "a" / "1.png", int(year) % 100)
+    pack_folder(project / "2023" / "photos")
+    (archive,) = paths.raw().iterdir()
+    before = archive.read_bytes()
+    message = "must lead to the images of .*2024/photos, but .*photos.zip has it and holds others; rename the folder, or remove"
+    with pytest.raises(ValueError, match=message):
+        pack_folder(project / "2024" / "photos")
+    assert archive.read_bytes() == before
+    draw(project / "2023" / "photos" / "a" / "2.png", 0)
+    with pytest.raises(ValueError, match="if it is an older copy of the folder"):
+        pack_folder(project / "2023" / "photos")
+    archive.unlink()
+    pack_folder(project / "2023" / "photos")
+    assert zipfile.ZipFile(archive).namelist() == ["train/a/1.png", "train/a/2.png"]
+
+
+@pytest.mark.parametrize("file", ["mine/photos.zip", "mine/photos.tar", "data/raw/photos.zip", "data/raw/photos.tgz"])
+def test_an_archive_that_has_the_name_is_neither_replaced_nor_hidden_nor_read_instead(project, monkeypatch, file):
+    monkeypatch.setenv(sources.VARIABLE, str(project / "mine"))
+    archive = paths.write(project / file, b"somebody's own")
+    draw(project / "photos" / "a" / "1.png", 3)
+    with pytest.raises(ValueError, match=f"the name 'photos' must lead to .*/photos, but .*{file} has it"):
+        pack_folder(project / "photos")
+    assert archive.read_bytes() == b"somebody's own"
+    assert [each for each in project.rglob("photos*") if each.is_file()] == [archive]
+
+
+def test_an_archive_of_the_same_images_elsewhere_is_taken(project, monkeypatch):
+    draw(project / "photos" / "a" / "1.png", 3)
+    pack_folder(project / "photos")
+    (project / "mine").mkdir()
+    (paths.raw() / "photos.zip").rename(project / "mine" / "photos.zip")
+    monkeypatch.setenv(sources.VARIABLE, str(project / "mine"))
+    assert pack_folder(project / "photos") == "photos"
+    assert list(paths.raw().iterdir()) == []
 
 
 @pytest.mark.parametrize(
