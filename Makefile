@@ -1,8 +1,9 @@
 # Each target sets up what it needs: a virtual environment in .venv with the exact versions of requirements.lock.
 # An active conda or virtual environment with the package in it is used as it is with: make quickstart PYTHON=python ENV=
 SHELL := /bin/bash
-PYTHON ?= python3.11
-ENV ?= .venv
+# not ?=, which takes the shell's variable of that name: ENV is a file that POSIX shells read, and `make clean` removes $(ENV)
+PYTHON := python3.11
+ENV := .venv
 ifneq ($(ENV),)
 export PATH := $(abspath $(ENV))/bin:$(PATH)
 INSTALLED := $(ENV)/installed
@@ -11,14 +12,16 @@ endif
 export CUBLAS_WORKSPACE_CONFIG := :4096:8
 # DVC's own place for pickles, /var/tmp/dvc, is open to all users of a machine
 export DVC_SITE_CACHE_DIR ?= $(CURDIR)/.dvc/tmp/site
-EXPERIMENT ?= digits-small
+EXPERIMENT := digits-small
 # runs side by side; empty: one a core
-JOBS ?=
+JOBS :=
+# what JupyterLab writes about the language when it saves a notebook
+SAVED := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version
 
-.PHONY: help quickstart repro released compare html test lab bench clean
+.PHONY: help quickstart repro released compare html test soak lab strip-notebooks bench clean
 
 help: ## say what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results, figures, paper
 	python -m localnorm.pipeline runs $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))
@@ -29,6 +32,8 @@ quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results
 
 repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (a day on two cores)
 	@python -m localnorm.pipeline check
+	@# 1: a run failed, for want of memory say; DVC tries it again alone. Ctrl-C (130) ends all
+	python -m localnorm.pipeline runs $(if $(JOBS),--jobs $(JOBS)) || [ $$? -eq 1 ]
 	dvc repro --keep-going
 
 compare: $(INSTALLED) ## expected against obtained: the committed results beside yours
@@ -38,10 +43,15 @@ html: $(INSTALLED) ## a finished run as web pages that need no network
 	@python -m localnorm.html
 
 released: $(INSTALLED) ## the released protocol at full length instead (days, GPUs)
+	@cmp -s params/released.yaml params.yaml || [ ! -e .git ] || git diff --quiet HEAD -- params.yaml || \
+		{ echo "params.yaml has changes that are not committed, and params/released.yaml would overwrite them; commit them first (git commit params.yaml), or run params.yaml as it is: make repro"; exit 1; }
 	@# the README's figure shows a digit, and the released protocol has none
 	[ -d data/prepared/digits-small ] || dvc repro prepare@digits-small
-	cp params/released.yaml params.yaml
+	@# an archive has no git that could bring params.yaml back
+	@cmp -s params/released.yaml params.yaml || [ -e .git ] || cp -v params.yaml params/replaced-$$(date +%Y%m%d-%H%M%S).yaml
+	cmp -s params/released.yaml params.yaml || cp params/released.yaml params.yaml
 	@python -m localnorm.pipeline check
+	@# one run at a time, unlike `repro`: a ResNet-152 takes a GPU for itself
 	dvc repro --keep-going
 
 test: $(INSTALLED) ## lint, unit tests, and the pipeline and its notebooks at smoke size in a copy
@@ -54,6 +64,11 @@ soak: $(INSTALLED) ## kill the digits pipeline at random moments, 50 times or fo
 lab: $(INSTALLED) ## JupyterLab on the notebooks
 	jupyter lab notebooks
 
+strip-notebooks: $(INSTALLED) ## take outputs, counts and versions out of all notebooks that were saved
+	nbstripout --keep-id --extra-keys "$(SAVED:%=metadata.language_info.%)" notebooks/*.ipynb
+	@# JupyterLab's own name for the kernel; the suffix, since sed -i alone is not the same everywhere
+	@sed -i.bak '/"display_name"/s/ (ipykernel)//' notebooks/*.ipynb && rm notebooks/*.ipynb.bak
+
 bench: $(INSTALLED) ## speed and memory against BatchNorm, in one run
 	python -m localnorm.cost
 	python -m localnorm.bench
@@ -64,7 +79,9 @@ clean: ## remove the environment; data and results stay
 # the lock is installed first and whole, then the package itself in place
 $(ENV)/installed: requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on PATH; name a Python of 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3"; exit 1; }
-	$(PYTHON) -m venv $(ENV)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("localnorm needs Python 3.11 or newer, $(PYTHON) is %d.%d; name another: make $(MAKECMDGOALS) PYTHON=python3.12" % sys.version_info[:2])'
+	@# half an environment, of another Python perhaps, starts anew; a finished one, or one from elsewhere, is never emptied
+	$(PYTHON) -m venv $(if $(wildcard $(ENV)/installed),,$(if $(filter .venv,$(ENV)),--clear)) $(ENV)
 	$(ENV)/bin/python -m pip install --progress-bar on --disable-pip-version-check -r requirements.lock
 	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@# without this, every notebook that starts prints a paragraph about sockets on this machine

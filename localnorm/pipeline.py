@@ -109,18 +109,38 @@ def notebook_code(notebook: Path) -> str:
 
 
 def source_of(notebook: Path) -> str:
-    """All that running `notebook` executes of this project's own code, stripped."""
-    code = notebook_code(notebook)
-    parts = [f"# notebook {notebook.stem}\n{strip_source(code)}"]
+    """All that running `notebook` executes of this project's own code, stripped.
+
+    Raises:
+        ValueError: it is no notebook, or its cells are not plain Python; names it and, of the cells, the line.
+    """
+    try:
+        code = notebook_code(notebook)
+        own = strip_source(code)
+    except (SyntaxError, ValueError) as error:
+        wrong = f"{error.msg}: {(error.text or '').strip()}" if isinstance(error, SyntaxError) else str(error)
+        raise ValueError(
+            f"notebooks/{notebook.name}: {wrong}; the code of a pipeline notebook is plain Python: no %magic, no !command"
+        ) from None
+    parts = [f"# notebook {notebook.stem}\n{own}"]
     for file in closure(code):
         name = file.relative_to(PACKAGE).as_posix()
         parts.append(f"# localnorm/{name}\n{strip_source(file.read_text(encoding='utf-8'))}")
     return "".join(parts)
 
 
-def strip(notebooks: Path, output: Path) -> list[Path]:
-    """Write `output`/<name>.py for each notebook in the folder `notebooks`."""
-    return [paths.write(output / f"{path.stem}.py", source_of(path)) for path in sorted(notebooks.glob("*.ipynb"))]
+def strip() -> list[Path]:
+    """Write data/sources/<notebook>.py for the notebooks that the stage strip lists as its outs in dvc.yaml, and no other.
+
+    A notebook that no stage runs, a sketch of the user's own say, is not looked at.
+
+    Raises:
+        ValueError: see `source_of`.
+    """
+    project = paths.project()
+    stages = yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    outputs = [project / name for out in stages["strip"]["outs"] for name in out]
+    return [paths.write(output, source_of(project / "notebooks" / f"{output.stem}.ipynb")) for output in outputs]
 
 
 def check() -> None:
@@ -146,7 +166,8 @@ def check() -> None:
 def run_side_by_side(experiment: str, jobs: int) -> None:
     """Train and sweep all runs of an experiment, `jobs` of them at a time, each by a DVC of its own.
 
-    The runs do not depend on each other, so this is what `dvc repro` does one after the other.
+    The runs do not depend on each other, so this is what `dvc repro` does one after the other. Ctrl-C ends those under
+    way, which get it too, and starts no other.
 
     Raises:
         RuntimeError: a run failed; ends with what it printed. The others finish and are kept.
@@ -168,13 +189,33 @@ def run_side_by_side(experiment: str, jobs: int) -> None:
         ThreadPoolExecutor(jobs) as pool,
         tqdm(total=len(targets), desc=f"train and sweep {experiment}", unit="run") as bar,
     ):
-        for done in as_completed([pool.submit(reproduce, target) for target in targets]):
-            failed += [done.result()] if done.result().returncode else []
-            bar.update()
+        try:
+            for done in as_completed([pool.submit(reproduce, target) for target in targets]):
+                failed += [done.result()] if done.result().returncode else []
+                bar.update()
+        except BaseException:  # leaving the pool would start every run that still waits
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     if failed:
         raise RuntimeError(
             f"{len(failed)} of {len(targets)} runs failed; the first printed:\n{failed[0].stdout[-4000:]}"
         )
+
+
+def run_experiments(experiments: list[str], jobs: int) -> None:
+    """`run_side_by_side` for each of `experiments`; one that fails does not keep the next ones from their turn.
+
+    Raises:
+        RuntimeError: some failed; tells of each.
+    """
+    failed = []
+    for experiment in experiments:
+        try:
+            run_side_by_side(experiment, jobs)
+        except RuntimeError as error:
+            failed.append(f"{experiment}: {error}")
+    if failed:
+        raise RuntimeError("\n".join(failed))
 
 
 def train(experiment: str, norm: str, seed: int) -> None:
@@ -205,7 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands.add_parser("strip", help="write what each notebook runs to data/sources")
     commands.add_parser("check", help="check params.yaml before any work starts")
     runs = commands.add_parser("runs", help="train and sweep an experiment's runs side by side")
-    runs.add_argument("experiment", help="a name in params.yaml")
+    runs.add_argument("experiments", nargs="*", metavar="experiment", help="names in params.yaml; default: all there")
     runs.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: one a core")
     one = commands.add_parser("train", help="one training run, under torchrun or srun on several devices")
     one.add_argument("experiment", help="a name in params.yaml")
@@ -214,14 +255,17 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         if given.command == "strip":
-            strip(paths.project() / "notebooks", paths.project() / "data" / "sources")
+            strip()
         elif given.command == "check":
             check()
         elif given.command == "train":
             train(given.experiment, given.norm, given.seed)
         else:
             check()
-            run_side_by_side(given.experiment, given.jobs)
+            run_experiments(given.experiments or load_params()["experiments"], given.jobs)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
     except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
         sys.exit(f"error: {error}")
 
