@@ -1,10 +1,12 @@
 """Ablations: what the number of groups, the images a group and the fine-tuning after a conversion do to accuracy.
 
 Each ablation varies one setting of an experiment's training and leaves the rest; every value is trained with the same seeds.
-Each trained variant's rows are kept beside the checkpoints, so that an interrupted ablation continues with the next one.
+Each trained variant's rows are kept beside the checkpoints until the whole table is written, so that an interrupted ablation
+continues with the next one. What is kept bears in its name a digest of all that it follows from, so nothing else is ever taken.
 """
 
-import io
+import hashlib
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -32,6 +34,7 @@ __all__ = [
     "AblationConfig",
     "Variant",
     "run",
+    "save_table",
     "variants",
 ]
 
@@ -130,7 +133,7 @@ def variants(config: AblationConfig, train: TrainConfig) -> list[Variant]:
 def run(
     experiment: str, dataset: Dataset, train: TrainConfig, sweep_config: SweepConfig, config: AblationConfig
 ) -> pd.DataFrame:
-    """Train and sweep every variant with every seed.
+    """Train and sweep every variant with every seed; those that an interrupted run of the same data, settings and code kept are read.
 
     Returns:
         A row a variant, seed, mode, noise and level: COLUMNS. `value` is text: K, epochs, a norm, or the sizes drawn from.
@@ -149,45 +152,58 @@ def run(
         mode_images={name: most for name, most in sweep_config.mode_images.items() if name not in ARMS.values()},
         modes={variant.norm: variant.modes for variant in planned},
     )
+    given = [
+        _read(dataset.folder / "dataset.json"),
+        _read(paths.project() / "data" / "sources" / "ablations.py"),
+        swept,
+    ]
     tables = []
     with tqdm(
         total=len(planned) * len(config.seeds), desc=f"ablations {experiment}", unit="network", file=sys.stderr
     ) as bar:
         for seed in config.seeds:
-            batchnorm = cache(partial(_train_batchnorm, dataset, train, experiment, seed))
-            for number, variant in enumerate(planned):
-                kept = paths.checkpoint(f"{experiment}-ablation-{number}-s{seed}")
-                identity = f"# {dataset.provenance['checksum']} {variant} {swept}\n"
-                rows = _kept(kept.with_suffix(".csv"), identity)
-                if rows is None:
-                    network = _train(dataset, variant, seed, batchnorm, kept)
+            plain = _kept(experiment, *given, train, seed)
+            batchnorm = cache(partial(_train_batchnorm, dataset, train, seed, plain))
+            for variant in planned:
+                checkpoint = _kept(experiment, *given, variant, seed)
+                file = checkpoint.with_suffix(".csv")
+                if not file.is_file():
+                    network = _train(dataset, variant, seed, batchnorm, checkpoint)
                     described = f"sweep {variant.ablation} {variant.value} s{seed}"
                     table, _ = sweep(
                         network, dataset, replace(swept, batch_size=variant.train.batch_size), variant.norm, described
                     )
-                    rows = table.assign(ablation=variant.ablation, value=variant.value, seed=seed, norm=variant.norm)[
-                        COLUMNS
-                    ]
-                    paths.write(kept.with_suffix(".csv"), identity + rows.to_csv(index=False, float_format="%.6g"))
-                    kept.unlink(missing_ok=True)
-                tables.append(rows)
+                    rows = table.assign(ablation=variant.ablation, value=variant.value, seed=seed, norm=variant.norm)
+                    paths.write(file, _csv(rows))
+                    checkpoint.unlink(missing_ok=True)
+                tables.append(pd.read_csv(file, dtype={"value": str}))
                 bar.update()
-            paths.checkpoint(f"{experiment}-ablation-batch-s{seed}").unlink(missing_ok=True)
+            plain.unlink(missing_ok=True)
     return pd.concat(tables, ignore_index=True)
 
 
-def _kept(path: Path, identity: str) -> pd.DataFrame | None:
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8")
-    if not text.startswith(identity):
-        return None
-    return pd.read_csv(io.StringIO(text.removeprefix(identity)), dtype={"value": str})
+def save_table(experiment: str, table: pd.DataFrame) -> None:
+    """Write the table of `run` to its place, then drop what was kept for an interruption."""
+    paths.write(paths.ablations(experiment), _csv(table))
+    shutil.rmtree(_kept(experiment).parent, ignore_errors=True)
 
 
-def _train_batchnorm(dataset: Dataset, train: TrainConfig, experiment: str, seed: int) -> Module:
+def _csv(table: pd.DataFrame) -> str:
+    return table[COLUMNS].to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _read(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def _kept(experiment: str, *given) -> Path:
+    """The checkpoint of what follows from `given`: the prepared data, the stage's code, its settings and a seed."""
+    return paths.checkpoint(f"{experiment}-ablations/{hashlib.sha256(repr(given).encode()).hexdigest()[:16]}")
+
+
+def _train_batchnorm(dataset: Dataset, train: TrainConfig, seed: int, checkpoint: Path) -> Module:
     """The plain network of a seed: a variant of its own, and what every length of fine-tuning starts from."""
-    return fit(dataset, train, "batch", seed, checkpoint=paths.checkpoint(f"{experiment}-ablation-batch-s{seed}")).model
+    return fit(dataset, train, "batch", seed, checkpoint=checkpoint).model
 
 
 def _train(dataset: Dataset, variant: Variant, seed: int, batchnorm: Callable[[], Module], checkpoint: Path) -> Module:

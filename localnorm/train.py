@@ -585,19 +585,24 @@ def _in_turn(parts: list[dict], key: str) -> str:
 
 
 def _revision() -> str | None:
-    """The git revision, with "+" where tracked files were changed; None outside a repository."""
+    """The git revision, with "+" where what makes results differs from it; None outside a repository."""
+    # not all that git tracks: DVC removes a stage's results before it starts
+    made_by = ["localnorm", "notebooks", "params.yaml", "dvc.yaml", "requirements.lock"]
     try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=paths.project(),
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
+        revision, changes = (
+            subprocess.run(
+                ["git", *command],
+                cwd=paths.project(),
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout.strip()
+            for command in (["describe", "--always", "--exclude=*"], ["status", "--porcelain", "--", *made_by])
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return run.stdout.strip()
+    return f"{revision}+" if changes else revision
 
 
 # ------------------------------------------------------------------------------------------- files: plain tensors, no pickle

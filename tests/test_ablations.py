@@ -1,13 +1,27 @@
 """Ablations: each variant differs from the experiment in what it names alone, and an interrupted run continues."""
 
 import os
+from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from localnorm import paths
-from localnorm.ablations import FINE_TUNING, FIXED_BATCH, FIXED_SIZE, NORM, TRAINED_SIZES, AblationConfig, run, variants
+from localnorm import ablations, paths
+from localnorm.ablations import (
+    FINE_TUNING,
+    FIXED_BATCH,
+    FIXED_SIZE,
+    NORM,
+    TRAINED_SIZES,
+    AblationConfig,
+    run,
+    save_table,
+    variants,
+)
+from localnorm.data import load, prepare
 from localnorm.evaluate import SweepConfig
-from localnorm.train import TrainConfig
+from localnorm.train import TrainConfig, fit
 
 TRAIN = TrainConfig("small", epochs=4, batch_size=64, num_groups=4, threads=1)
 SWEEP = SweepConfig(noises={}, modes={}, batch_size=64)
@@ -60,11 +74,82 @@ def test_the_table_has_every_variant_and_an_interrupted_run_ends_with_the_same(d
         "one image a group in training serves a single image"
     )
 
-    kept = sorted(paths.checkpoint("x").parent.glob("*.csv"))
+    kept = kept_files()
     assert len(kept) == len(variants(CONFIG, TRAIN))
     for file in kept[::2]:
         os.unlink(file)
+    trained = count_trainings(monkeypatch)
     again = run("digits-small", digits, TRAIN, SWEEP, CONFIG)
-    assert all(file.is_file() for file in kept), "what was lost is trained again"
+    assert kept_files() == kept, "what was lost is trained again"
+    assert 0 < len(trained) <= len(kept[::2]) + 1, "and what was kept is not, but for what fine-tuning starts from"
     assert again.drop(columns="accuracy").equals(table.drop(columns="accuracy"))
     assert again.accuracy.to_numpy() == pytest.approx(table.accuracy.to_numpy(), abs=1e-5)
+
+    save_table("digits-small", again)
+    pd.testing.assert_frame_equal(pd.read_csv(paths.ablations("digits-small"), dtype={"value": str}), again)
+    assert not list(paths.checkpoint("x").parent.iterdir()), "nothing is kept once the table is written"
+
+
+def kept_files() -> list[Path]:
+    return sorted(paths.checkpoint("x").parent.rglob("*.*"))
+
+
+def count_trainings(monkeypatch) -> list[str]:
+    """A list that gets the norm of every network that is trained."""
+    trained = []
+
+    def counted(dataset, config, norm, *arguments, **options):
+        trained.append(norm)
+        return fit(dataset, config, norm, *arguments, **options)
+
+    monkeypatch.setattr(ablations, "fit", counted)
+    return trained
+
+
+ONE = AblationConfig(seeds=[0], noises={"named": ["contrast"]}, max_levels=2, images=32, norms=["group"])
+SHORT = replace(TRAIN, epochs=1)
+
+
+def test_kept_variants_of_other_code_images_settings_or_seeds_are_trained_anew(project, monkeypatch):
+    trained = count_trainings(monkeypatch)
+    code = project / "data" / "sources" / "ablations.py"
+
+    def trains(config=ONE, train=SHORT, sweep=SWEEP, **prepared) -> bool:
+        before = len(trained)
+        data = load(prepare("digits", project / "prepared", **{"limit": 100, "seed": 0} | prepared))
+        run("digits-small", data, train, sweep, config)
+        return len(trained) > before
+
+    assert trains()
+    assert not trains(), "kept for an interrupted run"
+    assert trains(image_size=4)
+    assert trains(seed=1), "another split of the same archive"
+    paths.write(code, "x = 1\n")
+    assert trains()
+    paths.write(code, "x = 2\n")
+    assert trains()
+    assert not trains()
+    assert trains(train=replace(SHORT, weight_decay=1e-3))
+    assert trains(sweep=replace(SWEEP, seed=1))
+    assert trains(config=replace(ONE, seeds=[1]))
+
+
+def test_a_training_that_was_cut_off_under_other_code_is_not_continued(digits, project, monkeypatch):
+    code = paths.write(project / "data" / "sources" / "ablations.py", "x = 1\n")
+
+    def cut_off(dataset, config, norm, seed, *, checkpoint):
+        fit(dataset, SHORT, norm, seed, checkpoint=checkpoint)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablations, "fit", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run("digits-small", digits, SHORT, SWEEP, ONE)
+    resumed = []
+    monkeypatch.setattr(
+        ablations, "fit", lambda *given, checkpoint: resumed.append(checkpoint.is_file()) or fit(*given)
+    )
+    paths.write(code, "x = 2\n")
+    run("digits-small", digits, SHORT, SWEEP, ONE)
+    paths.write(code, "x = 1\n")
+    run("digits-small", digits, SHORT, SWEEP, ONE)
+    assert resumed == [False, True]

@@ -29,6 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from localnorm import paths
 from localnorm.data import archives, load, prepare
 from localnorm.data.__main__ import main
 from localnorm.data.prepare import CHUNK, WORKERS, _decode, _stratify, to_pixels
@@ -434,6 +435,14 @@ def test_images_are_mapped_uint8_tensors_that_never_write_back(prepared):
 def test_loading_where_nothing_was_prepared_says_how_to_prepare(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no prepared data set in .*nothing; make one with `python -m"):
         load(tmp_path / "nothing")
+
+
+def test_loading_an_experiment_that_was_not_prepared_names_its_stage(raw, tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    for folder in (paths.prepared("birds-small"), "../data/prepared/birds-small"):
+        with pytest.raises(FileNotFoundError, match=r"make one with `dvc repro prepare@birds-small`$"):
+            load(folder)
 
 
 def test_an_unknown_part_names_the_parts(prepared):

@@ -2,15 +2,21 @@
 
 import random
 import shutil
+import sys
 import traceback
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
+import localnorm
 from localnorm import figures, stats
+from localnorm.pipeline import notebook_code
 from localnorm.tables import TABLES, read_table
 
 EXPERIMENT = "digits-small"
@@ -85,6 +91,43 @@ def test_a_missing_table_says_so(project):
         read_table("cost")
 
 
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+IMAGES = ("data/raw", "data/prepared", "data/models", "data/runs")
+OF_TABLES = [
+    name
+    for name, stage in STAGES.items()
+    if name.startswith("figure-") and not any(file.startswith(IMAGES) for file in stage["deps"])
+]
+READ: list[str] | None = None
+
+
+def _note(event: str, arguments: tuple) -> None:
+    if event == "open" and READ is not None and (arguments[1] or "r").startswith("r"):
+        READ.append(str(arguments[0]))
+
+
+sys.addaudithook(_note)  # for good: Python cannot take one away
+
+
+@pytest.mark.parametrize("name", [*OF_TABLES, "report", "numbers"])
+def test_a_stage_names_every_file_that_its_notebook_reads(name, project, monkeypatch):
+    """What is read and not named may change, and the stage is not run again."""
+    stage = STAGES[name]
+    shutil.copyfile(ROOT / "params.yaml", project / "params.yaml")
+    for folder in ("data/sweeps", "data/statistics", "data/ablations", "paper/figures"):
+        shutil.copytree(ROOT / folder, project / folder)
+    code = notebook_code(ROOT / "notebooks" / f"{name}.ipynb")
+    with monkeypatch.context() as watched:
+        watched.setattr(Figure, "savefig", lambda *_, **__: None)  # the slow part
+        watched.setattr(sys.modules[__name__], "READ", [])
+        exec(code, {})
+        read = [Path(file).relative_to(project) for file in READ if file.startswith(str(project))]
+    named = [file.replace("${item.experiment}", EXPERIMENT) for file in stage["deps"]]
+    named += ["params.yaml"] if "params" in stage else []
+    named += ["data/ablations"] if name == "numbers" else []  # by way of their figures
+    assert [str(file) for file in read if not any(file.is_relative_to(one) for one in named)] == []
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     kind=st.sampled_from(sorted(DRAWN)),
@@ -109,4 +152,5 @@ def test_one_cell_edited_by_hand_is_drawn_or_refused_by_name(tmp_path_factory, k
         try:
             DRAWN[kind](read_table(kind, EXPERIMENT))
         except ValueError as error:  # the package's own, not one of a library that it calls
-            assert "localnorm" in traceback.extract_tb(error.__traceback__)[-1].filename, error  # noqa: PT017
+            raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+            assert raised_in.is_relative_to(Path(localnorm.__file__).parent), error  # noqa: PT017

@@ -170,6 +170,32 @@ def test_saving_the_run_removes_its_checkpoint(digits, tmp_path):
     assert not list(tmp_path.glob(".*")), "no temporary file is left"
 
 
+def test_a_revision_is_marked_where_what_makes_results_has_changed_and_not_where_results_have(project):
+    def git(*command: str) -> str:
+        named = ["-c", "user.name=a", "-c", "user.email=a@b.example"]
+        return subprocess.run(["git", *named, *command], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert train._revision() is None, "no repository"
+    code, result = project / "localnorm" / "layers.py", project / "data" / "record.json"
+    for file in (code, result, project / "params.yaml"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("a\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    head = git("rev-parse", "--short", "HEAD")
+    result.unlink()  # as DVC does before it starts a stage
+    assert train._revision() == head
+    for file, text in ((code, "b\n"), (project / "params.yaml", "b\n"), (code.with_name("new.py"), "a\n")):
+        file.write_text(text)
+        assert train._revision() == f"{head}+", file
+        if text == "b\n":
+            file.write_text("a\n")
+            assert train._revision() == head, file
+    git("add", ".")
+    assert train._revision() == f"{head}+", "added, but not committed"
+
+
 # ------------------------------------------------------------------------------------------------------ several processes
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from localnorm import paths
+
 __all__ = ["PARTS", "Dataset", "load"]
 
 PARTS = ("train", "validation", "test")
@@ -83,12 +85,20 @@ def load(folder: str | Path) -> Dataset:
             record[key] = tuple(record[key])
         data = Dataset(folder=folder, **record)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(
-            f"no prepared data set in {folder}; make one with `python -m localnorm.data prepare NAME {folder}`"
-        ) from error
+        raise FileNotFoundError(f"no prepared data set in {folder}; make one with `{_command(folder)}`") from error
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder / 'dataset.json'} is damaged ({error!r}); prepare it again") from error
     for part in data.counts:
         data.images(part)
         data.labels(part)
     return data
+
+
+def _command(folder: Path) -> str:
+    """What makes a prepared folder: an experiment's is its stage's, since without its settings the split is another."""
+    try:
+        if folder.resolve() == paths.prepared(folder.name):
+            return f"dvc repro prepare@{folder.name}"
+    except FileNotFoundError:  # the caller is in no project
+        pass
+    return f"python -m localnorm.data prepare NAME {folder}"
