@@ -28,7 +28,7 @@ class Results:
         sweep: a row a run, mode, noise and level.
         batches: a row a run, test batch size, composition, noise and level.
         mcnemar: a row a seed, noise and level, LN batch against BN-batch image by image.
-        answers: a row a run and mode: how many classes it answered with, over all images and conditions.
+        answers: a row a run and mode: how many classes it answered with, over all images and conditions, and the commonest one's share.
         choice: a row a run and strength for one image, accuracy on validation images.
         predictions: (norm, seed) -> what `localnorm.evaluate.load_predictions` gives.
     """
@@ -98,7 +98,7 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
             "batch_size": record["train"]["batch_size"],
             "precision": record["train"]["precision"],
             "parameters": record["parameters"],
-            "validation_accuracy": pd.read_csv(folders[norm, seed] / "history.csv").validation_accuracy.iloc[-1],
+            **pd.read_csv(folders[norm, seed] / "history.csv").iloc[-1][["train_accuracy", "validation_accuracy"]],
             "seconds": record["seconds"],
             "images_per_second": record["images_per_second"],
             "device": record["device"],
@@ -115,11 +115,20 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
     pair = ("local", "batch"), ("batch", "batch")
     mcnemar = stats.mcnemar_table(predictions, *pair) if modes.issuperset(pair) else pd.DataFrame()
     choice = _stacked(experiment, of_choice).dropna(subset="noisy") if of_choice else pd.DataFrame()
-    answers = [
-        {"norm": norm, "seed": seed, "mode": mode, "classes": len(np.setdiff1d(classes[table["mode"] == mode], -1))}
-        for (norm, seed), (table, classes, _) in predictions.items()
-        for mode in table["mode"].unique()
-    ]
+    answers = []
+    for (norm, seed), (table, classes, _) in predictions.items():
+        for mode in table["mode"].unique():
+            given = classes[table["mode"] == mode]
+            counts = np.unique(given[given >= 0], return_counts=True)[1]  # -1: not scored
+            answers.append(
+                {
+                    "norm": norm,
+                    "seed": seed,
+                    "mode": mode,
+                    "classes": len(counts),
+                    "commonest": counts.max() / counts.sum(),
+                }
+            )
     return Results(
         experiment,
         about,

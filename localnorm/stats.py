@@ -6,7 +6,7 @@ test images and the noise drawn on them, so an interval over seeds says what tra
 images: what those leave open is computed from the answers to single images and stands beside it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -32,9 +32,11 @@ __all__ = [
     "sign_flip",
     "suites",
     "summary",
+    "widened",
 ]
 
 CONFIDENCE = 0.95
+ENOUGH_SEEDS = 6  # a two-sided sign-flip test of fewer cannot give p < .05
 RESAMPLES = 9_999
 CONDITION = ["suite", "noise", "level"]
 DARK = ("named", "brightness")  # the noise of claim C6
@@ -57,21 +59,25 @@ ONE_IMAGE = ("single", "vote", "companions", "prior", "last fixed")  # the modes
 Run = tuple[pd.DataFrame, np.ndarray, np.ndarray]  # what localnorm.evaluate.load_predictions gives
 
 
-def interval(values: Iterable[float], statistic: Callable = np.mean, seed: int = 0) -> tuple[float, float, float]:
-    """(estimate, low, high): a statistic of values over seeds with its 95 % BCa bootstrap interval.
+def interval(values: Iterable[float], seed: int = 0) -> tuple[float, float, float]:
+    """(estimate, low, high): the mean of values over seeds with its 95 % interval.
 
+    BCa bootstrap; of fewer than six values Student's t, mean +- t s / sqrt(n), since resamples of so few never leave their range.
     A single value has no interval (nan); equal values have one of width zero.
 
     Source: Efron, Better bootstrap confidence intervals, JASA 1987; as scipy.stats.bootstrap computes it.
     """
     values = np.asarray(list(values), float)
-    estimate = float(statistic(values))
+    estimate = float(values.mean())
     if len(values) < 2:
         return estimate, np.nan, np.nan
     if np.ptp(values) < 1e-12:
         return estimate, estimate, estimate
+    if len(values) < ENOUGH_SEEDS:
+        half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+        return estimate, float(estimate - half), float(estimate + half)
     result = scipy.stats.bootstrap(
-        (values,), statistic, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="BCa", rng=seed
+        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="BCa", rng=seed
     ).confidence_interval
     return estimate, float(result.low), float(result.high)
 
@@ -124,7 +130,7 @@ def _estimates(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     """A row a group: mean over seeds with interval, number of seeds."""
     rows = []
     for key, group in table.groupby(by, sort=False):
-        estimate, low, high = interval(group.groupby("seed")[value].mean())
+        estimate, low, high = _of_shares(group.groupby("seed")[value].mean())
         rows.append(
             {
                 **dict(zip(by, key, strict=True)),
@@ -135,6 +141,12 @@ def _estimates(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _of_shares(values: pd.Series) -> tuple[float, float, float]:
+    """The interval of shares, which are between 0 and 1 and so is their mean: Student's does not know that."""
+    estimate, *bounds = interval(values)
+    return estimate, *(float(bound) for bound in np.clip(bounds, 0, 1))
 
 
 def label_arms(table: pd.DataFrame) -> pd.DataFrame:
@@ -195,7 +207,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for arm, group in per_seed_scores(table).groupby("arm", sort=False):
         row = {"arm": arm, "seeds": len(group)}
         for part in ("clean", "noisy"):
-            row[part], row[f"{part}_low"], row[f"{part}_high"] = interval(group[part])
+            row[part], row[f"{part}_low"], row[f"{part}_high"] = _of_shares(group[part])
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -269,7 +281,8 @@ def difference_row(
     """A row of the claims: a difference of two arms, paired within seeds, with its interval, p and verdict.
 
     The verdict needs the widened interval on one side of the threshold and, of as many seeds as can give p < .05 (six), that p too: a
-    bootstrap interval of so few values is too narrow alone. p is the sign-flip test's of the difference being the threshold, two-sided.
+    bootstrap interval of so few values is too narrow alone. Of six seeds that is all six on one side, or all but a tie. p is the
+    sign-flip test's of the difference being the threshold, two-sided.
 
     Args:
         differences: one a seed.
@@ -280,11 +293,10 @@ def difference_row(
     """
     differences = np.asarray(differences, float)
     estimate, low, high = interval(differences)
-    extra = 0.0 if np.isnan(over_images) else over_images
-    bounds = estimate - np.hypot(estimate - low, extra), estimate + np.hypot(high - estimate, extra)
+    bounds = widened(estimate, low, high, over_images)
     verdict = _verdict(*sorted(sign * bound for bound in bounds), threshold)
     p = sign_flip(sign * differences - threshold)
-    if p >= 1 - CONFIDENCE > 2 / 2 ** len(differences):
+    if len(differences) >= ENOUGH_SEEDS and p >= 1 - CONFIDENCE:
         verdict = "undecided"
     return {
         "claim": claim, "what": what, "first": arms[0], "second": arms[1], "part": part, "seeds": len(differences),
@@ -292,30 +304,41 @@ def difference_row(
     }  # fmt: skip
 
 
+def widened(estimate: float, low: float, high: float, over_images: float) -> tuple[float, float]:
+    """An interval over seeds widened by what the test images leave open (nan: nothing is known), root of the sum of squares."""
+    extra = 0.0 if np.isnan(over_images) else over_images
+    return float(estimate - np.hypot(estimate - low, extra)), float(estimate + np.hypot(high - estimate, extra))
+
+
 def largest_ratio(table: pd.DataFrame, first: str, second: str, num_classes: int) -> dict:
     """Claim C3: the condition where mean accuracy of `first` is the largest multiple of `second`'s, with its interval.
 
-    An accuracy of `second` below chance, 1 / num_classes, counts as chance: bad luck in guessing makes no ratio large.
+    The ratio is one of means over seeds, r = mean(a) / mean(b), since that of a single seed that got two images right would outweigh all
+    others. Its interval is r exp(i) with the interval i of a / mean(a) - b / mean(b), which is how log r moves with a seed. A mean of
+    `second` below chance, 1 / num_classes, counts as chance: bad luck in guessing makes no ratio large.
     The condition is picked on the same data, so the ratio is the best case, not what to expect of a new noise.
+
+    Source: the variance of a ratio by linearisation; Cochran, Sampling Techniques, 1977, chapter 6.
     """
     table = label_arms(table).assign(arm=lambda t: t.arm.astype(str))
     pairs = table.pivot_table(index=[*CONDITION, "seed"], columns="arm", values="accuracy")[[first, second]].dropna()
     means = pairs.groupby(CONDITION).mean()
-    chance = 1 / num_classes
-    best = (means[first] / means[second].clip(lower=chance)).idxmax()
-    at_best = pairs.loc[best]
-    ratios = at_best[first] / at_best[second].clip(lower=chance)
-    estimate, low, high = interval(ratios)
+    ratios = means[first] / means[second].clip(lower=1 / num_classes)
+    best = ratios.idxmax()
+    ratio, relative = ratios[best], pairs.loc[best] / means.loc[best]
+    if means[second][best] <= 1 / num_classes:
+        relative[second] = 1.0
+    _, low, high = interval(relative[first] - relative[second]) if ratio else (0.0, 0.0, 0.0)
     return {
         "first": first,
         "second": second,
         **dict(zip(CONDITION, best, strict=True)),
-        "seeds": len(ratios),
+        "seeds": len(relative),
         "first_accuracy": means.loc[best, first],
         "second_accuracy": means.loc[best, second],
-        "ratio": estimate,
-        "low": low,
-        "high": high,
+        "ratio": ratio,
+        "low": ratio * np.exp(low),
+        "high": ratio * np.exp(high),
     }
 
 
@@ -363,6 +386,9 @@ def claims(
         ("C4", "LN is no worse on clean images", "LN batch", "BN fixed", clean),
         ("C4", "LN is no worse on clean images than BN-batch", "LN batch", "BN-batch", clean),
     ]
+    for network in ("LN prior", "LN drawn single"):  # ours, on one image
+        for other in ("BN fixed", "BN prior"):
+            asked.append(("C4", "LN is no worse on clean images that it sees alone", network, other, clean))
     for claim, part, what in (
         ("C5", "noisy", "LN on one image is more robust"),
         ("C6", DARK[1], "LN recognises one poorly lit image better"),

@@ -22,6 +22,8 @@ RUN = [
     "batch_size",
     "precision",
     "parameters",
+    "train_accuracy",
+    "validation_accuracy",
     "seconds",
     "device",
     "torch",
@@ -53,7 +55,7 @@ TABLES = {
         ["arm", "seeds", *(part + bound for part in ("clean", "noisy") for bound in ("", "_low", "_high"))],
     ),
     "suites": ("data/statistics/{}/suites.csv", ["arm", "suite", "seeds", "accuracy", "low", "high"]),
-    "answers": ("data/statistics/{}/answers.csv", ["norm", "mode", "seed", "classes"]),
+    "answers": ("data/statistics/{}/answers.csv", ["norm", "mode", "seed", "classes", "commonest"]),
     "mcnemar": ("data/statistics/{}/mcnemar.csv", [*CONDITION, "seed", "only_first", "only_second", "p_holm"]),
     "choice": ("data/statistics/{}/choice.csv", ["norm", "seed", "prior", "fixed_last", "clean", "noisy"]),
     "shifts": ("data/statistics/{}-shifts.csv", [*CONDITION, "images", "batch_size", "distance", "low", "high"]),
@@ -64,7 +66,18 @@ COUNTS = [
     *("seed", "seeds", "images", "classes", "only_first", "only_second"),
     *("epochs", "num_groups", "batch_size", "parameters", "threads"),
 ]
-SHARES = ["accuracy", "validation_accuracy", "ece", "disagreement", "clean", "noisy", "p", "p_holm"]  # in [0, 1]
+SHARES = [
+    "accuracy",
+    "train_accuracy",
+    "validation_accuracy",
+    "commonest",
+    "ece",
+    "disagreement",
+    "clean",
+    "noisy",
+    "p",
+    "p_holm",
+]  # in [0, 1]
 NUMBERS = [
     *(
         "level",

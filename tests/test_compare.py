@@ -210,7 +210,7 @@ def test_every_claim_of_the_tables_has_a_row_and_every_link_of_reproducing_is_th
 def test_every_command_of_reproducing_is_there():
     text = (ROOT / "REPRODUCING.md").read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`make (\w+)", text)):
+    for target in set(re.findall(r"`make ([\w-]+)", text)):
         assert re.search(rf"^{target}:", makefile, re.M), target
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     made = set(re.findall(r"`dvc repro (?:--single-item )?([\w-]+)", text))

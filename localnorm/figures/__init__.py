@@ -3,7 +3,7 @@
 from localnorm.figures.ablations import plot_ablations, plot_batches
 from localnorm.figures.accuracy import plot_accuracy
 from localnorm.figures.calibration import plot_calibration
-from localnorm.figures.captions import describe, experiments_with_results, scored_images, seed_count, title
+from localnorm.figures.captions import describe, experiments_with_results, intervals, scored_images, seed_count, title
 from localnorm.figures.cost import plot_cost
 from localnorm.figures.fixed_against_batch import plot_fixed_against_batch
 from localnorm.figures.groups import group_of_each_image, plot_groups
@@ -25,6 +25,7 @@ __all__ = [
     "experiments_with_results",
     "folder_images",
     "group_of_each_image",
+    "intervals",
     "noise_wall",
     "noisy_photographs",
     "photograph",

@@ -7,9 +7,10 @@ import pandas as pd
 from localnorm import paths
 from localnorm.evaluate import ARMS
 from localnorm.params import load_params
+from localnorm.stats import ENOUGH_SEEDS
 from localnorm.tables import read_table
 
-__all__ = ["describe", "experiments_with_results", "scored_images", "seed_count", "title"]
+__all__ = ["describe", "experiments_with_results", "intervals", "scored_images", "seed_count", "title"]
 
 
 def experiments_with_results() -> list[str]:
@@ -35,6 +36,11 @@ def _data_title(experiment: str) -> str:
 def seed_count(count: int) -> str:
     """ "6 seeds", and for one what it means: a number without an interval."""
     return f"{count} seeds" if count > 1 else "one seed, so no interval"
+
+
+def intervals(seeds: int) -> str:
+    """What `localnorm.stats.interval` gives of so many seeds: "95 % BCa intervals"."""
+    return "95 % BCa intervals" if seeds >= ENOUGH_SEEDS else "95 % intervals of Student's t"
 
 
 def scored_images(sweep: pd.DataFrame) -> str:
@@ -66,8 +72,10 @@ def describe(experiment: str) -> str:
     _, height, width = about["shape"]
     source = f" ({about['provenance']['note']})" if about["provenance"]["lossy"] else ""
     epochs = f"{first.epochs} epoch{'s' if first.epochs > 1 else ''}"
+    seeds = runs.seed.nunique()
     return (
         f"{about['title']}{source}: {counts['train']:,} training and {counts['test']:,} test images of {width} x {height} pixels, "
         f"{images} of them scored; {first.model}, {epochs}, batches of {first.batch_size} in {first.num_groups} groups; "
-        f"{seed_count(runs.seed.nunique())}; {' or '.join(sorted(runs.device.unique()))}, torch {' or '.join(sorted(runs.torch.unique()))}"
+        f"{seed_count(seeds)}{f' with {intervals(seeds)}' if seeds > 1 else ''}; "
+        f"{' or '.join(sorted(runs.device.unique()))}, torch {' or '.join(sorted(runs.torch.unique()))}"
     )

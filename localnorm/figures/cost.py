@@ -12,8 +12,8 @@ __all__ = ["plot_cost"]
 MEASURES = {
     "step": ("training step: time", *ARM_STYLES["LN batch"][:2]),
     "memory": ("training step: memory", *ARM_STYLES["LN batch"][:2]),
-    "single": ("one image: single", *ARM_STYLES["LN single"][:2]),
-    "vote": ("one image: vote", *ARM_STYLES["LN vote"][:2]),
+    "single": ("images alone: single", *ARM_STYLES["LN single"][:2]),
+    "vote": ("images alone: vote", *ARM_STYLES["LN vote"][:2]),
 }
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 LAYOUTS = {"contiguous": "NCHW", "channels_last": "channels last"}
