@@ -17,7 +17,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from torch import nn
 
-from localnorm import figures, paths
+from localnorm import estimate_statistics, figures, paths
 from localnorm.ablations import FINE_TUNING, FIXED_BATCH, FIXED_SIZE, NORM, TRAINED_SIZES
 from localnorm.evaluate import ARMS
 from localnorm.figures.ablations import ABLATIONS
@@ -340,12 +340,15 @@ def test_cost_writes_every_ratio_and_leaves_single_layers_out():
 
 @pytest.fixture
 def networks(project, digits):
-    """Untrained networks of seed 0, which answer something."""
+    """Untrained networks of seed 0, which answer something; BatchNorm's with statistics, or it has no fixed ones."""
     for norm in ("batch", "local"):
         torch.manual_seed(0)
         arguments = {"num_classes": 10, "in_channels": 1, "num_groups": 4}
         file = project / "data" / "models" / "digits-small" / f"digits-small-{norm}-s0.safetensors"
-        save_model(make_model("small", norm, **arguments), file, "small", norm, **arguments)
+        model = make_model("small", norm, **arguments)
+        if norm == "batch":
+            estimate_statistics(model, [digits.images("train")[:64] / 255])
+        save_model(model, file, "small", norm, **arguments)
     return digits
 
 
