@@ -52,6 +52,8 @@ class AblationConfig:
 
     Args:
         seeds: of the trainings; each variant is trained with each.
+        conversion_seeds: the same of what claim C9 compares, fine-tuning and norms, where it is to be of more seeds than the rest;
+            empty is `seeds`.
         noises: suite -> noises, as in the sweep block.
         max_levels: levels a noise, as in the sweep block.
         images: test images a condition.
@@ -79,6 +81,11 @@ class AblationConfig:
     fine_tuning_epochs: list[int] = field(default_factory=list)
     fine_tuning_rate: float = 0.1
     norms: list[str] = field(default_factory=list)
+    conversion_seeds: list[int] = field(default_factory=list)
+
+    def seeds_of(self, ablation: str) -> list[int]:
+        """The seeds that the variants of an ablation are trained with."""
+        return self.conversion_seeds or self.seeds if ablation in (FINE_TUNING, NORM) else self.seeds
 
     @classmethod
     def from_params(cls, block: dict) -> "AblationConfig":
@@ -158,13 +165,14 @@ def run(
         swept,
     ]
     tables = []
-    with tqdm(
-        total=len(planned) * len(config.seeds), desc=f"ablations {experiment}", unit="network", file=sys.stderr
-    ) as bar:
-        for seed in config.seeds:
+    networks = sum(len(config.seeds_of(variant.ablation)) for variant in planned)
+    with tqdm(total=networks, desc=f"ablations {experiment}", unit="network", file=sys.stderr) as bar:
+        for seed in dict.fromkeys(config.seeds + config.conversion_seeds):
             plain = _kept(experiment, *given, train, seed)
             batchnorm = cache(partial(_train_batchnorm, dataset, train, seed, plain))
             for variant in planned:
+                if seed not in config.seeds_of(variant.ablation):
+                    continue
                 checkpoint = _kept(experiment, *given, variant, seed)
                 file = checkpoint.with_suffix(".csv")
                 if not file.is_file():

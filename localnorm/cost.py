@@ -24,6 +24,7 @@ from localnorm.convert import convert_to_localnorm
 from localnorm.layers import LocalNorm2d, use_mode
 from localnorm.models import make_model
 from localnorm.predict import predict
+from localnorm.train import computes_bf16
 
 __all__ = ["Cost", "alternate", "main", "peak_memory", "ratios"]
 
@@ -127,6 +128,11 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _dtypes() -> list[str]:
+    """The number formats that the device computes in; one that it emulates would be measured for hours, and used by nobody."""
+    return [name for name, dtype in DTYPES.items() if dtype != torch.bfloat16 or computes_bf16(_device())]
+
+
 def _device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
@@ -191,7 +197,7 @@ def _row(subject, measure, shape, layout, dtype, assignment, batchnorm, localnor
 def _layer_costs(shapes: list[tuple[int, ...]], repeats: int) -> Iterator[Cost]:
     for shape in shapes:
         for layout in LAYOUTS:
-            for dtype in DTYPES:
+            for dtype in _dtypes():
                 x = _images(shape, layout).to(DTYPES[dtype]).requires_grad_()
                 grad = torch.randn_like(x)
                 layers = {
@@ -216,7 +222,7 @@ def _network_costs(networks: dict[str, tuple[int, ...]], repeats: int) -> Iterat
             batch = make_model(name, "batch", num_classes=10).to(_device(), memory_format=LAYOUTS[layout])
             local = convert_to_localnorm(batch, NUM_GROUPS, assignment=assignment)
             images = _images(shape, layout)
-            for dtype in DTYPES:
+            for dtype in _dtypes():
                 row = (name, shape, layout, dtype, assignment)
                 steps = {
                     "batch": _network_step(batch.train(), images, dtype),
@@ -249,6 +255,8 @@ def _print_header(rows: int, repeats: int) -> None:
     print(
         f"{_machine()}, {torch.get_num_threads()} threads, {_device_name()}, torch {torch.__version__}; ms, memory in MiB"
     )
+    for name in DTYPES.keys() - set(_dtypes()):
+        print(f"{name} is left out: this device only emulates it")
     print(f"{rows} rows of {repeats} rounds follow as they are measured; the networks come last and take longest")
     print(
         "".join(f"{c:15}" for c in COLUMNS)
@@ -296,7 +304,7 @@ def main(arguments: list[str] | None = None) -> list[Cost]:
     torch.manual_seed(0)
     shapes = [(16, 8, 8, 8)] if options.quick else LAYER_SHAPES
     networks = {"resnet32": (16, 3, 32, 32)} if options.quick else NETWORKS
-    settings = len(LAYOUTS) * len(DTYPES)
+    settings = len(LAYOUTS) * len(_dtypes())
     _print_header(4 * settings * len(shapes) + (2 * settings + 2 * len(LAYOUTS)) * len(networks), options.repeats)
     rows = []
     for row in chain(_layer_costs(shapes, options.repeats), _network_costs(networks, options.repeats)):

@@ -396,13 +396,14 @@ def _equal_images(batches: pd.DataFrame, num_groups: int) -> list[dict]:
 
 
 def _ablation_numbers(table: pd.DataFrame) -> list[dict]:
-    """A row an ablation and value, in the order of the table: accuracy of its arms, clean and noisy, means over the seeds."""
+    """A row an ablation and value, in the order of the table: accuracy of its arms, clean and noisy, means over its seeds."""
     table = table.assign(value=table.value.astype(str))
     scores = stats.by_arm(clean_and_noisy(table, ["ablation", "value"]), ["part", "ablation", "value"], "accuracy")
     return [
         {
             "ablation": ablation,
             "value": value,
+            "seeds": int(table[table.ablation == ablation].seed.nunique()),
             "arms": {
                 arm: {row.part: percent(row.accuracy) for row in rows.itertuples()}
                 for arm, rows in scores[(scores.ablation == ablation) & (scores.value == value)].groupby(

@@ -96,7 +96,9 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
             "epochs": record["train"]["epochs"],
             "num_groups": record["train"]["num_groups"],
             "batch_size": record["train"]["batch_size"],
-            "precision": record["train"]["precision"],
+            "precision": record.get(
+                "precision", record["train"]["precision"]
+            ),  # the one used; older records have the one asked
             "parameters": record["parameters"],
             **pd.read_csv(folders[norm, seed] / "history.csv").iloc[-1][["train_accuracy", "validation_accuracy"]],
             "seconds": record["seconds"],

@@ -39,7 +39,7 @@ from localnorm.models import MODELS, NORMS, make_model, save_model
 from localnorm.params import from_block
 from localnorm.predict import predict
 
-__all__ = ["TrainConfig", "TrainedRun", "fit", "learning_rate", "make_fabric", "save_run"]
+__all__ = ["TrainConfig", "TrainedRun", "computes_bf16", "fit", "learning_rate", "make_fabric", "save_run"]
 
 OPTIMIZERS = ("sgd", "adam", "muon")
 FALLBACK_RATE = 0.3  # of Muon's learning rate, for what is no kernel of a convolution
@@ -73,7 +73,8 @@ class TrainConfig:
         label_smoothing: share of the target that is spread over all classes.
         augment: arguments of `localnorm.data.augment.augment`: flip, shift, rotation, zoom.
         pretrained: start from ImageNet weights.
-        precision: Lightning Fabric's: "32-true" or "bf16-mixed".
+        precision: Lightning Fabric's: "32-true", or "bf16-mixed" where the device computes in bf16 (see `computes_bf16`), and
+            "32-true" elsewhere. The record names the one that was used.
         eps: added to the variance in every normalisation layer, the same in all arms; None keeps the network's own.
         compile: run the network through torch.compile.
         threads: of the CPU; None leaves torch's choice. A network of a few thousand weights is fastest on one.
@@ -196,18 +197,39 @@ class _Started(DDPStrategy):
         self._launcher = None
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether `device` has instructions for bf16. Without them bf16 is emulated, at a fraction of the speed of float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return True
+    if platform.machine() in ("x86_64", "AMD64"):  # oneDNN's own check counts AVX-512 that emulates it
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def make_fabric(precision: str = "32-true") -> Fabric:
-    """Fabric on the best device at hand; under torchrun or SLURM, on every process that they started."""
+    """Fabric on the best device at hand; under torchrun or SLURM, on every process that they started.
+
+    "bf16-mixed" becomes "32-true" on a device that does not compute in bf16, and says so.
+    """
     started_many = any(int(os.environ.get(name, 1)) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", 1)))
     warnings.filterwarnings("ignore", message="The `srun` command is available")  # where SLURM is, but not wanted
-    fabric = Fabric(
-        accelerator="auto",
-        devices=here if started_many else 1,
-        strategy=_Started() if started_many else "auto",
-        precision=precision,
-        num_nodes=int(os.environ.get("SLURM_NNODES", 1)),
-    )
+
+    def on_this_machine(precision: str) -> Fabric:
+        return Fabric(
+            accelerator="auto",
+            devices=here if started_many else 1,
+            strategy=_Started() if started_many else "auto",
+            precision=precision,
+            num_nodes=int(os.environ.get("SLURM_NNODES", 1)),
+        )
+
+    fabric = on_this_machine(precision)
+    if precision == "bf16-mixed" and not computes_bf16(fabric.device):
+        print(f"{_device_name(fabric.device)} has no instructions for bf16: training in float32", file=sys.stderr)
+        fabric = on_this_machine("32-true")
     fabric.launch()
     return fabric
 
@@ -430,6 +452,8 @@ def fit(
         "images_per_second": round(trained / seconds, 1),
         "group_sizes": drawn_sizes,
         "device": _in_turn(parts, "device"),
+        # a part of an older checkpoint does not say
+        "precision": _in_turn([{"precision": config.precision} | part for part in parts], "precision"),
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
         "versions": {
@@ -577,7 +601,12 @@ def _device_name(device: torch.device) -> str:
 def _part(fabric: Fabric, started: float) -> dict:
     """What this run did of a training that may go on elsewhere."""
     seconds = time.perf_counter() - started
-    return {"device": _device_name(fabric.device), "torch": torch.__version__, "seconds": seconds}
+    return {
+        "device": _device_name(fabric.device),
+        "precision": fabric.strategy.precision.precision,
+        "torch": torch.__version__,
+        "seconds": seconds,
+    }
 
 
 def _in_turn(parts: list[dict], key: str) -> str:
@@ -609,7 +638,7 @@ def _revision() -> str | None:
 
 
 def _save_checkpoint(path: Path, network, optimizer, identity: dict, history: list[dict], parts: list[dict]) -> None:
-    """`parts`: device, torch and seconds of each run that trained some of the epochs."""
+    """`parts`: device, precision, torch and seconds of each run that trained some of the epochs."""
     tensors = {f"model.{name}": value.contiguous() for name, value in network.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {

@@ -90,6 +90,28 @@ def test_the_table_has_every_variant_and_an_interrupted_run_ends_with_the_same(d
     assert not list(paths.checkpoint("x").parent.iterdir()), "nothing is kept once the table is written"
 
 
+def test_what_claim_c9_compares_may_have_seeds_of_its_own(digits, project, monkeypatch):
+    config = AblationConfig(
+        seeds=[0],
+        conversion_seeds=[0, 1],
+        noises={"named": ["contrast"]},
+        max_levels=2,
+        images=32,
+        groups_at_fixed_batch=[4],
+        fine_tuning_epochs=[0],
+        norms=["batch"],
+    )
+    trained = count_trainings(monkeypatch)
+    table = run("digits-small", digits, replace(TRAIN, epochs=1), SWEEP, config)
+    assert table.groupby("ablation").seed.unique().map(list).to_dict() == {
+        FIXED_BATCH: [0],
+        FINE_TUNING: [0, 1],
+        NORM: [0, 1],
+    }
+    assert sorted(trained) == ["batch", "batch", "local"], "a converted network and its control are of one training"
+    assert list(table.ablation.unique()) == [FIXED_BATCH, FINE_TUNING, NORM]
+
+
 def kept_files() -> list[Path]:
     return sorted(paths.checkpoint("x").parent.rglob("*.*"))
 

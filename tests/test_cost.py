@@ -8,6 +8,7 @@ import torch
 
 from localnorm import cost
 from localnorm.cost import alternate, main, peak_memory, ratios
+from localnorm.train import computes_bf16
 
 
 def test_functions_run_in_turn_and_are_told_apart():
@@ -36,7 +37,12 @@ def test_peak_memory_counts_what_is_held_at_once():
     assert peak_memory(together) == pytest.approx(3 * 2**20, rel=0.01)
 
 
-def test_a_quick_run_prints_the_table_and_writes_every_row(tmp_path, capsys):
+EMULATED = pytest.mark.skipif(not computes_bf16(torch.device("cpu")), reason="emulated bf16 takes minutes here")
+
+
+@pytest.mark.parametrize("has_bf16", [pytest.param(True, marks=EMULATED), False])
+def test_a_quick_run_prints_the_table_and_writes_every_row(tmp_path, capsys, monkeypatch, has_bf16):
+    monkeypatch.setattr(cost, "computes_bf16", lambda device: has_bf16)
     rows = main(["--quick", "--repeats", "2", "--output", str(tmp_path / "sweeps" / "cost.csv")])
     with (tmp_path / "sweeps" / "cost.csv").open() as file:
         written = list(csv.DictReader(file))
@@ -48,6 +54,8 @@ def test_a_quick_run_prints_the_table_and_writes_every_row(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "sweeps").iterdir()] == ["cost.csv"]
     table = capsys.readouterr().out.splitlines()
     assert torch.__version__ in table[0]
+    assert {row.dtype for row in rows} == ({"float32", "bfloat16"} if has_bf16 else {"float32"})
+    assert has_bf16 or table.pop(1) == "bfloat16 is left out: this device only emulates it"
     assert table[1].startswith(f"{len(rows)} rows")
     assert len(table) == 3 + len(rows)
 

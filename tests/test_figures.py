@@ -430,6 +430,15 @@ def test_a_figure_is_written_with_its_caption_on_one_line(project, curves):
     assert (project / "paper" / "figures" / "accuracy.txt").read_text() == "A caption of two lines.\n"
 
 
+def test_a_caption_of_ablations_says_which_have_how_many_seeds():
+    table = pd.DataFrame({"ablation": [FIXED_BATCH, FINE_TUNING, FINE_TUNING, NORM, NORM], "seed": [0, 0, 1, 0, 1]})
+    assert figures.seeds_by_ablation(table) == (
+        f"2 seeds (bands 95 % intervals of Student's t; {FINE_TUNING}, {NORM}) and one seed, so no interval ({FIXED_BATCH})"
+    )
+    assert figures.seeds_by_ablation(table[table.ablation == NORM]) == "2 seeds (bands 95 % intervals of Student's t)"
+    assert figures.seeds_by_ablation(table[table.ablation == FIXED_BATCH]) == "one seed, so no interval"
+
+
 def test_every_figure_notebook_saves_with_a_caption():
     for notebook in sorted((ROOT / "notebooks").glob("figure-*.ipynb")):
         code = [

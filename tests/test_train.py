@@ -20,7 +20,7 @@ from localnorm.convert import convert_to_localnorm
 from localnorm.data.augment import standardise
 from localnorm.models import load_model, make_model
 from localnorm.predict import predict
-from localnorm.train import TrainConfig, fit, learning_rate, make_fabric, save_run
+from localnorm.train import TrainConfig, fit, learning_rate, save_run
 
 SMALL = TrainConfig(
     "small", epochs=3, batch_size=64, num_groups=4, augment={"shift": 0.125}, weight_decay=5e-4, threads=1
@@ -385,11 +385,43 @@ def test_weight_decay_acts_on_kernels_and_not_on_affines(digits):
     assert len(kernels["params"]) + len(others["params"]) == len(names)
 
 
-def test_bf16_trains_too(digits):
-    config = TrainConfig("small", epochs=2, batch_size=64, num_groups=4, precision="bf16-mixed", threads=1)
-    run = fit(digits, config, "local", seed=0, fabric=make_fabric("bf16-mixed"))
+BF16 = TrainConfig("small", epochs=2, batch_size=64, num_groups=4, precision="bf16-mixed", threads=1)
+
+
+def test_bf16_trains_too(digits, monkeypatch):
+    monkeypatch.setattr(train, "computes_bf16", lambda device: True)
+    run = fit(digits, BF16, "local", seed=0)
     assert run.history[-1]["validation_accuracy"] > 0.5
     assert all(value.dtype == torch.float32 for value in run.model.state_dict().values() if value.is_floating_point())
+    assert run.record["precision"] == "bf16-mixed"
+
+
+def test_a_device_without_bf16_trains_in_float32_and_says_so(digits, monkeypatch, capsys):
+    """A CPU that only emulates bf16 takes ten times as long with it as without."""
+    monkeypatch.setattr(train, "computes_bf16", lambda device: False)
+    run = fit(digits, BF16, "local", seed=0)
+    assert "has no instructions for bf16: training in float32" in capsys.readouterr().err
+    assert (run.record["train"]["precision"], run.record["precision"]) == ("bf16-mixed", "32-true")
+    float32 = fit(digits, dataclasses.replace(BF16, precision="32-true"), "local", seed=0)
+    assert not capsys.readouterr().err.count("bf16")
+    assert float32.record["precision"] == "32-true"
+    weights = float32.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in run.model.state_dict().items())
+    monkeypatch.setattr(train, "computes_bf16", lambda device: True)
+    bf16 = fit(digits, BF16, "local", seed=0).model.state_dict()
+    assert not all(torch.equal(value, weights[name]) for name, value in bf16.items())
+
+
+def test_a_training_that_changes_its_precision_on_the_way_records_both(digits, monkeypatch, tmp_path):
+    checkpoint = tmp_path / "run.safetensors"
+    monkeypatch.setattr(train, "computes_bf16", lambda device: True)
+    monkeypatch.setattr(train, "_has_stalled", lambda config, validation: len(validation) == 1)
+    fit(digits, BF16, "local", seed=0, checkpoint=checkpoint)
+    monkeypatch.undo()
+    monkeypatch.setattr(train, "computes_bf16", lambda device: False)
+    run = fit(digits, BF16, "local", seed=0, checkpoint=checkpoint)
+    assert run.record["resumed_at_epoch"] == 1
+    assert run.record["precision"] == "bf16-mixed, then 32-true"
 
 
 def test_cuda_graphs_without_a_gpu_are_refused(digits):

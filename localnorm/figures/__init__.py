@@ -3,7 +3,15 @@
 from localnorm.figures.ablations import plot_ablations, plot_batches
 from localnorm.figures.accuracy import plot_accuracy
 from localnorm.figures.calibration import plot_calibration
-from localnorm.figures.captions import describe, experiments_with_results, intervals, scored_images, seed_count, title
+from localnorm.figures.captions import (
+    describe,
+    experiments_with_results,
+    intervals,
+    scored_images,
+    seed_count,
+    seeds_by_ablation,
+    title,
+)
 from localnorm.figures.cost import plot_cost
 from localnorm.figures.fixed_against_batch import plot_fixed_against_batch
 from localnorm.figures.groups import group_of_each_image, plot_groups
@@ -48,6 +56,7 @@ __all__ = [
     "save",
     "scored_images",
     "seed_count",
+    "seeds_by_ablation",
     "title",
     "top_classes",
     "trace_network",

@@ -10,7 +10,15 @@ from localnorm.params import load_params
 from localnorm.stats import ENOUGH_SEEDS
 from localnorm.tables import read_table
 
-__all__ = ["describe", "experiments_with_results", "intervals", "scored_images", "seed_count", "title"]
+__all__ = [
+    "describe",
+    "experiments_with_results",
+    "intervals",
+    "scored_images",
+    "seed_count",
+    "seeds_by_ablation",
+    "title",
+]
 
 
 def experiments_with_results() -> list[str]:
@@ -41,6 +49,20 @@ def seed_count(count: int) -> str:
 def intervals(seeds: int) -> str:
     """What `localnorm.stats.interval` gives of so many seeds: "95 % BCa intervals"."""
     return "95 % BCa intervals" if seeds >= ENOUGH_SEEDS else "95 % intervals of Student's t"
+
+
+def seeds_by_ablation(table: pd.DataFrame) -> str:
+    """Over how many seeds the means of a table of ablations are; where that differs, each number with its ablations.
+
+    "3 seeds (bands 95 % intervals of Student's t; norm) and one seed, so no interval (groups at fixed batch)".
+    """
+    counts = table.groupby("ablation", sort=False).seed.nunique()
+    said = []
+    for count in sorted(counts.unique(), reverse=True):
+        inside = [f"bands {intervals(count)}"] if count > 1 else []
+        inside += [", ".join(counts.index[counts == count])] if counts.nunique() > 1 else []
+        said.append(seed_count(count) + (f" ({'; '.join(inside)})" if inside else ""))
+    return " and ".join(said)
 
 
 def scored_images(sweep: pd.DataFrame) -> str:
