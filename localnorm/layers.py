@@ -657,7 +657,7 @@ class LocalNorm(nn.Module):
         if not self.track_running_stats:
             raise ValueError(
                 f"mode={mode.name!r} needs stored training statistics, and this layer keeps none; build it with "
-                "track_running_stats=True or call localnorm.convert.estimate_statistics(model, loader)"
+                "track_running_stats=True or call localnorm.estimate_statistics(model, loader) once"
             )
         n = x.shape[0]
         work = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -197,11 +197,9 @@ def _cost_results(claim: str) -> list[dict]:
 
 
 def _cost_verdict(within: int, beyond: int, settings: int) -> str:
-    if within == settings:
-        return "holds"
-    if beyond == settings:
-        return "does not hold here"
-    return "holds in part" if within else "undecided"
+    if within:
+        return "holds" if within == settings else "holds in part"
+    return "does not hold here" if beyond > settings / 2 else "undecided"
 
 
 def conversion(table: pd.DataFrame, margin: float) -> list[dict]:

@@ -127,7 +127,6 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
                     "norm": norm,
                     "seed": seed,
                     "mode": mode,
-                    "classes": len(counts),
                     "commonest": counts.max() / counts.sum(),
                 }
             )

@@ -55,7 +55,7 @@ TABLES = {
         ["arm", "seeds", *(part + bound for part in ("clean", "noisy") for bound in ("", "_low", "_high"))],
     ),
     "suites": ("data/statistics/{}/suites.csv", ["arm", "suite", "seeds", "accuracy", "low", "high"]),
-    "answers": ("data/statistics/{}/answers.csv", ["norm", "mode", "seed", "classes", "commonest"]),
+    "answers": ("data/statistics/{}/answers.csv", ["norm", "mode", "seed", "commonest"]),
     "mcnemar": ("data/statistics/{}/mcnemar.csv", [*CONDITION, "seed", "only_first", "only_second", "p_holm"]),
     "choice": ("data/statistics/{}/choice.csv", ["norm", "seed", "prior", "fixed_last", "clean", "noisy"]),
     "shifts": ("data/statistics/{}-shifts.csv", [*CONDITION, "images", "batch_size", "distance", "low", "high"]),
@@ -63,7 +63,7 @@ TABLES = {
 }
 
 COUNTS = [
-    *("seed", "seeds", "images", "classes", "only_first", "only_second"),
+    *("seed", "seeds", "images", "only_first", "only_second"),
     *("epochs", "num_groups", "batch_size", "parameters", "threads"),
 ]
 SHARES = [
