@@ -605,16 +605,11 @@ def _verdict_table(numbers: dict, ours: bool) -> list[str]:
 def _own_seeds(claim: dict, numbers: dict) -> str:
     """Where a claim is of other networks than the sweeps' (the ablations'), how many seeds these have."""
     training = {name: experiment["training"]["seeds"] for name, experiment in numbers["experiments"].items()}
-    own = {
-        row["on"]: row["seeds"]
-        for row in claim["results"]
-        if row.get("seeds", training.get(row["experiment"])) != training.get(row["experiment"])
-    }
-    return (
-        f" (Networks of the ablations: {', '.join(f'{on} {seed_count(count)}' for on, count in own.items())}.)"
-        if own
-        else ""
-    )
+    of_sweeps = {row["on"]: training.get(row["experiment"]) for row in claim["results"]}
+    own = {row["on"]: row.get("seeds", of_sweeps[row["on"]]) for row in claim["results"]}
+    if own == of_sweeps:
+        return ""
+    return f" (Networks of the ablations: {', '.join(f'{on} {seed_count(count)}' for on, count in own.items())}.)"
 
 
 def _verdicts_text(verdicts: dict[str, list[str]]) -> str:
