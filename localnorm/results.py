@@ -96,9 +96,8 @@ def collect_runs(experiment: str, norms: list[str], seeds: list[int]) -> Results
             "epochs": record["train"]["epochs"],
             "num_groups": record["train"]["num_groups"],
             "batch_size": record["train"]["batch_size"],
-            "precision": record.get(
-                "precision", record["train"]["precision"]
-            ),  # the one used; older records have the one asked
+            # the one that was used; older records have only the one that was asked for
+            "precision": record.get("precision", record["train"]["precision"]),
             "parameters": record["parameters"],
             **pd.read_csv(folders[norm, seed] / "history.csv").iloc[-1][["train_accuracy", "validation_accuracy"]],
             "seconds": record["seconds"],
