@@ -226,10 +226,10 @@ def make_fabric(precision: str = "32-true") -> Fabric:
             num_nodes=int(os.environ.get("SLURM_NNODES", 1)),
         )
 
+    if precision == "bf16-mixed" and not computes_bf16(device := on_this_machine("32-true").device):
+        print(f"{_device_name(device)} has no instructions for bf16: training in float32", file=sys.stderr)
+        precision = "32-true"
     fabric = on_this_machine(precision)
-    if precision == "bf16-mixed" and not computes_bf16(fabric.device):
-        print(f"{_device_name(fabric.device)} has no instructions for bf16: training in float32", file=sys.stderr)
-        fabric = on_this_machine("32-true")
     fabric.launch()
     return fabric
 
