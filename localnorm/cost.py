@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from localnorm.convert import convert_to_localnorm
 from localnorm.layers import LocalNorm2d, use_mode
+from localnorm.machine import computes_bf16
 from localnorm.models import make_model
 from localnorm.predict import predict
-from localnorm.train import computes_bf16
 
 __all__ = ["Cost", "alternate", "main", "peak_memory", "ratios"]
 

@@ -22,6 +22,7 @@ from localnorm import noise, paths
 from localnorm.data.augment import standardise
 from localnorm.data.dataset import Dataset
 from localnorm.layers import LocalNorm
+from localnorm.machine import use_cpu
 from localnorm.params import from_block
 from localnorm.predict import estimate_statistics, majority_vote, predict
 
@@ -513,8 +514,7 @@ def sweep_batches(
 def _set_up(config: SweepConfig, norm: str) -> None:
     if norm not in config.modes:
         raise ValueError(f"the sweep block names no modes for norm {norm!r}, only for {', '.join(config.modes)}")
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_cpu(config.threads)
 
 
 def _begin(model, dataset: Dataset, config: SweepConfig, norm: str) -> tuple[Tensor, Tensor, noise.Extrema]:

@@ -35,11 +35,12 @@ from localnorm import paths
 from localnorm.data.augment import augment, standardise
 from localnorm.data.dataset import Dataset
 from localnorm.layers import use_mode
+from localnorm.machine import computes_bf16, device_name, use_cpu
 from localnorm.models import MODELS, NORMS, make_model, save_model
 from localnorm.params import from_block
 from localnorm.predict import predict
 
-__all__ = ["TrainConfig", "TrainedRun", "computes_bf16", "fit", "learning_rate", "make_fabric", "save_run"]
+__all__ = ["TrainConfig", "TrainedRun", "fit", "learning_rate", "make_fabric", "save_run"]
 
 OPTIMIZERS = ("sgd", "adam", "muon")
 FALLBACK_RATE = 0.3  # of Muon's learning rate, for what is no kernel of a convolution
@@ -73,8 +74,8 @@ class TrainConfig:
         label_smoothing: share of the target that is spread over all classes.
         augment: arguments of `localnorm.data.augment.augment`: flip, shift, rotation, zoom.
         pretrained: start from ImageNet weights.
-        precision: Lightning Fabric's: "32-true", or "bf16-mixed" where the device computes in bf16 (see `computes_bf16`), and
-            "32-true" elsewhere. The record names the one that was used.
+        precision: Lightning Fabric's: "32-true", or "bf16-mixed" where the device computes in bf16 (see
+            `localnorm.machine.computes_bf16`), and "32-true" elsewhere. The record names the one that was used.
         eps: added to the variance in every normalisation layer, the same in all arms; None keeps the network's own.
         compile: run the network through torch.compile.
         threads: of the CPU; None leaves torch's choice. A network of a few thousand weights is fastest on one.
@@ -197,17 +198,6 @@ class _Started(DDPStrategy):
         self._launcher = None
 
 
-def computes_bf16(device: torch.device) -> bool:
-    """Whether `device` has instructions for bf16. Without them bf16 is emulated, at a fraction of the speed of float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return True
-    if platform.machine() in ("x86_64", "AMD64"):  # oneDNN's own check counts AVX-512 that emulates it
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def make_fabric(precision: str = "32-true") -> Fabric:
     """Fabric on the best device at hand; under torchrun or SLURM, on every process that they started.
 
@@ -227,7 +217,7 @@ def make_fabric(precision: str = "32-true") -> Fabric:
         )
 
     if precision == "bf16-mixed" and not computes_bf16(device := on_this_machine("32-true").device):
-        print(f"{_device_name(device)} has no instructions for bf16: training in float32", file=sys.stderr)
+        print(f"{device_name(device)} has no instructions for bf16: training in float32", file=sys.stderr)
         precision = "32-true"
     fabric = on_this_machine(precision)
     fabric.launch()
@@ -351,8 +341,7 @@ def fit(
             f"{dataset.title} has {count}; lower batch_size"
         )
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_cpu(config.threads)
     torch.manual_seed(seed)
     model = initial or make_model(
         config.model,
@@ -592,17 +581,11 @@ def _accuracy(network, dataset: Dataset, part: str, batch_size: int, norm: str, 
     return (logits.argmax(1) == labels).float().mean().item()
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()})"
-
-
 def _part(fabric: Fabric, started: float) -> dict:
     """What this run did of a training that may go on elsewhere."""
     seconds = time.perf_counter() - started
     return {
-        "device": _device_name(fabric.device),
+        "device": device_name(fabric.device),
         "precision": fabric.strategy.precision.precision,
         "torch": torch.__version__,
         "seconds": seconds,

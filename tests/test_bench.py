@@ -8,7 +8,7 @@ from localnorm.bench import main
 def test_a_quick_run_measures_training_every_noise_a_sweep_and_importing(tmp_path, capsys):
     rows = main(["--quick", "--repeats", "2", "--output", str(tmp_path / "bench.csv")])
     table = pd.read_csv(tmp_path / "bench.csv")
-    assert len(table) == len(rows) == 3 + 12 + 1 + 1
+    assert len(table) == len(rows) == 3 + 1 + 12 + 1 + 1
     assert (table[["usual", "ours", "ratio"]] > 0).all().all()
     assert (table.lower_quartile <= table.ratio).all()
     noises = table[table.subject.str.startswith("noise")]

@@ -8,7 +8,7 @@ import torch
 
 from localnorm import cost
 from localnorm.cost import alternate, main, peak_memory, ratios
-from localnorm.train import computes_bf16
+from localnorm.machine import computes_bf16
 
 
 def test_functions_run_in_turn_and_are_told_apart():
