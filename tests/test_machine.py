@@ -16,10 +16,10 @@ if {kept}:
     use_cpu(1)
 def feature_map():
     torch.ones(16, 96, 80, 80)  # 39 MB, more than glibc ever keeps by itself
-for _ in range(5):
+for _ in range(30):  # small objects may settle in the first holes
     feature_map()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(20):
     feature_map()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -32,7 +32,7 @@ def test_memory_of_a_feature_map_that_is_freed_serves_the_next_one():
         script = FAULTS.format(kept=kept)
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         faults[kept] = int(done.stdout)
-    assert faults[False] > 10, "glibc's default has changed, so that nothing needs to be set"
+    assert faults[False] > 20, "glibc's default has changed, so that nothing needs to be set"
     assert faults[True] < faults[False] / 4
 
 

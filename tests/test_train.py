@@ -136,12 +136,12 @@ def test_muon_continues_to_the_same_weights_to_the_bit(digits, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     save, checkpoint = train._save_checkpoint, tmp_path / "run.safetensors"
-    first = train._device_name(torch.device("cpu"))
+    first = train.device_name(torch.device("cpu"))
     monkeypatch.setattr(train, "_save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
         fit(digits, MUON, "local", seed=3, checkpoint=checkpoint)
     monkeypatch.undo()
-    monkeypatch.setattr(train, "_device_name", lambda device: "another machine")
+    monkeypatch.setattr(train, "device_name", lambda device: "another machine")
     continued = fit(digits, MUON, "local", seed=3, checkpoint=checkpoint)
     assert continued.record["resumed_at_epoch"] == 1
     assert continued.record["device"] == f"{first}, then another machine"
