@@ -14,7 +14,6 @@ from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
-from torch.nn import Module
 from tqdm import tqdm
 
 from localnorm import paths
@@ -22,7 +21,7 @@ from localnorm.convert import convert_to_localnorm
 from localnorm.data.dataset import Dataset
 from localnorm.evaluate import ARMS, SweepConfig, sweep
 from localnorm.params import from_block
-from localnorm.train import TrainConfig, fit
+from localnorm.train import TrainConfig, TrainedRun, fit
 
 __all__ = [
     "COLUMNS",
@@ -43,7 +42,9 @@ FIXED_SIZE = "groups at fixed group size"
 TRAINED_SIZES = "images a group drawn in training"
 FINE_TUNING = "fine-tuning epochs after conversion"
 NORM = "norm"
-COLUMNS = ["ablation", "value", "seed", "norm", "mode", "suite", "noise", "level", "images", "accuracy"]
+# a column on how the row's network was trained -> what the training's record calls it
+TRAINED = {"device": "device", "precision": "precision", "train_seconds": "seconds"}
+COLUMNS = ["ablation", "value", "seed", "norm", "mode", "suite", "noise", "level", "images", "accuracy", *TRAINED]
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ def run(
     """Train and sweep every variant with every seed; those that an interrupted run of the same data, settings and code kept are read.
 
     Returns:
-        A row a variant, seed, mode, noise and level: COLUMNS. `value` is text: K, epochs, a norm, or the sizes drawn from.
+        A row a variant, seed, mode, noise and level: COLUMNS. `value` is text: K, epochs, a norm, or the sizes drawn from. `train_seconds`
+        are of a network's own training, so that of a converted one the fine-tuning alone: the plain network is a variant itself.
     """
     planned = variants(config, train)
     train = replace(train, epochs=config.epochs or train.epochs)
@@ -176,12 +178,22 @@ def run(
                 checkpoint = _kept(experiment, *given, variant, seed)
                 file = checkpoint.with_suffix(".csv")
                 if not file.is_file():
-                    network = _train(dataset, variant, seed, batchnorm, checkpoint)
+                    trained = _train(dataset, variant, seed, batchnorm, checkpoint)
                     described = f"sweep {variant.ablation} {variant.value} s{seed}"
                     table, _ = sweep(
-                        network, dataset, replace(swept, batch_size=variant.train.batch_size), variant.norm, described
+                        trained.model,
+                        dataset,
+                        replace(swept, batch_size=variant.train.batch_size),
+                        variant.norm,
+                        described,
                     )
-                    rows = table.assign(ablation=variant.ablation, value=variant.value, seed=seed, norm=variant.norm)
+                    rows = table.assign(
+                        ablation=variant.ablation,
+                        value=variant.value,
+                        seed=seed,
+                        norm=variant.norm,
+                        **{column: trained.record[key] for column, key in TRAINED.items()},
+                    )
                     paths.write(file, _csv(rows))
                     checkpoint.unlink(missing_ok=True)
                 tables.append(pd.read_csv(file, dtype={"value": str}))
@@ -209,17 +221,20 @@ def _kept(experiment: str, *given) -> Path:
     return paths.checkpoint(f"{experiment}-ablations/{hashlib.sha256(repr(given).encode()).hexdigest()[:16]}")
 
 
-def _train_batchnorm(dataset: Dataset, train: TrainConfig, seed: int, checkpoint: Path) -> Module:
+def _train_batchnorm(dataset: Dataset, train: TrainConfig, seed: int, checkpoint: Path) -> TrainedRun:
     """The plain network of a seed: a variant of its own, and what every length of fine-tuning starts from."""
-    return fit(dataset, train, "batch", seed, checkpoint=checkpoint).model
+    return fit(dataset, train, "batch", seed, checkpoint=checkpoint)
 
 
-def _train(dataset: Dataset, variant: Variant, seed: int, batchnorm: Callable[[], Module], checkpoint: Path) -> Module:
+def _train(
+    dataset: Dataset, variant: Variant, seed: int, batchnorm: Callable[[], TrainedRun], checkpoint: Path
+) -> TrainedRun:
     if variant.norm == "batch":
         return batchnorm()
     if variant.fine_tuning is None:
-        return fit(dataset, variant.train, variant.norm, seed, checkpoint=checkpoint).model
-    network = convert_to_localnorm(batchnorm(), variant.train.num_groups, assignment="contiguous")
+        return fit(dataset, variant.train, variant.norm, seed, checkpoint=checkpoint)
+    plain = batchnorm()
+    network = convert_to_localnorm(plain.model, variant.train.num_groups, assignment="contiguous")
     if variant.value == "0":
-        return network
-    return fit(dataset, variant.fine_tuning, "local", seed, initial=network).model
+        return TrainedRun(network, [], plain.record | {"seconds": 0.0})
+    return fit(dataset, variant.fine_tuning, "local", seed, initial=network)

@@ -47,7 +47,7 @@ TABLES = {
     "sweep": ("data/sweeps/{}.csv", [*SWEPT, "nll", "brier", "ece", "disagreement"]),
     "batches": ("data/sweeps/{}-batches.csv", [*SWEPT, "composition", "batch_size"]),
     "cost": ("data/sweeps/cost.csv", [*COST, "torch", "threads"]),
-    "ablations": ("data/ablations/{}.csv", ["ablation", "value", *SWEPT[1:]]),
+    "ablations": ("data/ablations/{}.csv", ["ablation", "value", *SWEPT[1:], "device", "precision", "train_seconds"]),
     "curves": ("data/statistics/{}/curves.csv", ["arm", *CONDITION, "seeds", "accuracy", "low", "high"]),
     "claims": ("data/statistics/{}/claims.csv", COLUMNS),
     "summary": (
@@ -95,9 +95,20 @@ NUMBERS = [
         "estimate",
         "over_images",
     ),
-    *("seconds", "images_per_second", "batchnorm", "localnorm", "ratio", "lower_quartile", "upper_quartile", "bound"),
+    *(
+        "seconds",
+        "train_seconds",
+        "images_per_second",
+        "batchnorm",
+        "localnorm",
+        "ratio",
+        "lower_quartile",
+        "upper_quartile",
+        "bound",
+    ),
 ]
 MAY_BE_EMPTY = {
+    "train_seconds",
     "low",
     "high",
     "clean_low",

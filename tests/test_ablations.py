@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
-from localnorm import ablations, paths
+from localnorm import ablations, machine, paths
 from localnorm.ablations import (
     FINE_TUNING,
     FIXED_BATCH,
@@ -74,6 +75,11 @@ def test_the_table_has_every_variant_and_an_interrupted_run_ends_with_the_same(d
         "one image a group in training serves a single image"
     )
 
+    assert (set(table.device), set(table.precision)) == ({machine.device_name(torch.device("cpu"))}, {"32-true"})
+    seconds = table.set_index(["ablation", "value"]).train_seconds
+    assert (seconds[FINE_TUNING, "0"] == 0).all(), "a conversion trains nothing"
+    assert (seconds.drop((FINE_TUNING, "0")) > 0).all()
+
     kept = kept_files()
     assert len(kept) == len(variants(CONFIG, TRAIN))
     for file in kept[::2]:
@@ -82,7 +88,8 @@ def test_the_table_has_every_variant_and_an_interrupted_run_ends_with_the_same(d
     again = run("digits-small", digits, TRAIN, SWEEP, CONFIG)
     assert kept_files() == kept, "what was lost is trained again"
     assert 0 < len(trained) <= len(kept[::2]) + 1, "and what was kept is not, but for what fine-tuning starts from"
-    assert again.drop(columns="accuracy").equals(table.drop(columns="accuracy"))
+    varying = ["accuracy", "train_seconds"]
+    assert again.drop(columns=varying).equals(table.drop(columns=varying))
     assert again.accuracy.to_numpy() == pytest.approx(table.accuracy.to_numpy(), abs=1e-5)
 
     save_table("digits-small", again)

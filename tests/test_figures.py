@@ -439,6 +439,26 @@ def test_a_caption_of_ablations_says_which_have_how_many_seeds():
     assert figures.seeds_by_ablation(table[table.ablation == FIXED_BATCH]) == "one seed, so no interval"
 
 
+def test_a_caption_of_ablations_says_where_and_how_long_its_networks_were_trained():
+    table = pd.DataFrame(
+        {
+            "ablation": [NORM, NORM, NORM, FIXED_BATCH, FIXED_BATCH],
+            "value": ["batch", "batch", "batch", "4", "4"],
+            "seed": [0, 1, 2, 0, 0],  # a network has a row a condition
+            "device": "CPU (x86_64)",
+            "precision": ["bf16-mixed", "32-true", "32-true", "bf16-mixed", "bf16-mixed"],
+            "train_seconds": [60, 120, 180, 90, 90],
+        }
+    )
+    assert figures.trained_on(table) == (
+        "CPU (x86_64), bf16-mixed (seed 0) and CPU (x86_64), 32-true (seeds 1, 2); 7.5 minutes"
+    )
+    assert figures.trained_on(table[table.precision == "32-true"]) == "CPU (x86_64), 32-true; 5.0 minutes"
+    table.loc[table.seed == 0, "train_seconds"] = float("nan")
+    assert figures.trained_on(table).endswith("; 2 of 4 networks 5.0 minutes, of the others no time was kept")
+    assert figures.trained_on(table[table.seed == 0]) == "CPU (x86_64), bf16-mixed; of their training no time was kept"
+
+
 def test_every_figure_notebook_saves_with_a_caption():
     for notebook in sorted((ROOT / "notebooks").glob("figure-*.ipynb")):
         code = [

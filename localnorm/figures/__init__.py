@@ -11,6 +11,7 @@ from localnorm.figures.captions import (
     seed_count,
     seeds_by_ablation,
     title,
+    trained_on,
 )
 from localnorm.figures.cost import plot_cost
 from localnorm.figures.fixed_against_batch import plot_fixed_against_batch
@@ -60,4 +61,5 @@ __all__ = [
     "title",
     "top_classes",
     "trace_network",
+    "trained_on",
 ]
