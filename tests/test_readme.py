@@ -92,7 +92,7 @@ def test_the_words_above_the_results_say_what_the_verdicts_say(committed_results
             assert arms[f"{norm} prior"]["noisy"] > arms["BN fixed"]["noisy"]
             assert arms[f"{norm} prior"]["clean"] > 0.9 * arms["BN fixed"]["clean"]
     assert (
-        "LocalNorm is then behind on clean photographs, and under noise only just ahead on Stanford Cars (four seeds, provisional) "
+        "LocalNorm is then behind on clean photographs, and under noise some points ahead on Stanford Cars "
         "and on CIFAR-10 not shown to be." in lead
     )
     one_image = verdicts("C5", "LN prior", "BN prior")
@@ -100,14 +100,14 @@ def test_the_words_above_the_results_say_what_the_verdicts_say(committed_results
         "cars-efficientnet_lite0": "holds",
         "cifar10-resnet32": "undecided",
     }
-    assert numbers["experiments"]["cars-efficientnet_lite0"]["training"]["seeds"] == 4
+    assert numbers["experiments"]["cars-efficientnet_lite0"]["training"]["seeds"] == 6
     (ahead,) = (
         row["text"]
         for row in results
         if (row["claim"], row["first"], row["second"]) == ("C5", "LN prior", "BN prior")
         and row["experiment"] == "cars-efficientnet_lite0"
     )
-    assert float(re.search(r"\[([-+][\d.]+)", ahead)[1]) < 1, "the interval begins within a point of zero"
+    assert float(re.search(r"\[([-+][\d.]+)", ahead)[1]) > 1, "the interval begins beyond a point"
     for name in photographs:
         assert (
             numbers["experiments"][name]["arms"]["LN prior"]["clean"]
