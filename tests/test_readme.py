@@ -100,7 +100,6 @@ def test_the_words_above_the_results_say_what_the_verdicts_say(committed_results
         "cars-efficientnet_lite0": "holds",
         "cifar10-resnet32": "undecided",
     }
-    assert numbers["experiments"]["cars-efficientnet_lite0"]["training"]["seeds"] == 6
     (ahead,) = (
         row["text"]
         for row in results
