@@ -53,8 +53,8 @@ def collect_numbers() -> dict:
         experiments: name -> {label, source, about, training, test_images, conditions, levels (of a noise); suites (noises a suite);
             arms; own_part (what LN batch gains under noise, and at most how much of it BN-batch lacks); constant (arms that answer
             with one class alone, nearly); prior_noises (that n0 is chosen by); strengths (n0 that the networks took); mcnemar; equal
-            (accuracy at equal images a statistic); ablations; claims}. A label is the data set's title, with the network where two
-            experiments share it.
+            (accuracy at equal images a statistic); ablations; groups (the best K of the ablation); claims}. A label is the data set's
+            title, with the network where two experiments share it.
         claims: C1 to C9, the control, and what is not the original's ("drawn"), each with its statement, its verdicts in short (see
             `verdicts_of`) and a row a result; no rows, not tested.
         figures: name -> caption of every figure in paper/figures.
@@ -290,6 +290,7 @@ def _experiment_numbers(name: str) -> dict:
         "mcnemar": _mcnemar_counts(name),
         "equal": _equal_images(read_table("batches", name), int(runs.num_groups[0])) if sweeps.get("batches") else [],
         "ablations": [] if ablations is None else _ablation_numbers(ablations),
+        "groups": None if ablations is None else _best_groups(ablations, int(runs.num_groups[0])),
         "claims": [_claim_numbers(row) for row in claims.itertuples()],
     }
 
@@ -411,6 +412,42 @@ def _ablation_numbers(table: pd.DataFrame) -> list[dict]:
         }
         for ablation, value in table[["ablation", "value"]].drop_duplicates().itertuples(index=False)
     ]
+
+
+def _best_groups(table: pd.DataFrame, num_groups: int) -> dict | None:
+    """The K that is most accurate under noise at the fixed batch, LN batch, against the experiment's own and against BN-batch.
+
+    Args:
+        table: an experiment's ablations.
+        num_groups: K of the experiment.
+
+    Returns:
+        best, tried (the values of K) and seeds; against: a row an opponent with `arm` and the differences `clean` and `noisy` in points
+        with their intervals. K = 1 is BatchNorm and not asked. None with fewer than two K.
+    """
+    batch = table[table["mode"] == "batch"]
+    varied = batch[(batch.ablation == "groups at fixed batch") & (batch.value.astype(str) != "1")]
+    if varied.value.nunique() < 2:
+        return None
+    scores = clean_and_noisy(varied, ["value"]).set_index(["value", "part", "seed"]).accuracy
+    best = scores[:, "noisy"].groupby("value").mean().idxmax()
+    own = scores[best]
+    opponents = {}
+    if (released := varied.value[varied.value.astype(int) == num_groups]).size and released.iloc[0] != best:
+        opponents[f"K = {num_groups}"] = scores[released.iloc[0]]
+    plain = batch[(batch.ablation == "norm") & (batch.norm == "batch")]
+    if not plain.empty:
+        opponents["BN-batch"] = clean_and_noisy(plain, []).set_index(["part", "seed"]).accuracy
+    differences = {arm: (own - other).dropna() for arm, other in opponents.items()}
+    return {
+        "best": int(best),
+        "tried": ", ".join(map(str, sorted(varied.value.astype(int).unique()))),
+        "seeds": int(varied.seed.nunique()),
+        "against": [
+            {"arm": arm} | {part: _estimate(*stats.interval(found[part])) for part in ("clean", "noisy")}
+            for arm, found in differences.items()
+        ],
+    }
 
 
 def _signed(value: float) -> str:

@@ -251,6 +251,33 @@ def test_arms_are_set_side_by_side_where_a_statistic_has_as_many_images():
     assert numbers_of._equal_images(table, num_groups=8) == []
 
 
+def test_the_best_number_of_groups_is_set_against_the_experiments_own_and_against_batchnorm():
+    def rows(ablation, value, norm, clean, noisy):
+        levels = {0.0: clean, 0.1: noisy}
+        return [
+            {"ablation": ablation, "value": value, "seed": seed, "norm": norm, "mode": "batch", "suite": "named",
+             "noise": "gaussian", "level": level, "accuracy": accuracy + seed / 100}
+            for level, accuracy in levels.items() for seed in (0, 1)
+        ]  # fmt: skip
+
+    table = pd.DataFrame(
+        rows("groups at fixed batch", "1", "local", 0.9, 0.8)  # BatchNorm itself, so no answer
+        + rows("groups at fixed batch", "2", "local", 0.6, 0.7)
+        + rows("groups at fixed batch", "4", "local", 0.7, 0.5)
+        + rows("norm", "batch", "batch", 0.9, 0.75)
+    )
+    found = numbers_of._best_groups(table, num_groups=4)
+    assert (found["best"], found["tried"], found["seeds"]) == (2, "2, 4", 2)
+    assert found["against"] == [
+        {"arm": "K = 4", "clean": "-10.0 [-10.0, -10.0]", "noisy": "+20.0 [+20.0, +20.0]"},
+        {"arm": "BN-batch", "clean": "-30.0 [-30.0, -30.0]", "noisy": "-5.0 [-5.0, -5.0]"},
+    ]
+    itself = numbers_of._best_groups(table, num_groups=2)
+    assert [row["arm"] for row in itself["against"]] == ["BN-batch"]
+    alone = table[(table.ablation == "norm") | (table.value == "2")]
+    assert numbers_of._best_groups(alone, num_groups=2) is None  # one K is no choice
+
+
 def test_runs_that_scored_other_test_images_do_not_join(copied):
     file = copied / "digits-small-local-s1" / "sweep.csv"
     table = pd.read_csv(file)
@@ -482,7 +509,14 @@ def test_the_paper_is_set_from_one_experiment_with_and_without_what_it_may_lack(
     experiment = numbers["experiments"]["digits-small"]
     numbers["experiments"] = {"digits-small": experiment}
     if not tables:
-        experiment |= {"ablations": [], "equal": [], "strengths": [], "mcnemar": None, "constant": ["LN single"]}
+        experiment |= {
+            "ablations": [],
+            "groups": None,
+            "equal": [],
+            "strengths": [],
+            "mcnemar": None,
+            "constant": ["LN single"],
+        }
         del experiment["arms"]["LN batch"]
     if not figures:
         numbers["figures"] = {}
