@@ -78,6 +78,16 @@ def test_the_words_above_the_results_say_what_the_verdicts_say(committed_results
         row["experiment"]: float(row["text"].rstrip("]").split()[-1]) for row in clean
     }  # the interval's upper end
     assert max(behind[name] for name in photographs) < 0
+    assert "two groups instead of the released four come closer there, and stay behind BN-batch" in lead
+    groups = numbers["experiments"]["cars-efficientnet_lite0"]["groups"]
+    ends = {
+        (row["arm"], part): [float(end) for end in re.findall(r"[+-][\d.]+", row[part])[1:]]
+        for row in groups["against"]
+        for part in ("clean", "noisy")
+    }
+    assert groups["best"] == 2
+    assert min(ends["K = 4", part][0] for part in ("clean", "noisy")) > 0
+    assert max(ends["BN-batch", part][1] for part in ("clean", "noisy")) < 0
     assert min(behind, key=behind.get) == "cars-efficientnet_lite0"
     trained = numbers["experiments"]["cars-efficientnet_lite0"]["training"]["accuracy"]
     assert float(trained["LN"]["train"]) < float(trained["BN"]["train"]) - 5
