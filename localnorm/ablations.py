@@ -1,6 +1,7 @@
 """Ablations: what the number of groups, the images a group and the fine-tuning after a conversion do to accuracy.
 
-Each ablation varies one setting of an experiment's training and leaves the rest; every value is trained with the same seeds.
+Each ablation varies one setting of an experiment's training and leaves the rest; every value is trained with the same seeds. All are
+shorter and scored on less than the experiment's own networks, but for "groups at full length", which stands beside those.
 Each trained variant's rows are kept beside the checkpoints until the whole table is written, so that an interrupted ablation
 continues with the next one. What is kept bears in its name a digest of all that it follows from, so nothing else is ever taken.
 """
@@ -28,6 +29,7 @@ __all__ = [
     "FINE_TUNING",
     "FIXED_BATCH",
     "FIXED_SIZE",
+    "FULL_LENGTH",
     "NORM",
     "TRAINED_SIZES",
     "AblationConfig",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 FIXED_BATCH = "groups at fixed batch"
+FULL_LENGTH = "groups at full length"
 FIXED_SIZE = "groups at fixed group size"
 TRAINED_SIZES = "images a group drawn in training"
 FINE_TUNING = "fine-tuning epochs after conversion"
@@ -53,13 +56,13 @@ class AblationConfig:
 
     Args:
         seeds: of the trainings; each variant is trained with each.
-        conversion_seeds: the same of what claim C9 compares, fine-tuning and norms, where it is to be of more seeds than the rest;
-            empty is `seeds`.
         noises: suite -> noises, as in the sweep block.
         max_levels: levels a noise, as in the sweep block.
         images: test images a condition.
-        epochs: of every training but fine-tuning; None is as many as the train block has.
+        epochs: of every training but fine-tuning and `groups_at_full_length`; None is as many as the train block has.
         groups_at_fixed_batch: values of K; a group has B / K images, down to 1 at K = B.
+        groups_at_full_length: values of K at the same batch, trained and scored as the experiment's own networks are (the epochs, noises,
+            levels and images of its train and sweep blocks), to be set beside those of the same seeds.
         groups_at_fixed_group_size: values of K; the batch has K times the train block's images a group, and the learning rate is in
             proportion to the batch.
         group_sizes: lists of images a group to draw from in each training step.
@@ -77,16 +80,12 @@ class AblationConfig:
     images: int
     epochs: int | None = None
     groups_at_fixed_batch: list[int] = field(default_factory=list)
+    groups_at_full_length: list[int] = field(default_factory=list)
     groups_at_fixed_group_size: list[int] = field(default_factory=list)
     group_sizes: list[list[int]] = field(default_factory=list)
     fine_tuning_epochs: list[int] = field(default_factory=list)
     fine_tuning_rate: float = 0.1
     norms: list[str] = field(default_factory=list)
-    conversion_seeds: list[int] = field(default_factory=list)
-
-    def seeds_of(self, ablation: str) -> list[int]:
-        """The seeds that the variants of an ablation are trained with."""
-        return self.conversion_seeds or self.seeds if ablation in (FINE_TUNING, NORM) else self.seeds
 
     @classmethod
     def from_params(cls, block: dict) -> "AblationConfig":
@@ -110,6 +109,8 @@ class Variant:
 
     @property
     def modes(self) -> list[str]:
+        if self.ablation == FULL_LENGTH:
+            return ["batch", "single", "prior"]
         asked = {"batch": ["fixed", "batch"], "local": ["batch", "single"], "drawn": ["batch", "single"]}
         return asked.get(self.norm, ["batch"])
 
@@ -118,11 +119,18 @@ def variants(config: AblationConfig, train: TrainConfig) -> list[Variant]:
     """The networks that an experiment's ablations train for each seed.
 
     Raises:
-        ValueError: a value that the train block cannot have, such as K above B; before any training.
+        ValueError: a value that the train block cannot have, such as K above B, or at full length the K that it has; before any training.
     """
+    if train.num_groups in config.groups_at_full_length:
+        raise ValueError(
+            f"groups_at_full_length: K = {train.num_groups} is the experiment's own num_groups, whose networks the stage train has; "
+            "leave it out"
+        )
+    full = train
     train = replace(train, epochs=config.epochs or train.epochs)
     size = train.batch_size // train.num_groups
     made = [Variant(FIXED_BATCH, str(k), "local", replace(train, num_groups=k)) for k in config.groups_at_fixed_batch]
+    made += [Variant(FULL_LENGTH, str(k), "local", replace(full, num_groups=k)) for k in config.groups_at_full_length]
     for k in config.groups_at_fixed_group_size:
         rate = train.learning_rate * k * size / train.batch_size
         made.append(
@@ -149,7 +157,8 @@ def run(
     """
     planned = variants(config, train)
     train = replace(train, epochs=config.epochs or train.epochs)
-    swept = replace(
+    full = replace(sweep_config, batches=None, modes={v.norm: v.modes for v in planned if v.ablation == FULL_LENGTH})
+    short = replace(
         sweep_config,
         noises=config.noises,
         max_levels=config.max_levels,
@@ -159,34 +168,27 @@ def run(
         batches=None,  # ablations have no study of test batches
         # those of single arms are the sweep's own: here all variants are asked on the same images
         mode_images={name: most for name, most in sweep_config.mode_images.items() if name not in ARMS.values()},
-        modes={variant.norm: variant.modes for variant in planned},
+        modes={v.norm: v.modes for v in planned if v.ablation != FULL_LENGTH},
     )
     given = [
         _read(dataset.folder / "dataset.json"),
         _read(paths.project() / "data" / "sources" / "ablations.py"),
-        swept,
     ]
     tables = []
-    networks = sum(len(config.seeds_of(variant.ablation)) for variant in planned)
-    with tqdm(total=networks, desc=f"ablations {experiment}", unit="network", file=sys.stderr) as bar:
-        for seed in dict.fromkeys(config.seeds + config.conversion_seeds):
-            plain = _kept(experiment, *given, train, seed)
+    with tqdm(
+        total=len(planned) * len(config.seeds), desc=f"ablations {experiment}", unit="network", file=sys.stderr
+    ) as bar:
+        for seed in config.seeds:
+            plain = _kept(experiment, *given, short, train, seed)
             batchnorm = cache(partial(_train_batchnorm, dataset, train, seed, plain))
             for variant in planned:
-                if seed not in config.seeds_of(variant.ablation):
-                    continue
-                checkpoint = _kept(experiment, *given, variant, seed)
+                swept = full if variant.ablation == FULL_LENGTH else replace(short, batch_size=variant.train.batch_size)
+                checkpoint = _kept(experiment, *given, swept, variant, seed)
                 file = checkpoint.with_suffix(".csv")
                 if not file.is_file():
                     trained = _train(dataset, variant, seed, batchnorm, checkpoint)
                     described = f"sweep {variant.ablation} {variant.value} s{seed}"
-                    table, _ = sweep(
-                        trained.model,
-                        dataset,
-                        replace(swept, batch_size=variant.train.batch_size),
-                        variant.norm,
-                        described,
-                    )
+                    table, _ = sweep(trained.model, dataset, swept, variant.norm, described)
                     rows = table.assign(
                         ablation=variant.ablation,
                         value=variant.value,

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from localnorm import noise, paths, stats
-from localnorm.evaluate import SweepConfig
+from localnorm.ablations import FULL_LENGTH
+from localnorm.evaluate import ARMS, SweepConfig
 from localnorm.figures.captions import describe, experiments_with_results, scored_images, seed_count, title
 from localnorm.figures.estimates import clean_and_noisy
 from localnorm.params import load_params
@@ -53,7 +54,8 @@ def collect_numbers() -> dict:
         experiments: name -> {label, source, about, training, test_images, conditions, levels (of a noise); suites (noises a suite);
             arms; own_part (what LN batch gains under noise, and at most how much of it BN-batch lacks); constant (arms that answer
             with one class alone, nearly); prior_noises (that n0 is chosen by); strengths (n0 that the networks took); mcnemar; equal
-            (accuracy at equal images a statistic); ablations; groups (the best K of the ablation); claims}. A label is the data set's
+            (accuracy at equal images a statistic); mixed (accuracy in test batches of several noises); ablations; groups (the best K
+            of the ablation); full_length (LN with another K, trained as long as the experiment); claims}. A label is the data set's
             title, with the network where two experiments share it.
         claims: C1 to C9, the control, and what is not the original's ("drawn"), each with its statement, its verdicts in short (see
             `verdicts_of`) and a row a result; no rows, not tested.
@@ -289,8 +291,10 @@ def _experiment_numbers(name: str) -> dict:
         ],
         "mcnemar": _mcnemar_counts(name),
         "equal": _equal_images(read_table("batches", name), int(runs.num_groups[0])) if sweeps.get("batches") else [],
-        "ablations": [] if ablations is None else _ablation_numbers(ablations),
+        "mixed": _mixed_batches(read_table("batches", name)) if sweeps.get("batches") else None,
+        "ablations": [] if ablations is None else _ablation_numbers(ablations[ablations.ablation != FULL_LENGTH]),
         "groups": None if ablations is None else _best_groups(ablations, int(runs.num_groups[0])),
+        "full_length": [] if ablations is None else _full_length(ablations, sweep, int(runs.num_groups[0])),
         "claims": [_claim_numbers(row) for row in claims.itertuples()],
     }
 
@@ -394,6 +398,30 @@ def _equal_images(batches: pd.DataFrame, num_groups: int) -> list[dict]:
     return rows
 
 
+def _mixed_batches(batches: pd.DataFrame) -> dict | None:
+    """What is left under noise where a test batch holds several noises and clean images: the largest batch of the study.
+
+    Args:
+        batches: of the test batch study.
+
+    Returns:
+        size (images a batch); arms: LN batch and BN-batch -> accuracy under noise where a batch shares one noise and level (uniform) and
+        where it does not (mixed), and the difference in points with its interval over seeds. None without a noise.
+    """
+    size = int(batches.batch_size.max())
+    noisy = batches[(batches.batch_size == size) & (batches["mode"] == "batch")]
+    if not (noisy.level > 0).any():
+        return None
+    scores = clean_and_noisy(noisy, ["composition"]).set_index(["norm", "part", "composition", "seed"])
+    scores = scores.accuracy.sort_index()
+    arms = {}
+    for arm, norm in (("BN-batch", "batch"), ("LN batch", "local")):
+        uniform, mixed = (scores[norm, "noisy", composition] for composition in ("uniform", "mixed"))
+        arms[arm] = {"uniform": percent(uniform.mean()), "mixed": percent(mixed.mean())}
+        arms[arm]["difference"] = _estimate(*stats.interval((mixed - uniform).dropna()))
+    return {"size": size, "arms": arms}
+
+
 def _ablation_numbers(table: pd.DataFrame) -> list[dict]:
     """A row an ablation and value, in the order of the table: accuracy of its arms, clean and noisy, means over its seeds."""
     table = table.assign(value=table.value.astype(str))
@@ -448,6 +476,46 @@ def _best_groups(table: pd.DataFrame, num_groups: int) -> dict | None:
             for arm, found in differences.items()
         ],
     }
+
+
+def _full_length(table: pd.DataFrame, sweep: pd.DataFrame, num_groups: int) -> list[dict]:
+    """LocalNorm with another K, trained and scored like the experiment's own networks, against those of the same seeds.
+
+    Args:
+        table: an experiment's ablations.
+        sweep: the sweep of its own networks.
+        num_groups: K of these.
+
+    Returns:
+        A row a K and mode, those of LN that the ablation "groups at full length" has: groups (K), arm, seeds; accuracy: part -> percent;
+        against: a row an opponent that was scored on the same images, LN in the same mode, BN in the same mode and BN fixed, with `arm` and
+            the differences `clean` and `noisy` in points with their intervals.
+    """
+    rows = table[table.ablation == FULL_LENGTH]
+    made = []
+    for (value, mode), scored in rows.groupby(["value", "mode"], sort=False):
+        scores = clean_and_noisy(scored, []).set_index(["part", "seed"]).accuracy
+        differences = {}
+        for norm, other in (("local", mode), ("batch", mode), ("batch", "fixed")):
+            opponent = sweep[(sweep.norm == norm) & (sweep["mode"] == other)]
+            if set(opponent.images) == set(scored.images):
+                arm = ARMS[norm, other] + (f", K = {num_groups}" if norm == "local" else "")
+                differences[arm] = (
+                    scores - clean_and_noisy(opponent, []).set_index(["part", "seed"]).accuracy
+                ).dropna()
+        made.append(
+            {
+                "groups": int(value),
+                "arm": ARMS["local", mode],
+                "seeds": int(scored.seed.nunique()),
+                "accuracy": {part: percent(scores[part].mean()) for part in ("clean", "noisy")},
+                "against": [
+                    {"arm": arm} | {part: _estimate(*stats.interval(found[part])) for part in ("clean", "noisy")}
+                    for arm, found in differences.items()
+                ],
+            }
+        )
+    return made
 
 
 def _signed(value: float) -> str:

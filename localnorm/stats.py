@@ -281,7 +281,7 @@ def difference_row(
     """A row of the claims: a difference of two arms, paired within seeds, with its interval, p and verdict.
 
     The verdict needs the widened interval on one side of the threshold and, of as many seeds as can give p < .05 (six), that p too: a
-    bootstrap interval of so few values is too narrow alone. Of six seeds that is all six on one side, or all but a tie. p is the
+    bootstrap interval of so few values is too narrow alone. Of six seeds that is all six on one side; one tie gives p = .0625. p is the
     sign-flip test's of the difference being the threshold, two-sided.
 
     Args:

@@ -98,6 +98,7 @@ def make_smoke_project(folder: Path) -> Path:
         "max_levels": 2,
         "images": 64,
         "groups_at_fixed_batch": [1, 4],
+        "groups_at_full_length": [2],
         "groups_at_fixed_group_size": [1, 2],
         "group_sizes": [[1]],
         "fine_tuning_epochs": [0, 1],

@@ -13,6 +13,7 @@ from localnorm.ablations import (
     FINE_TUNING,
     FIXED_BATCH,
     FIXED_SIZE,
+    FULL_LENGTH,
     NORM,
     TRAINED_SIZES,
     AblationConfig,
@@ -21,7 +22,7 @@ from localnorm.ablations import (
     variants,
 )
 from localnorm.data import load, prepare
-from localnorm.evaluate import SweepConfig
+from localnorm.evaluate import SweepConfig, sweep
 from localnorm.train import TrainConfig, fit
 
 TRAIN = TrainConfig("small", epochs=4, batch_size=64, num_groups=4, threads=1)
@@ -97,26 +98,32 @@ def test_the_table_has_every_variant_and_an_interrupted_run_ends_with_the_same(d
     assert not list(paths.checkpoint("x").parent.iterdir()), "nothing is kept once the table is written"
 
 
-def test_what_claim_c9_compares_may_have_seeds_of_its_own(digits, project, monkeypatch):
+def test_groups_at_full_length_are_trained_and_scored_like_the_experiments_own_networks(digits, project):
+    noises, modes = {"named": ["contrast", "brightness"]}, {"local": ["batch", "prior"]}
+    choice = {"prior": [4, 64], "prior_noises": {"named": {"gaussian_multiplicative": 0.5}}}
+    sweep_config = SweepConfig(noises, modes, batch_size=64, max_levels=3, images=192, clean_images=256, **choice)
     config = AblationConfig(
-        seeds=[0],
-        conversion_seeds=[0, 1],
-        noises={"named": ["contrast"]},
-        max_levels=2,
-        images=32,
-        groups_at_fixed_batch=[4],
-        fine_tuning_epochs=[0],
-        norms=["batch"],
-    )
-    trained = count_trainings(monkeypatch)
-    table = run("digits-small", digits, replace(TRAIN, epochs=1), SWEEP, config)
-    assert table.groupby("ablation").seed.unique().map(list).to_dict() == {
-        FIXED_BATCH: [0],
-        FINE_TUNING: [0, 1],
-        NORM: [0, 1],
-    }
-    assert sorted(trained) == ["batch", "batch", "local"], "a converted network and its control are of one training"
-    assert list(table.ablation.unique()) == [FIXED_BATCH, FINE_TUNING, NORM]
+        seeds=[1], noises={"named": ["contrast"]}, max_levels=2, images=32, epochs=1,
+        groups_at_fixed_batch=[2], groups_at_full_length=[2],
+    )  # fmt: skip
+    train = replace(TRAIN, epochs=2)
+    table = run("digits-small", digits, train, sweep_config, config)
+    full = table[table.ablation == FULL_LENGTH]
+    assert set(table[table.ablation == FIXED_BATCH].noise) == {"contrast"}
+    assert set(full["mode"]) == {"batch", "single", "prior"}
+
+    network = fit(digits, replace(train, num_groups=2), "local", 1).model
+    own, _ = sweep(network, digits, sweep_config, "local")
+    for mode in ("batch", "prior"):
+        expected, found = (rows[rows["mode"] == mode].reset_index() for rows in (own, full))
+        keys = ["suite", "noise", "level", "images"]
+        assert found[keys].equals(expected[keys])
+        assert found.accuracy.to_numpy() == pytest.approx(expected.accuracy.to_numpy(), abs=1e-5)
+
+
+def test_the_experiments_own_number_of_groups_is_not_trained_again_at_full_length():
+    with pytest.raises(ValueError, match="groups_at_full_length: K = 4 is the experiment's own num_groups"):
+        variants(replace(CONFIG, groups_at_full_length=[2, 4]), TRAIN)
 
 
 def kept_files() -> list[Path]:

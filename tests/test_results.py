@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from localnorm import numbers as numbers_of
 from localnorm import paths, results, stats
+from localnorm.ablations import FIXED_BATCH, FULL_LENGTH
 from localnorm.evaluate import SweepConfig, choices, save_sweep, sweep, sweep_batches, test_images
 from localnorm.shifts import write_shifts
 from localnorm.train import TrainConfig, fit, save_run
@@ -278,6 +279,57 @@ def test_the_best_number_of_groups_is_set_against_the_experiments_own_and_agains
     assert numbers_of._best_groups(alone, num_groups=2) is None  # one K is no choice
 
 
+def test_what_is_left_of_accuracy_under_noise_where_a_test_batch_holds_several_noises():
+    table = pd.DataFrame(
+        {"composition": composition, "batch_size": size, "seed": seed, "norm": norm, "mode": "batch", "suite": "named",
+         "noise": "gaussian", "level": level, "accuracy": accuracy + seed / 100 - (norm == "batch") / 10}
+        for composition, own in (("uniform", 0.7), ("mixed", 0.5))
+        for size, accuracy in ((8, own / 2), (32, own))
+        for norm in ("local", "batch") for level in (0.0, 0.3) for seed in (0, 1)
+    )  # fmt: skip
+    found = numbers_of._mixed_batches(table)
+    assert found["size"] == 32
+    assert found["arms"]["LN batch"] == {"uniform": "70.5", "mixed": "50.5", "difference": "-20.0 [-20.0, -20.0]"}
+    assert found["arms"]["BN-batch"]["mixed"] == "40.5"
+    assert numbers_of._mixed_batches(table[table.level == 0]) is None
+
+
+def test_another_number_of_groups_at_full_length_is_set_against_the_same_seeds_and_images():
+    def rows(norm, mode, noisy, seeds, images=384, **more):
+        return pd.DataFrame(
+            {"seed": seed, "norm": norm, "mode": mode, "suite": "named", "noise": "gaussian", "level": level,
+             "images": images, "accuracy": accuracy + seed / 100, **more}
+            for level, accuracy in ((0.0, 0.9), (0.1, noisy)) for seed in seeds
+        )  # fmt: skip
+
+    sweep = pd.concat(
+        [
+            rows("local", "batch", 0.5, range(6)),
+            rows("batch", "batch", 0.65, range(6)),
+            rows("batch", "fixed", 0.2, range(6)),
+            rows("local", "single", 0.3, range(6)),
+            rows("batch", "single", 0.1, range(6), images=128),
+        ]
+    )
+    mine = {"ablation": FULL_LENGTH, "value": "2"}
+    table = pd.concat(
+        [
+            rows("local", "batch", 0.6, (1, 2), **mine),
+            rows("local", "single", 0.3, (1, 2), **mine),
+            rows("local", "batch", 0.1, (1, 2), ablation=FIXED_BATCH, value="2"),
+        ]
+    )
+    batch, single = numbers_of._full_length(table, sweep, num_groups=4)
+    assert (batch["groups"], batch["arm"], batch["seeds"]) == (2, "LN batch", 2)
+    assert batch["accuracy"] == {"clean": "91.5", "noisy": "61.5"}
+    assert {row["arm"]: row["noisy"] for row in batch["against"]} == {
+        "LN batch, K = 4": "+10.0 [+10.0, +10.0]",
+        "BN-batch": "-5.0 [-5.0, -5.0]",
+        "BN fixed": "+40.0 [+40.0, +40.0]",
+    }
+    assert [row["arm"] for row in single["against"]] == ["LN single, K = 4", "BN fixed"], "BN single has other images"
+
+
 def test_runs_that_scored_other_test_images_do_not_join(copied):
     file = copied / "digits-small-local-s1" / "sweep.csv"
     table = pd.read_csv(file)
@@ -512,6 +564,8 @@ def test_the_paper_is_set_from_one_experiment_with_and_without_what_it_may_lack(
         experiment |= {
             "ablations": [],
             "groups": None,
+            "full_length": [],
+            "mixed": None,
             "equal": [],
             "strengths": [],
             "mcnemar": None,
