@@ -71,7 +71,11 @@ CHOSEN = ("prior", "last_fixed")  # the modes with strengths that are chosen on 
 STORED = {"fixed", "prior", "last_fixed"}  # the modes that need training statistics
 Condition = tuple[str, str, float]  # suite, noise, level
 CLEAN: Condition = ("clean", "clean", 0.0)
-DOMAINS = ("standardised", "raw")
+DOMAINS = {
+    "standardised": None,
+    "raw": 1.0,
+    "unit": 255.0,
+}  # of the released suite: what a pixel of 0 ... 255 is divided by
 RESCALINGS = ("set", "image", "none")
 ECE_BINS = 15
 
@@ -116,7 +120,7 @@ class SweepConfig:
         noises: suite -> the names of its noises.
         modes: norm -> the modes in which its networks predict.
         batch_size: test images together in the modes that use a batch.
-        domain: what the released suite is drawn on: "standardised" or "raw" pixels (0..255).
+        domain: what the released suite is drawn on: "standardised" pixels, "raw" ones (0 ... 255) or "unit" ones (0 ... 1).
         rescale: what follows the released suite: map the range of the whole noisy "set", of each "image", or "none",
             to the training part's range.
         prior: n0 of the mode "prior", in positions of a feature map; or several, of which each network takes the one that is best
@@ -135,8 +139,8 @@ class SweepConfig:
         threads: of the CPU; None leaves torch's choice.
 
     Raises:
-        ValueError: an unknown suite, noise, norm, mode, arm, domain or rescaling, a level out of range, or a prior that would be
-            chosen on a noise that is scored.
+        ValueError: an unknown suite, noise, norm, mode, arm, domain or rescaling, a level out of range, a noise that leaves no image in
+            the domain, or a prior that would be chosen on a noise that is scored.
     """
 
     noises: dict[str, list[str]]
@@ -192,6 +196,16 @@ class SweepConfig:
             raise ValueError(f"a choice of prior {self.prior} needs at least one value, and prior_noises to choose by")
         if self.batches is not None:
             _check_batches(self.batches)
+        asked = [
+            *self.noises.get("released", ()),
+            *self.prior_noises.get("released", ()),
+            *(self.batches["conditions"].get("released", ()) if self.batches else ()),
+        ]
+        if "mnist_background" in asked and self.domain != "unit":
+            raise ValueError(
+                "mnist_background draws pixels that are 0 anew, up to about 1, and sets all others to 1: in the domain "
+                f"{self.domain!r} no image is left; set domain: unit"
+            )
 
     @classmethod
     def from_params(cls, block: dict) -> "SweepConfig":
@@ -261,12 +275,12 @@ def noisy_images(
     mean, std = (torch.tensor(values, device=images.device) for values in (dataset.mean, dataset.std))
     if level == 0:
         return standardise(images, mean, std)
-    raw = suite == "released" and config.domain == "raw"
+    scale = DOMAINS[config.domain] if suite == "released" else None
     chunks, seen = [], None
     for number, chunk in enumerate(images.split(noise.CHUNK)):
         generator = noise.generator_for(suite, name, level, number, config.seed, images.device)
         if suite == "released":
-            clean = chunk.float() if raw else standardise(chunk, mean, std)
+            clean = chunk.float() / scale if scale else standardise(chunk, mean, std)
             noisy = noise.apply(clean, name, level, generator, suite)
             seen = noise.extrema(noisy, seen)
         else:
@@ -275,9 +289,10 @@ def noisy_images(
     noisy = torch.cat(chunks)  # (N, C, H, W)
     if suite == "released" and config.rescale != "none":
         source = seen if config.rescale == "set" else noise.extrema(noisy, per_image=True)
-        target = training_range if raw else noise.Extrema(*((extreme - mean) / std for extreme in training_range))
+        shift, unit = (0.0, scale) if scale else (mean, std)
+        target = noise.Extrema(*((extreme - shift) / unit for extreme in training_range))
         noisy = noise.rescale(noisy, source, target)
-    return standardise(noisy, mean, std) if raw else noisy
+    return standardise(noisy * scale, mean, std) if scale else noisy
 
 
 def training_range_of(dataset: Dataset, device: torch.device | str = "cpu") -> noise.Extrema:

@@ -487,11 +487,11 @@ def _full_length(table: pd.DataFrame, sweep: pd.DataFrame, num_groups: int) -> l
         num_groups: K of these.
 
     Returns:
-        A row a K and mode, those of LN that the ablation "groups at full length" has: groups (K), arm, seeds; accuracy: part -> percent;
-        against: a row an opponent that was scored on the same images, LN in the same mode, BN in the same mode and BN fixed, with `arm` and
-            the differences `clean` and `noisy` in points with their intervals.
+        A row a K and mode, those of LN that the ablation "groups at full length" has: groups (K), arm, seeds (those that the sweep has
+        too, and no others count); accuracy: part -> percent; against: a row an opponent that was scored on the same images, LN in the same
+        mode, BN in the same mode and BN fixed, with `arm` and the differences `clean` and `noisy` in points with their intervals.
     """
-    rows = table[table.ablation == FULL_LENGTH]
+    rows = table[(table.ablation == FULL_LENGTH) & table.seed.isin(sweep.seed)]
     made = []
     for (value, mode), scored in rows.groupby(["value", "mode"], sort=False):
         scores = clean_and_noisy(scored, []).set_index(["part", "seed"]).accuracy

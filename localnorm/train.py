@@ -395,10 +395,10 @@ def fit(
         validation = [row["validation_accuracy"] for row in history]
         if _has_stalled(config, validation):
             break
-        epoch_seed = seed * 100_003 + epoch  # one number a (seed, epoch): nothing else has to be saved to continue
-        torch.manual_seed(epoch_seed)  # dropout
+        epoch_seed = _epoch_seed(seed, epoch)
+        torch.manual_seed(_epoch_seed(seed, epoch, fabric.global_rank))  # dropout
         order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed)).to(fabric.device)
-        generator = torch.Generator(fabric.device).manual_seed(epoch_seed + fabric.global_rank)
+        generator = torch.Generator(fabric.device).manual_seed(_epoch_seed(seed, epoch, fabric.global_rank))
         sizes = torch.Generator().manual_seed(epoch_seed)  # apart, so that all norms see the same augmentation
         losses = torch.zeros(steps, device=fabric.device)
         correct = torch.zeros((), device=fabric.device)
@@ -453,6 +453,11 @@ def fit(
         "revision": _revision(),
     }
     return TrainedRun(network, history, record)
+
+
+def _epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """One number a seed, epoch and process: nothing else has to be saved to continue, and no process repeats what another drew."""
+    return seed * 100_003 + epoch + 10_000_019 * rank
 
 
 def _drawn_sizes(config: TrainConfig, norm: str) -> list[int]:

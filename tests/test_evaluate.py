@@ -214,6 +214,28 @@ def test_rescaling_maps_the_noisy_set_onto_the_range_of_the_training_part(digits
     assert noisy.max().item() == pytest.approx((255 - mean) / std, abs=1e-4)
 
 
+def test_the_released_noise_acts_on_pixels_of_the_domain(digits):
+    images, _ = test_images(digits, CONFIG)
+    limits = noise.Extrema(torch.tensor([0.0]), torch.tensor([255.0]))
+    (mean,), (std,) = digits.mean, digits.std
+
+    def moved(domain: str) -> float:
+        """How far foreground noise of level 1 moves a pixel on average, in the range of a pixel."""
+        config = SweepConfig(CONFIG.noises, CONFIG.modes, 64, domain=domain, rescale="none")
+        noisy = noisy_images(images, digits, "released", "mnist_foreground", 1.0, config, limits)
+        return ((noisy * std + mean - images) / 255).mean().item()
+
+    assert moved("unit") == pytest.approx(1 / 2, rel=0.02)
+    assert moved("raw") == pytest.approx(1 / 2 / 255, rel=0.02)
+    assert moved("standardised") == pytest.approx(std / 2 / 255, rel=0.02)
+
+    config = SweepConfig(CONFIG.noises, CONFIG.modes, 64, domain="unit", rescale="none")
+    noisy = noisy_images(images, digits, "released", "mnist_background", 0.5, config, limits)
+    pixels = (noisy * std + mean) / 255
+    assert (pixels[images > 0] - 1).abs().max() < 1e-4, "the stroke is white"
+    assert pixels[images == 0].mean().item() == pytest.approx(1 / 4, rel=0.02)
+
+
 def test_images_of_a_batch_are_of_many_classes(digits):
     _, labels = test_images(digits, CONFIG)
     assert len(labels[:64].unique()) >= 8
@@ -256,7 +278,7 @@ def test_the_sweep_leaves_the_network_as_it_was(digits, networks):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"domain": "log"}, "unknown domain 'log'; choose one of standardised, raw"),
+        ({"domain": "log"}, "unknown domain 'log'; choose one of standardised, raw, unit"),
         ({"rescale": "batch"}, "unknown rescale 'batch'; choose one of set, image, none"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"images": -5}, "images must be a whole number of at least 1, got -5"),
@@ -284,6 +306,10 @@ def test_the_sweep_leaves_the_network_as_it_was(digits, networks):
         (
             {"batches": {"sizes": [9], "images": 8, "conditions": {}}},
             r"whole numbers from 1 to images=8, got \[9\]",
+        ),
+        (
+            {"noises": {"released": ["mnist_background"]}, "domain": "raw"},
+            "in the domain 'raw' no image is left; set domain: unit",
         ),
         ({"modes": {"local": ["fix"]}}, r"unknown arm \(local, fix\); norm and mode are one of \(batch, fixed\)"),
     ],

@@ -27,7 +27,7 @@ from data_fixtures import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from localnorm import paths
 from localnorm.data import archives, load, prepare
@@ -263,6 +263,21 @@ def test_a_large_jpeg_shrunk_by_its_decoder_looks_like_one_decoded_in_full():
         shrunk = to_pixels(buffer.getvalue(), "large", 48, 3, each).astype(int)
         full = to_pixels(np.asarray(large), "large", 48, 3, each).astype(int)
         assert np.abs(shrunk - full).mean() < 2
+
+
+@pytest.mark.parametrize("size", [None, 16])
+def test_a_photograph_taken_with_a_turned_camera_stands_upright(size):
+    upright = np.zeros((96, 64, 3), np.uint8)
+    upright[:32] = 255  # the sky
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # to be turned clockwise by a quarter
+    buffer = io.BytesIO()
+    Image.fromarray(np.rot90(upright)).save(buffer, "JPEG", quality=95, exif=turned)
+    pixels, expected = (to_pixels(each, "turned", size, 3).astype(int) for each in (buffer.getvalue(), upright))
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels - expected).mean() < 4
+    box = np.array([0, 0, 31, 63])  # of the pixels as they are stored, where the sky is at the left
+    assert to_pixels(buffer.getvalue(), "turned", 8, 3, box)[:, :, 0].min() > 200
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -328,6 +328,9 @@ def test_another_number_of_groups_at_full_length_is_set_against_the_same_seeds_a
         "BN fixed": "+40.0 [+40.0, +40.0]",
     }
     assert [row["arm"] for row in single["against"]] == ["LN single, K = 4", "BN fixed"], "BN single has other images"
+    fewer, _ = numbers_of._full_length(table, sweep[sweep.seed < 2], num_groups=4)
+    assert (fewer["seeds"], fewer["accuracy"]["noisy"], fewer["against"][0]["noisy"]) == (1, "61.0", "+10.0")
+    assert numbers_of._full_length(table, sweep[sweep.seed == 0], num_groups=4) == []
 
 
 def test_runs_that_scored_other_test_images_do_not_join(copied):

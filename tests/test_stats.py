@@ -17,6 +17,12 @@ def test_interval_holds_the_true_mean_about_as_often_as_it_says():
     assert 368 <= covered <= 392  # Student's; a bootstrap's would cover 75 %
 
 
+def test_interval_of_six_values_is_too_narrow_by_as_much_as_the_readme_says():
+    draws = np.random.default_rng(0).normal(3, 1, (400, 6))
+    covered = sum(low <= 3 <= high for _, low, high in map(stats.interval, draws)) / 400
+    assert 0.88 - 0.035 < covered < 0.88 + 0.035
+
+
 def test_interval_of_one_value_is_unknown_and_of_equal_values_has_no_width():
     estimate, low, high = stats.interval([0.5])
     assert estimate == 0.5

@@ -235,6 +235,11 @@ save_run(run, out / "model.safetensors", out, out.parent / "run.safetensors")
     assert not torch.equal(first, torch.cat([value.flatten().double() for value in alone.parameters()]))
 
 
+def test_no_process_repeats_what_another_drew_in_another_epoch():
+    seeds = [train._epoch_seed(seed, epoch, rank) for seed in range(6) for epoch in range(300) for rank in range(16)]
+    assert len(set(seeds)) == len(seeds)
+
+
 # ------------------------------------------------------------------------------------------------ groups drawn in training
 
 

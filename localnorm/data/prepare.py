@@ -22,7 +22,7 @@ from typing import IO
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from localnorm.data import archives, fetch, sources
@@ -254,6 +254,8 @@ def to_pixels(
 ) -> np.ndarray:
     """uint8 pixels (C, H, W) of one picture: cut to its box and BOX_MARGIN pixels around, then resized, antialiased.
 
+    A photograph that says how the camera was held (EXIF) is turned upright.
+
     Raises:
         ValueError: not an image, damaged, too large, or with more than 8 bits a channel.
     """
@@ -283,6 +285,9 @@ def to_pixels(
             image.draft(None, (2 * size * width // (right - left) + 1, 2 * size * height // (bottom - top) + 1))
             across, down = image.width / width, image.height / height
             corners = (left * across, top * down, right * across, bottom * down)
+        if box is None:  # a box is in the pixels as they are stored
+            image = ImageOps.exif_transpose(image)
+            corners = (0, 0, *image.size)
         image = image.convert("L" if channels == 1 else "RGB")
     except Exception as error:  # Pillow raises whatever wrong bytes make it stumble over
         raise ValueError(f"{name} is damaged: {error}") from error
