@@ -79,8 +79,8 @@ def test_the_words_above_the_results_say_what_the_verdicts_say(committed_results
     control = points("control", "LN batch", "BN-batch", "noisy")
     behind = -control["cars-efficientnet_lite0"][0]
     assert (
-        f"LocalNorm is on no data set shown to be ahead of that, and on Stanford Cars it is {behind:.1f} points behind with the released four groups"
-        in lead
+        f"LocalNorm is on no data set shown to be ahead of that, and on Stanford Cars it is {behind:.1f} points behind "
+        "with the released four groups" in lead
     )
     verdict = verdicts("control", "LN batch", "BN-batch")
     assert len(verdict) == len(numbers["experiments"])
