@@ -71,11 +71,8 @@ CHOSEN = ("prior", "last_fixed")  # the modes with strengths that are chosen on 
 STORED = {"fixed", "prior", "last_fixed"}  # the modes that need training statistics
 Condition = tuple[str, str, float]  # suite, noise, level
 CLEAN: Condition = ("clean", "clean", 0.0)
-DOMAINS = {
-    "standardised": None,
-    "raw": 1.0,
-    "unit": 255.0,
-}  # of the released suite: what a pixel of 0 ... 255 is divided by
+# what the released suite is drawn on -> what a pixel of 0 ... 255 is divided by
+DOMAINS = {"standardised": None, "raw": 1.0, "unit": 255.0}
 RESCALINGS = ("set", "image", "none")
 ECE_BINS = 15
 
