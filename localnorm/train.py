@@ -235,6 +235,8 @@ def _make_optimizer(model: torch.nn.Module, config: TrainConfig, capturable: boo
     if config.optimizer == "muon":
         from timm.optim import Muon  # here, since timm is slow to import
 
+        from localnorm.muon import BatchedMuon
+
         # the last layer is a kernel too, but Muon is for those between hidden layers
         hidden = [kernel for kernel in kernels if kernel.ndim > 2]
         rest = [kernel for kernel in kernels if kernel.ndim == 2]
@@ -243,7 +245,8 @@ def _make_optimizer(model: torch.nn.Module, config: TrainConfig, capturable: boo
             {"params": rest, "weight_decay": config.weight_decay, "use_fallback": True},
             {"params": others, "weight_decay": 0.0, "use_fallback": True},
         ]
-        return Muon(
+        # on a CPU, which does not wait for calls, timm's own takes as long
+        return (BatchedMuon if capturable else Muon)(
             groups,
             lr=config.learning_rate,
             momentum=config.momentum,

@@ -14,6 +14,7 @@ from conftest import ROOT
 from lightning_fabric import Fabric
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from localnorm import train
 from localnorm.convert import convert_to_localnorm
@@ -56,6 +57,24 @@ def test_muon_makes_the_updates_of_kernels_orthogonal_and_leaves_gammas_to_adam(
     assert update[0] < 2 * update[-4]
     moved = (model.features[1].weight - start["features.1.weight"]).abs()  # (K, C): a matrix, but no kernel
     torch.testing.assert_close(moved, torch.full_like(moved, moved.median().item()), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])  # the fused SGD has no fake kernel
+def test_an_update_on_a_gpu_reads_no_value_back_to_the_cpu(optimizer, monkeypatch):
+    """So a CUDA graph can hold it. Fake tensors, which have a device but no values, show it without a GPU."""
+    monkeypatch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None)
+    config = dataclasses.replace(MUON, optimizer=optimizer)
+    with FakeTensorMode(), torch.device("cuda"):
+        model = make_model("small", "local", num_classes=10, in_channels=1, num_groups=4)
+        chosen = train._make_optimizer(model, config, capturable=True)
+        for group in chosen.param_groups:
+            group["lr"] = torch.empty(())
+        for _ in range(2):
+            for parameter in model.parameters():
+                parameter.grad = torch.empty_like(parameter)
+            chosen.step()
+        with pytest.raises(DataDependentOutputException):
+            next(model.parameters()).sum().item()
 
 
 def test_same_seed_gives_the_same_network_and_another_seed_another(digits):

@@ -1,0 +1,68 @@
+"""Muon for GPUs: the kernels of one shape are updated together."""
+
+import torch
+from timm.optim import Muon
+from timm.optim.muon import _COEFFICIENTS as COEFFICIENTS
+from timm.optim.muon import _is_suitable_for_muon as suits_muon
+from timm.optim.muon import get_lr_scale, resolve_ns_coefficients, zeropower_via_newtonschulz
+
+__all__ = ["BatchedMuon"]
+
+
+class BatchedMuon(Muon):
+    """timm's Muon in fewer calls of GPU kernels; its updates are timm's up to rounding.
+
+    The update of a convolution's weights is the orthogonal matrix next to their momentum. timm iterates to each of these matrices alone,
+    in more than twenty small calls, and the number of calls bounds a training step of a small network on a GPU. Here the matrices of one
+    shape are one stack (layers, out, height * width * in) with one iteration: 8 in a ResNet-32 instead of 33.
+
+    Source: https://kellerjordan.github.io/posts/muon/
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update. What is no weight of a convolution, or none that suits Muon, is left to timm."""
+        groups = self.param_groups
+        convolutions = [
+            [] if group.get("use_fallback") else [p for p in group["params"] if p.ndim == 4 and suits_muon(p)]
+            for group in groups
+        ]
+        ours = {id(weight) for weights in convolutions for weight in weights}
+        self.param_groups = [group | {"params": [p for p in group["params"] if id(p) not in ours]} for group in groups]
+        try:
+            loss = super().step(closure)
+        finally:
+            self.param_groups = groups
+        for group, weights in zip(groups, convolutions, strict=True):
+            if weights := [weight for weight in weights if weight.grad is not None]:
+                self._update(weights, group)
+        return loss
+
+    def _update(self, weights: list[torch.Tensor], group: dict) -> None:
+        for weight in weights:
+            if "momentum_buffer" not in self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        gradients = [weight.grad for weight in weights]
+        momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        if group["nesterov"]:
+            momenta = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        updates = [None] * len(weights)
+        of_shape: dict[torch.Size, list[int]] = {}
+        for index, weight in enumerate(weights):
+            of_shape.setdefault(weight.shape, []).append(index)
+        for indices in of_shape.values():
+            # The order of the columns does not matter; in this one, (out, in, height, width) in channels_last is read as it lies.
+            rows = [momenta[index].movedim(1, -1) for index in indices]
+            stack = torch.stack([row.flatten(1) for row in rows])  # (layers, out, height * width * in)
+            stack = zeropower_via_newtonschulz(
+                stack,
+                group["ns_steps"],
+                resolve_ns_coefficients(group["ns_coefficients"], COEFFICIENTS),
+                eps=group["eps"],
+            )
+            stack = stack.float() * (-group["lr"] * get_lr_scale(stack.shape, group["adjust_lr_fn"]))
+            for index, update in zip(indices, stack.unflatten(-1, rows[0].shape[1:]).movedim(-1, 2), strict=True):
+                updates[index] = update
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, updates)
