@@ -54,6 +54,7 @@ ARMS = {
     ("local", "vote"): "LN vote",
     ("local", "companions"): "LN companions",
     ("batch", "single"): "BN single",
+    ("batch", "companions"): "BN companions",
     ("batch", "prior"): "BN prior",
     ("local", "prior"): "LN prior",
     ("batch", "last_fixed"): "BN last fixed",

@@ -27,7 +27,7 @@ from localnorm.train import TrainConfig, fit
 CONFIG = SweepConfig(
     noises={"released": ["bernoulli"], "named": ["gaussian", "contrast"]},
     modes={
-        "batch": ["fixed", "batch", "prior", "last_fixed"],
+        "batch": ["fixed", "batch", "single", "companions", "prior", "last_fixed"],
         "local": ["batch", "single", "vote", "companions", "prior", "last_fixed"],
     },
     batch_size=64,
@@ -163,8 +163,9 @@ def test_clean_accuracy_may_be_of_more_images_than_that_under_noise(tables):
         assert (classes[whole[whole.level > 0].index][:, 192:] == -1).all()
 
 
-def test_companions_make_a_single_image_better_than_it_is_alone(tables):
-    table, _ = tables["local"]
+@pytest.mark.parametrize("norm", ["batch", "local"])
+def test_companions_make_a_single_image_better_than_it_is_alone(tables, norm):
+    table, _ = tables[norm]
     clean = table[table.level == 0].groupby("mode").accuracy.first()
     assert clean["companions"] > clean["single"] + 0.05
 
