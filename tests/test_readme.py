@@ -5,6 +5,8 @@ import re
 
 from conftest import ROOT
 
+from localnorm.params import load_params
+
 README = (ROOT / "README.md").read_text()
 
 
@@ -124,6 +126,13 @@ def test_the_words_above_the_results_say_what_the_verdicts_say(committed_results
         f"With a prior, on one photograph, it has {accuracy['clean']} % clean and {accuracy['noisy']} % noisy, "
         f"{prior['clean']} and {prior['noisy']} points from BN with a prior." in lead
     )
+    best = cifar["groups"]
+    assert (best["best"], load_params("cifar10-resnet32")["ablations"]["epochs"]) == (2, 2)
+    (eight,) = (row for row in best["against"] if row["arm"] == "K = 8")
+    assert (
+        "On CIFAR-10, after two epochs of training, two groups instead of eight bring "
+        f"{eight['clean']} points clean and {eight['noisy']} under noise." in lead
+    )
 
     assert "One photograph alone gives neither network, as it is, statistics to work with" in lead
     assert "With a prior from the training set both networks work on one photograph" in lead
@@ -141,6 +150,12 @@ def test_the_words_above_the_results_say_what_the_verdicts_say(committed_results
     )
     known = {"cars-efficientnet_lite0": "holds", "cifar10-resnet32": "undecided"}
     assert verdicts("C5", "LN companions", "BN fixed").items() >= known.items()
+    asked = points("C5", "LN companions", "BN companions", "noisy")
+    assert (
+        f"BatchNorm has been asked so on digits alone, where LocalNorm is {asked['digits-small'][0]:.1f} points ahead of it."
+        in lead
+    )
+    assert verdicts("C5", "LN companions", "BN companions") == {"digits-small": "holds"}
 
     noisy, clean = points("C5", "LN prior", "BN prior", "noisy"), points("C4", "LN prior", "BN prior", "clean")
     assert (

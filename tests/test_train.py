@@ -223,11 +223,16 @@ def test_two_processes_train_one_network_and_the_first_saves_it(digits, tmp_path
     script = tmp_path / "train.py"
     script.write_text(f"""
 import os; from pathlib import Path; import torch
-from localnorm.data import load; from localnorm.train import TrainConfig, fit, save_run
+from localnorm import train; from localnorm.data import load; from localnorm.train import TrainConfig, fit, save_run
+augment, seeds = train.augment, set()
+def noting(batch, *, generator, **options):
+    seeds.add(generator.initial_seed())
+    return augment(batch, generator=generator, **options)
+train.augment = noting
 config = TrainConfig("small", epochs=2, batch_size=32, num_groups=4, threads=1)
 run = fit(load({str(digits.folder)!r}), config, {norm!r}, 0, checkpoint=Path({str(tmp_path)!r}) / "run.safetensors")
 weights = torch.cat([value.flatten().double() for value in run.model.parameters()])
-torch.save(weights, Path({str(tmp_path)!r}) / f"weights-{{os.environ['RANK']}}.pt")
+torch.save((weights, sorted(seeds)), Path({str(tmp_path)!r}) / f"weights-{{os.environ['RANK']}}.pt")
 out = Path({str(tmp_path)!r}) / "out"
 save_run(run, out / "model.safetensors", out, out.parent / "run.safetensors")
 """)
@@ -244,8 +249,11 @@ save_run(run, out / "model.safetensors", out, out.parent / "run.safetensors")
         command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    first, second = (torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1))
+    (first, drawn), (second, other) = (
+        torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
     assert torch.equal(first, second)
+    assert len({*drawn, *other}) == 4, "each process draws its own augmentation in each of two epochs"
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     assert record["processes"] == 2
     history = (tmp_path / "out" / "history.csv").read_text().splitlines()
