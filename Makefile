@@ -18,10 +18,12 @@ JOBS :=
 # what JupyterLab writes about the language when it saves a notebook
 SAVED := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version
 
-.PHONY: help quickstart repro released compare html test soak lab strip-notebooks bench clean
+.PHONY: help env quickstart repro released compare html test soak lab strip-notebooks bench clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
+
+env: $(INSTALLED) ## set up the environment and nothing else
 
 quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results, figures, paper
 	python -m localnorm.pipeline runs $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))

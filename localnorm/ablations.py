@@ -111,7 +111,12 @@ class Variant:
     def modes(self) -> list[str]:
         if self.ablation == FULL_LENGTH:
             return ["batch", "single", "prior"]
-        asked = {"batch": ["fixed", "batch"], "local": ["batch", "single"], "drawn": ["batch", "single"]}
+        asked = {
+            "batch": ["fixed", "batch"],
+            "local": ["batch", "single"],
+            "drawn": ["batch", "single"],
+            "ghost": ["batch", "single"],
+        }
         return asked.get(self.norm, ["batch"])
 
 

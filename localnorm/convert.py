@@ -130,7 +130,7 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
     Raises:
         ValueError: the network has no such layer, or none that its forward runs; a BatchNorm has
             ``track_running_stats=False``; the network cannot be copied; the loader is empty, or no batch has an image for
-            every group.
+            every group; statistics that are not finite.
     """
     batches = _at_least_one(loader)
     if not _norms(model):
@@ -160,6 +160,10 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
         )
     if not any(estimated.num_batches_tracked for estimated in _norms(replica)):
         raise ValueError(f"the network's forward ran none of its norm layers, so there are no statistics; {CALL_THEM}")
+    if not all(getattr(norm, name).isfinite().all() for norm in _norms(replica) for name in _STATISTICS):
+        raise ValueError(
+            "the statistics are not finite: a batch of the loader, or a weight, is inf or nan, or overflows"
+        )
     for norm, estimated in zip(_norms(model), _norms(replica), strict=True):
         if isinstance(norm, LocalNorm) and not norm.track_running_stats:
             norm.keep_running_stats(device)

@@ -65,6 +65,8 @@ ARMS = {
     ("drawn", "companions"): "LN drawn companions",
     ("drawn", "prior"): "LN drawn prior",
     ("drawn", "last_fixed"): "LN drawn last fixed",
+    ("ghost", "batch"): "GBN batch",
+    ("ghost", "single"): "GBN single",
     ("group", "batch"): "GN",
     ("instance", "batch"): "IN",
 }

@@ -166,7 +166,9 @@ def local_norm(
         assignment: ``interleaved`` (image i in group i mod K) or ``contiguous``.
 
     Raises:
-        ValueError: a group would have one value per channel, so no variance.
+        ValueError: K below 1, an unknown assignment, tensors of another shape than (K, C), one of a pair without the other, or
+            a group that would have one value per channel, so no variance.
+        TypeError: x is not floating.
 
     Example:
         >>> x = torch.randn(6, 2, 4, 4)
@@ -174,6 +176,27 @@ def local_norm(
         >>> torch.allclose(y[:2].mean((0, 2, 3)), torch.zeros(2), atol=1e-6)  # images 0 and 1 are group 0
         True
     """
+    if num_groups < 1:
+        raise ValueError(f"num_groups must be at least 1, got {num_groups}")
+    if assignment not in ASSIGNMENTS:
+        raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}; got {assignment!r}")
+    if not x.is_floating_point():
+        raise TypeError(f"local_norm takes floating input, got {x.dtype}; convert with x.float()")
+    given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, other in (("weight", "bias"), ("running_mean", "running_var")):
+        if (given[name] is None) != (given[other] is None):
+            raise ValueError(f"{name} and {other} come together; got one of them")
+    for name, rows in given.items():
+        if rows is not None and rows.shape != (num_groups, x.shape[1]):
+            raise ValueError(
+                f"{name} is (num_groups, channels), here ({num_groups}, {x.shape[1]}); got {tuple(rows.shape)}"
+            )
+    options = {"assignment": assignment, "eps": eps, "momentum": momentum}
+    return _local_norm(x, num_groups, weight, bias, running_mean, running_var, **options)
+
+
+def _local_norm(x, num_groups, weight, bias, running_mean=None, running_var=None, *, assignment, eps, momentum=0.0):
+    """`local_norm` of what a layer has checked: torch.compile need not follow the checks."""
     batch, channels = x.shape[:2]
     # A comparison: min() of a symbolic size defeats torch.compile's guards.
     groups = num_groups if batch >= num_groups else batch
@@ -619,7 +642,7 @@ class LocalNorm(nn.Module):
             return _each_image(x, self.weight, self.bias, self._row(mode.group), self.eps)
         groups = x.shape[0] // mode.group_size
         weight, bias = (self._affine_of(t, mode.group, groups) for t in (self.weight, self.bias))
-        return local_norm(x, groups, weight, bias, assignment=mode.assignment, eps=self.eps)
+        return _local_norm(x, groups, weight, bias, assignment=mode.assignment, eps=self.eps)
 
     def _normalize_sized(self, x: Tensor, mode: Mode) -> Tensor:
         if x.shape[0] % mode.group_size:
@@ -641,7 +664,7 @@ class LocalNorm(nn.Module):
             running_mean, running_var = self.running_mean, self.running_var
             self.num_batches_tracked.add_(1)
             momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        return local_norm(
+        return _local_norm(
             x,
             self.num_groups,
             self.weight,

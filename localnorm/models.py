@@ -159,10 +159,22 @@ def _local(model: nn.Module, num_groups: int) -> nn.Module:
     return convert_to_localnorm(model, num_groups, assignment="contiguous", inplace=True)
 
 
+def _ghost(model: nn.Module, num_groups: int) -> nn.Module:
+    # Ghost Batch Normalization (Hoffer et al., 2017): LocalNorm's groups under one (gamma, beta). Rows that start equal and each take
+    # the gradients of all stay equal, and all else about the layer is LocalNorm's.
+    model = _local(model, num_groups)
+    for layer in model.modules():
+        if isinstance(layer, LocalNorm2d):
+            for rows in (layer.weight, layer.bias):  # (K, C)
+                rows.register_hook(lambda gradient: gradient.sum(0, keepdim=True).expand_as(gradient))
+    return model
+
+
 NORMS: dict[str, Callable[[nn.Module, int], nn.Module]] = {
     "batch": lambda model, num_groups: model,
     "local": _local,
     "drawn": _local,  # trained with images a group that are drawn for each step (see `localnorm.train.fit`)
+    "ghost": _ghost,
     "group": in_place_of_batchnorm(_group_norm),
     "instance": in_place_of_batchnorm(lambda num_features, eps: nn.InstanceNorm2d(num_features, eps, affine=True)),
 }
@@ -323,7 +335,7 @@ def _require(package: str, extra: str) -> ModuleType:
         return import_module(package)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"this network needs {package}; install it with pip install 'localnorm[{extra}]'"
+            f"this network needs {package}; install it from the repository with pip install '.[{extra}]'"
         ) from error
 
 

@@ -47,6 +47,7 @@ class BatchedMuon(Muon):
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         if group["nesterov"]:
             momenta = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        coefficients = resolve_ns_coefficients(group["ns_coefficients"], COEFFICIENTS)
         updates = [None] * len(weights)
         of_shape: dict[torch.Size, list[int]] = {}
         for index, weight in enumerate(weights):
@@ -55,12 +56,7 @@ class BatchedMuon(Muon):
             # The order of the columns does not matter; in this one, (out, in, height, width) in channels_last is read as it lies.
             rows = [momenta[index].movedim(1, -1) for index in indices]
             stack = torch.stack([row.flatten(1) for row in rows])  # (layers, out, height * width * in)
-            stack = zeropower_via_newtonschulz(
-                stack,
-                group["ns_steps"],
-                resolve_ns_coefficients(group["ns_coefficients"], COEFFICIENTS),
-                eps=group["eps"],
-            )
+            stack = zeropower_via_newtonschulz(stack, group["ns_steps"], coefficients, eps=group["eps"])
             stack = stack.float() * (-group["lr"] * get_lr_scale(stack.shape, group["adjust_lr_fn"]))
             for index, update in zip(indices, stack.unflatten(-1, rows[0].shape[1:]).movedim(-1, 2), strict=True):
                 updates[index] = update

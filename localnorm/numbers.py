@@ -53,10 +53,11 @@ def collect_numbers() -> dict:
     Returns:
         experiments: name -> {label, source, about, training, test_images, conditions, levels (of a noise); suites (noises a suite);
             arms; own_part (what LN batch gains under noise, and at most how much of it BN-batch lacks); constant (arms that answer
-            with one class alone, nearly); prior_noises (that n0 is chosen by); strengths (n0 that the networks took); mcnemar; equal
-            (accuracy at equal images a statistic); mixed (accuracy in test batches of several noises); ablations; groups (the best K
-            of the ablation); full_length (LN with another K, trained as long as the experiment); claims}. A label is the data set's
-            title, with the network where two experiments share it.
+            with one class alone, nearly); unmoved (what test statistics bring where pixels keep theirs); prior_noises (that n0 is
+            chosen by); strengths (n0 that the networks took); equal_strengths (LN and BN at the same n0); mcnemar; equal (accuracy at
+            equal images a statistic); mixed (accuracy in test batches of several noises); ablations; groups (the best K of the
+            ablation); affines (LocalNorm against groups under one affine); full_length (LN with another K, trained as long as the
+            experiment); claims}. A label is the data set's title, with the network where two experiments share it.
         claims: C1 to C9, the control, and what is not the original's ("drawn"), each with its statement, its verdicts in short (see
             `verdicts_of`) and a row a result; no rows, not tested.
         figures: name -> caption of every figure in paper/figures.
@@ -185,7 +186,7 @@ def _cost_results(claim: str) -> list[dict]:
                 {
                     "on": f"{subject} on {'CPU' if device == 'cpu' else device}" if several else subject,
                     "experiment": None,
-                    "what": f"LN over BN at most {costs.bound.iloc[0]:.2f}: in {within} of {len(costs)} settings, not in {beyond}",
+                    "what": f"LN over BN at most {costs.bound.iloc[0]:.2f}: kept in {within} of {len(costs)} settings, missed in {beyond}",
                     "first": "LN",
                     "second": "BN",
                     "part": what,
@@ -283,6 +284,8 @@ def _experiment_numbers(name: str) -> dict:
         },
         "own_part": _own_part(claims),
         "constant": _constant_arms(name),
+        "unmoved": _unmoved(name, arms),
+        "equal_strengths": _equal_strengths(read_table("choice", name)) if _has_choice(name) else [],
         "strengths": _chosen_strengths(arms, sweeps.get("prior", SweepConfig.prior)),
         "prior_noises": [
             f"{noise.noises(suite)[name].label} ({suite}, level {level:g})"
@@ -294,6 +297,7 @@ def _experiment_numbers(name: str) -> dict:
         "mixed": _mixed_batches(read_table("batches", name)) if sweeps.get("batches") else None,
         "ablations": [] if ablations is None else _ablation_numbers(ablations[ablations.ablation != FULL_LENGTH]),
         "groups": None if ablations is None else _best_groups(ablations, int(runs.num_groups[0])),
+        "affines": None if ablations is None else _shared_affine(ablations, int(runs.num_groups[0])),
         "full_length": [] if ablations is None else _full_length(ablations, sweep, int(runs.num_groups[0])),
         "claims": [_claim_numbers(row) for row in claims.itertuples()],
     }
@@ -332,7 +336,7 @@ def _constant_arms(experiment: str) -> list[str]:
 
 
 def _chosen_strengths(sweep: pd.DataFrame, offered: float | list[float]) -> list[dict]:
-    """n0 of each arm that has one, in the order of the seeds, and whether every network took the largest on offer.
+    """n0 of each arm that has one, in the order of the seeds, the number of networks, and how many took the largest of several.
 
     Args:
         sweep: with the column `arm`.
@@ -343,10 +347,75 @@ def _chosen_strengths(sweep: pd.DataFrame, offered: float | list[float]) -> list
         {
             "arm": arm,
             "n0": ", ".join(f"{value:g}" for value in rows.prior),
-            "largest": len(offered) > 1 and bool((rows.prior == max(offered)).all()),
+            "networks": len(rows),
+            "largest": int((rows.prior == max(offered)).sum()) if len(offered) > 1 else 0,
         }
         for arm, rows in chosen.groupby("arm", sort=False)
     ]
+
+
+def _has_choice(experiment: str) -> bool:
+    return (paths.statistics(experiment) / "choice.csv").is_file()
+
+
+def _equal_strengths(choice: pd.DataFrame) -> list[dict]:
+    """LN prior and BN prior at the same n0, on the validation images and noises that each network took its own n0 by.
+
+    Args:
+        choice: of the statistics, a row a network, n0 and number of fixed layers.
+
+    Returns:
+        A row an n0 that both have: n0; of each arm its accuracy, clean and noisy; and of each part the difference in points, LN less
+        BN, with its interval over seeds.
+    """
+    alone = choice[choice.fixed_last == 0].set_index(["norm", "prior", "seed"]).sort_index()
+    offered = [
+        set(alone.loc[norm].index.get_level_values("prior")) for norm in ("local", "batch") if norm in alone.index
+    ]
+    if len(offered) < 2:
+        return []
+    rows = []
+    for prior in sorted(set.intersection(*offered)):
+        own, other = (alone.loc[(norm, prior)] for norm in ("local", "batch"))
+        differences = {part: (own[part] - other[part]).dropna() for part in ("clean", "noisy")}
+        rows.append(
+            {"n0": f"{prior:g}"}
+            | {
+                arm: {part: percent(at[part].mean()) for part in differences}
+                for arm, at in (("LN prior", own), ("BN prior", other))
+            }
+            | {f"{part}_difference": _estimate(*stats.interval(found)) for part, found in differences.items()}
+        )
+    return rows
+
+
+def _unmoved(experiment: str, sweep: pd.DataFrame) -> dict | None:
+    """What statistics of the test batch bring a BatchNorm network where noise leaves the statistics of pixels among those of clean batches.
+
+    Args:
+        sweep: with the column `arm`.
+
+    Returns:
+        conditions; mean and most: points by which BN-batch is ahead of BN fixed there, over seeds; condition: that of the most. None
+        without the arms, the table of shifts, or such a condition.
+    """
+    if not paths.statistics(f"{experiment}-shifts.csv").is_file() or not {"BN fixed", "BN-batch"} <= set(sweep.arm):
+        return None
+    by = ["suite", "noise", "level"]
+    shifts = read_table("shifts", experiment)
+    beyond = beyond_clean(shifts)
+    within = shifts.loc[beyond.index[~beyond], by]
+    scores = sweep.groupby(["arm", *by]).accuracy.mean()
+    gains = (scores["BN-batch"] - scores["BN fixed"]).reindex(pd.MultiIndex.from_frame(within)).dropna()
+    if gains.empty:
+        return None
+    suite, name, level = gains.idxmax()
+    return {
+        "conditions": len(gains),
+        "mean": _signed(gains.mean()),
+        "most": _signed(gains.max()),
+        "condition": f"{noise.noises(suite)[name].label} ({suite}, level {level:g})",
+    }
 
 
 def _mcnemar_counts(experiment: str) -> dict | None:
@@ -475,6 +544,37 @@ def _best_groups(table: pd.DataFrame, num_groups: int) -> dict | None:
             {"arm": arm} | {part: _estimate(*stats.interval(found[part])) for part in ("clean", "noisy")}
             for arm, found in differences.items()
         ],
+    }
+
+
+def _shared_affine(table: pd.DataFrame, num_groups: int) -> dict | None:
+    """Ghost BatchNorm, LocalNorm's groups under one (gamma, beta), in batches: what groups bring to BN-batch, and own affines to groups.
+
+    Args:
+        table: an experiment's ablations.
+        num_groups: K of the experiment, at which both are.
+
+    Returns:
+        groups (GBN batch less BN-batch) and affines (LN batch less GBN batch), each with the differences `clean` and `noisy` in points with
+        their intervals; seeds. None where one of the three was not trained.
+    """
+    batch = table[table["mode"] == "batch"].astype({"value": str})
+    norms = batch[batch.ablation == "norm"]
+    rows = {
+        "LN batch": batch[(batch.ablation == "groups at fixed batch") & (batch.value == str(num_groups))],
+        "GBN batch": norms[norms.norm == "ghost"],
+        "BN-batch": norms[norms.norm == "batch"],
+    }
+    if any(of_arm.empty for of_arm in rows.values()):
+        return None
+    scores = {arm: clean_and_noisy(of_arm, []).set_index(["part", "seed"]).accuracy for arm, of_arm in rows.items()}
+    differences = {
+        "groups": (scores["GBN batch"] - scores["BN-batch"]).dropna(),
+        "affines": (scores["LN batch"] - scores["GBN batch"]).dropna(),
+    }
+    return {"seeds": int(rows["GBN batch"].seed.nunique())} | {
+        what: {part: _estimate(*stats.interval(found[part])) for part in ("clean", "noisy")}
+        for what, found in differences.items()
     }
 
 

@@ -94,8 +94,9 @@ def predict(
 
     Raises:
         ValueError: an unknown mode, an option that the mode does not take, a group that is not there, statistics
-            that were never stored, a BatchNorm whose statistics cannot be chosen, a network that cannot be copied or whose
-            norm layers its forward does not run, or an output that is no tensor with a row an image.
+            that were never stored, a BatchNorm whose statistics cannot be chosen, companions unlike the images in size
+            or dtype; a network that cannot be copied, that has no such layer (but in ``batch``) or whose forward does not
+            run them, or whose output is no tensor with a row an image.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -103,9 +104,15 @@ def predict(
         torch.Size([10, 4])
     """
     _check_options(mode, batch_size, group, companions, fixed_last, return_members)
+    if companions is not None:
+        _check_companions(companions, images)
     positions = check_prior(mode, prior)
     replica = _replica(model)
     norms = {name: module for name, module in replica.named_modules() if isinstance(module, LocalNorm)}
+    if not norms and mode != "batch":
+        raise ValueError(
+            f"mode={mode!r} chooses statistics, and this network has no BatchNorm or LocalNorm; use mode='batch'"
+        )
     num_groups = _common_num_groups(norms)
     group = 0 if group is None else operator.index(group)
     if not 0 <= group < num_groups:
@@ -147,6 +154,7 @@ def predict(
 
 def mean_probability(members: Tensor) -> Tensor:
     """Mean of the members' softmax: (K, N, num_classes) logits -> (N, num_classes)."""
+    _check_members(members)
     return members.softmax(-1).mean(0)
 
 
@@ -161,17 +169,20 @@ def majority_vote(members: Tensor) -> Tensor:
 
     A tie goes to the class with the larger mean probability.
     """
+    _check_members(members)
     probability = members.to(torch.promote_types(members.dtype, torch.float32)).softmax(-1)
     return (_votes(probability) + probability.mean(0) / 2).argmax(-1)
 
 
 def disagreement(members: Tensor) -> Tensor:
     """Share of the members that do not predict the majority's class: (K, N, num_classes) logits -> (N,) in [0, 1)."""
+    _check_members(members)
     return 1 - _votes(members).amax(-1) / len(members)
 
 
 def spread(members: Tensor) -> Tensor:
     """Standard deviation over members of the probability of the mean's class: (K, N, num_classes) logits -> (N,)."""
+    _check_members(members)
     probability = members.softmax(-1)
     chosen = probability.mean(0).argmax(-1, keepdim=True)  # (N, 1)
     return probability.gather(-1, chosen.expand(len(members), -1, -1)).squeeze(-1).std(0, correction=0)
@@ -182,9 +193,18 @@ def mutual_information(members: Tensor) -> Tensor:
 
     Source: Houlsby et al., Bayesian Active Learning for Classification and Preference Learning, arXiv 1112.5745.
     """
+    _check_members(members)
     probability = members.softmax(-1)
     entropy_of_mean = torch.special.entr(probability.mean(0)).sum(-1)
     return (entropy_of_mean - torch.special.entr(probability).sum(-1).mean(0)).clamp_min(0)
+
+
+def _check_members(members: Tensor) -> None:
+    if members.dim() != 3 or not len(members):
+        raise ValueError(
+            f"members are logits (K, N, num_classes), got shape {tuple(members.shape)}; "
+            "they come of predict(..., return_members=True)"
+        )
 
 
 def _votes(members: Tensor) -> Tensor:
@@ -219,6 +239,18 @@ def _check_options(
     if return_members and mode == "batch":
         raise ValueError(
             "return_members=True needs a mode in which an image meets every group; in 'batch' it meets one: use 'vote'"
+        )
+
+
+def _check_companions(companions: Tensor, images: Tensor) -> None:
+    if not len(companions) or companions.shape[1:] != images.shape[1:]:
+        raise ValueError(
+            f"companions are at least one image of the same size, (S - 1, {', '.join(map(str, images.shape[1:]))}); "
+            f"got {tuple(companions.shape)} for images {tuple(images.shape)}"
+        )
+    if companions.dtype != images.dtype:
+        raise ValueError(
+            f"companions must be what the images are, {images.dtype}, got {companions.dtype}; standardise them alike"
         )
 
 

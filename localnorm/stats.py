@@ -88,8 +88,13 @@ def sign_flip(differences: Iterable[float], seed: int = 0) -> float:
 
     Returns:
         At least 2 / 2^n for n differences; 1 where all are zero; nan for fewer than two.
+
+    Raises:
+        ValueError: a difference that is not finite.
     """
     differences = np.asarray(list(differences), float)
+    if not np.isfinite(differences).all():
+        raise ValueError(f"differences must be finite, got {differences}; leave out pairs that lack a value")
     if len(differences) < 2:
         return np.nan
     result = scipy.stats.permutation_test(

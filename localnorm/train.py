@@ -32,7 +32,7 @@ from safetensors.torch import save as safetensors_bytes
 from tqdm import tqdm
 
 from localnorm import paths
-from localnorm.data.augment import augment, standardise
+from localnorm.data.augment import augment, check_augmentation, standardise
 from localnorm.data.dataset import Dataset
 from localnorm.layers import use_mode
 from localnorm.machine import computes_bf16, device_name, use_cpu
@@ -127,6 +127,17 @@ class TrainConfig:
                     f"{name} must be a finite number of at least 0, got {value!r}"
                     + (" (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) else "")
                 )
+        for name in ("momentum", "label_smoothing"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
+        if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
+            raise ValueError(f"threads must be a whole number of at least 1, or None, got {self.threads!r}")
+        if self.schedule == "steps" and not self.milestones:
+            raise ValueError("schedule='steps' needs milestones, {epoch: learning rate from there on}, got none")
+        try:
+            check_augmentation(**self.augment)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"augment: {error}; it takes flip, shift, rotation and zoom, got {self.augment}") from None
         if self.schedule == "plateau" and self.decay >= 1:
             raise ValueError(f"schedule='plateau' needs a decay below 1, got {self.decay}; the released one is 0.1")
         if self.num_groups > self.batch_size:

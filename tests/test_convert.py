@@ -481,3 +481,13 @@ def test_statistics_of_layers_that_the_forward_does_not_run_are_refused():
     with pytest.raises(ValueError, match="the network's forward ran none of its norm layers"):
         estimate_statistics(elsewhere, [torch.randn(4, 3, 8, 8)])
     assert elsewhere.norm.num_batches_tracked == 0
+
+
+def test_statistics_that_are_not_finite_are_refused_and_the_network_keeps_its_own():
+    net = small_net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    images = torch.randn(4, 3, 8, 8)
+    images[1, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="the statistics are not finite"):
+        estimate_statistics(net, [images])
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

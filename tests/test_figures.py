@@ -247,7 +247,7 @@ def test_strengths_draw_clean_and_noisy_against_n0_for_each_number_of_fixed_norm
         {"Digits": table, "Cars": table.assign(norm="drawn", fixed_last=2 * table.fixed_last)}
     )
     named = [text.get_text() for text in drawn.legends[0].get_texts()]
-    assert named == [f"{count} fixed, {part}" for count in ("0", "1 or 2") for part in ("clean", "noisy")]
+    assert named == [f"{count} fixed, {part}" for count in ("0", "1, 2") for part in ("clean", "noisy")]
     shown = [axis.get_title() for axis in drawn.axes if axis.get_visible()]
     assert shown == ["Digits, BN", "Digits, LN", "Cars, LN drawn"], "what an experiment does not have has no panel"
     (empty,) = figures.plot_strengths({}).axes
@@ -255,13 +255,15 @@ def test_strengths_draw_clean_and_noisy_against_n0_for_each_number_of_fixed_norm
 
 
 def test_a_caption_names_what_was_scored_on_other_images():
-    modes = ["batch", "single", "vote"]
-    sweep = pd.DataFrame({"norm": "local", "mode": modes * 2, "level": [0.0] * 3 + [0.1] * 3, "images": 384})
+    modes = ["batch", "single", "vote", "companions"]
+    sweep = pd.DataFrame({"norm": "local", "mode": modes * 2, "level": [0.0] * 4 + [0.1] * 4, "images": 384})
     assert figures.scored_images(sweep) == "384"
     sweep.loc[0, "images"] = 5000
     assert figures.scored_images(sweep) == "384 (clean 5,000)"
-    sweep.loc[[1, 2, 4, 5], "images"] = 64
+    sweep.loc[[1, 2, 5, 6], "images"] = 64
     assert figures.scored_images(sweep) == "384 (clean 5,000; LN single and LN vote 64)"
+    sweep.loc[[3, 7], "images"] = 64
+    assert figures.scored_images(sweep) == "384 (clean 5,000; LN single, LN vote and LN companions 64)"
 
 
 def test_clean_and_noisy_weigh_every_noise_alike(sweep):
@@ -316,7 +318,7 @@ def test_cost_writes_every_ratio_and_leaves_single_layers_out():
         {
             "subject": subject, "measure": measure, "layout": "contiguous", "dtype": "float32",
             "assignment": "interleaved", "ratio": ratio, "lower_quartile": ratio - 0.1, "upper_quartile": ratio + 0.1,
-            "device": device,
+            "device": device, "bound": 1.05 if measure == "step" else None,
         }
         for subject, measure, ratio, device in (
             ("layer", "step", 3.0, "cpu"), ("resnet32", "step", 1.02, "cpu"), ("resnet32", "vote", 7.9, "cpu"),
@@ -327,6 +329,11 @@ def test_cost_writes_every_ratio_and_leaves_single_layers_out():
     figure = figures.plot_cost(costs)
     assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["1.02", "7.90"]
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["resnet32, fp32\nNCHW, interleaved"]
+    step, vote = (
+        {line.get_xdata()[0] for line in axis.lines if not any(line.get_ydata() - np.array([0, 1]))}
+        for axis in figure.axes
+    )
+    assert (step, vote) == ({1, 1.05}, {1}), "equal cost, and the bound where a claim has one"
     on_cpu, _, on_gpu, without = figures.plot_cost(both).axes
     assert not without.axison
     assert [axis.get_ylabel() for axis in (on_cpu, on_gpu)] == ["CPU", "a GPU"]
@@ -451,7 +458,7 @@ def test_a_caption_of_ablations_says_where_and_how_long_its_networks_were_traine
         }
     )
     assert figures.trained_on(table) == (
-        "CPU (x86_64), bf16-mixed (seed 0) and CPU (x86_64), 32-true (seeds 1, 2); 7.5 minutes"
+        "CPU (x86_64), bf16-mixed (2 networks, of seed 0) and CPU (x86_64), 32-true (2 networks, of seeds 1, 2); 7.5 minutes"
     )
     assert figures.trained_on(table[table.precision == "32-true"]) == "CPU (x86_64), 32-true; 5.0 minutes"
     table.loc[table.seed == 0, "train_seconds"] = float("nan")

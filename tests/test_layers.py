@@ -885,6 +885,22 @@ def test_wrong_arguments_are_named(options, message):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_groups": 0}, "num_groups must be at least 1, got 0"),
+        ({"assignment": "contigous"}, "assignment must be one of interleaved, contiguous; got 'contigous'"),
+        ({"weight": torch.ones(2, 3)}, "weight and bias come together"),
+        ({"running_mean": torch.zeros(2, 3)}, "running_mean and running_var come together"),
+        ({"weight": torch.ones(5, 3), "bias": torch.zeros(5, 3)}, r"weight is .*, here \(2, 3\); got \(5, 3\)"),
+        ({"x": torch.ones(4, 3, 2, 2).byte()}, "local_norm takes floating input, got torch.uint8"),
+    ],
+)
+def test_wrong_arguments_of_the_function_are_named(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        local_norm(**{"x": torch.randn(4, 3, 2, 2), "num_groups": 2, **options})
+
+
+@pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
         (["vote"], {}, "mode must be one of batch, single, prior, fixed; got 'vote'"),

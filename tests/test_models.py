@@ -173,6 +173,7 @@ def test_own_networks_start_from_he_normal_weights_and_zero_biases():
     [
         ("batch", nn.BatchNorm2d, 1),
         ("local", LocalNorm2d, 4),
+        ("ghost", LocalNorm2d, 4),
         ("group", nn.GroupNorm, 1),
         ("instance", nn.InstanceNorm2d, 1),
     ],
@@ -195,7 +196,7 @@ def test_every_norm_stands_in_every_place_and_costs_its_affines(name, norm, laye
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("norm", ["local", "group", "instance"])
+@pytest.mark.parametrize("norm", ["local", "ghost", "group", "instance"])
 @pytest.mark.parametrize("name", ["small", "resnet32", "resnet18"])
 def test_one_torch_seed_gives_every_norm_the_same_convolutions(name, norm):
     def weights(norm: str, seed: int) -> dict[str, torch.Tensor]:
@@ -217,6 +218,30 @@ def test_local_norm_with_one_group_computes_what_batch_norm_computes_in_training
         torch.manual_seed(0)
         outputs.append(make_model("resnet32", norm, num_classes=10, num_groups=1).train()(images))
     torch.testing.assert_close(*outputs, atol=1e-4, rtol=1e-4)
+
+
+def test_ghost_is_local_norm_with_one_affine_that_takes_the_gradients_of_all_groups():
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 3, 8, 8), torch.arange(8) % 2
+    ghost = make_model("small", "ghost", num_classes=2, num_groups=4).train()
+    local = make_model("small", "local", num_classes=2, num_groups=4).train()
+    local.load_state_dict(ghost.state_dict())
+    for model in (ghost, local):
+        nn.functional.cross_entropy(model(images), labels).backward()
+    layers = [[m for m in model.modules() if isinstance(m, LocalNorm2d)] for model in (ghost, local)]
+    for ours, apart in zip(*layers, strict=True):
+        for key in ("weight", "bias"):
+            of_all = getattr(apart, key).grad.sum(0)
+            torch.testing.assert_close(getattr(ours, key).grad, of_all.expand(4, -1))
+    optimizer = torch.optim.AdamW(ghost.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(ghost(images), labels).backward()
+        optimizer.step()
+    for layer in layers[0]:
+        for rows in (layer.weight, layer.bias):
+            assert torch.equal(rows, rows[:1].expand(4, -1))
+            assert (rows - rows.round()).abs().max() > 1e-3
 
 
 def test_num_groups_and_eps_reach_every_layer():
@@ -356,7 +381,7 @@ def test_resnet_weights_are_loaded_without_running_code_from_the_file(tmp_path, 
     ("arguments", "message"),
     [
         ({"name": "resnet20"}, r"unknown model 'resnet20'; choose one of small, mnist, resnet32, vgg16, resnet18"),
-        ({"norm": "layer"}, r"unknown norm 'layer'; choose one of batch, local, drawn, group, instance"),
+        ({"norm": "layer"}, r"unknown norm 'layer'; choose one of batch, local, drawn, ghost, group, instance"),
         ({"name": "vgg16", "image_size": 28}, r"'vgg16' needs images of at least 32x32 pixels, got image_size=28"),
         ({"name": "mnist", "image_size": 8}, r"'mnist' needs images of at least 16x16 pixels, got image_size=8"),
         ({"pretrained": True}, r"no ImageNet weights for 'small'; set pretrained=False or choose one of resnet18"),

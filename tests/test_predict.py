@@ -331,6 +331,22 @@ def test_no_images_have_no_logits(mode):
     assert predict(net, torch.empty(0, 3, 8, 8), mode, **options).shape == (0, 4)
 
 
+@pytest.mark.parametrize("reduce", [majority_vote, mean_probability, disagreement, spread, mutual_information])
+def test_what_members_say_needs_the_axis_of_members(reduce):
+    with pytest.raises(ValueError, match=r"logits \(K, N, num_classes\), got shape \(6, 5\)"):
+        reduce(torch.randn(6, 5))
+
+
+@pytest.mark.parametrize("mode", ["single", "vote", "fixed"])
+def test_a_network_without_norms_has_no_statistics_to_choose(mode):
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(3 * 9 * 9, 2)).double()
+    assert predict(plain, images_of(2)).shape == (2, 2)
+    with pytest.raises(
+        ValueError, match=f"mode='{mode}' chooses statistics, and this network has no BatchNorm or LocalNorm"
+    ):
+        predict(plain, images_of(2), mode)
+
+
 def test_a_vote_in_half_precision_is_finite():
     net = nn.Sequential(nn.BatchNorm1d(2), nn.Flatten()).half()
     images = 3 * torch.randn(2, 2, 64).half()
@@ -440,6 +456,17 @@ def test_a_group_may_be_a_number_of_numpy():
         ("prior", {}, "mode='prior' needs prior, a number of positions"),
         ("single", {"prior": 5}, "prior=5 belongs to mode='prior'"),
         ("companions", {}, r"mode='companions' needs companions, a tensor \(S - 1, C, H, W\)"),
+        (
+            "companions",
+            {"companions": images_of(0)},
+            r"at least one image of the same size, \(S - 1, 3, 9, 9\); got \(0,",
+        ),
+        (
+            "companions",
+            {"companions": torch.zeros(2, 3, 8, 9)},
+            r"of the same size, \(S - 1, 3, 9, 9\); got \(2, 3, 8, 9\)",
+        ),
+        ("companions", {"companions": images_of(2).byte()}, "what the images are, torch.float64, got torch.uint8"),
         ("single", {"companions": images_of(1)}, "companions belong to mode='companions', got mode='single'"),
         ("batch", {"return_members": True}, "return_members=True needs a mode in which an image meets every group"),
         ("batch", {"fixed_last": 1}, "fixed_last=1 belongs to the modes single, vote and prior, got mode='batch'"),

@@ -44,6 +44,11 @@ def test_five_pairs_cannot_reach_five_percent_and_six_can():
     assert stats.sign_flip([1, 2, 3, 4, 5]) > 0.05 > stats.sign_flip([1, 2, 3, 4, 5, 6])
 
 
+def test_sign_flip_of_what_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="differences must be finite"):
+        stats.sign_flip([1, 2, np.nan, 3, 4, 5])
+
+
 def test_sign_flip_of_balanced_differences_finds_nothing():
     assert stats.sign_flip([1, -1, 2, -2, 0.5, -0.5]) == pytest.approx(1)
 

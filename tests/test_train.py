@@ -355,7 +355,9 @@ def test_a_batch_larger_than_the_training_part_names_both(digits):
 
 
 def test_an_unknown_norm_names_the_valid_ones(digits):
-    with pytest.raises(ValueError, match="unknown norm 'layer'; choose one of batch, local, drawn, group, instance"):
+    with pytest.raises(
+        ValueError, match="unknown norm 'layer'; choose one of batch, local, drawn, ghost, group, instance"
+    ):
         fit(digits, SMALL, "layer", seed=0)
 
 
@@ -388,8 +390,23 @@ def test_a_plateau_lowers_the_rate_after_patience_epochs_without_a_better_accura
     assert learning_rate(cars, 4, [0.1, 0.2, 0.2, 0.1]) == pytest.approx(1.5e-4)
     assert learning_rate(cars, 6, [0.1, 0.2, 0.2, 0.1, 0.2, 0.2]) == pytest.approx(1.5e-5)
     assert learning_rate(cars, 6, [0.1, 0.2, 0.2, 0.1, 0.3, 0.2]) == pytest.approx(1.5e-4)
-    with pytest.raises(ValueError, match=r"schedule=.plateau. needs a decay below 1, got 1\.0"):
-        TrainConfig("small", epochs=1, batch_size=64, schedule="plateau")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "plateau"}, r"schedule=.plateau. needs a decay below 1, got 1\.0"),
+        ({"schedule": "steps"}, "schedule='steps' needs milestones"),
+        ({"augment": {"flipp": True}}, "augment: .*flipp.*; it takes flip, shift, rotation and zoom"),
+        ({"augment": {"shift": 5}}, "augment: shift must be at least 0 and at most 1, got 5"),
+        ({"label_smoothing": 3}, "label_smoothing must be below 1, got 3"),
+        ({"momentum": 1.5}, r"momentum must be below 1, got 1\.5"),
+        ({"threads": 0}, "threads must be a whole number of at least 1, or None, got 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_any_data(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig("small", epochs=1, batch_size=64, **options)
 
 
 def test_training_ends_where_the_validation_accuracy_has_stalled(digits):

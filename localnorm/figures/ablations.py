@@ -84,7 +84,9 @@ def _draw_values(axis: Axes, panel: pd.DataFrame, arms: list[str], order: list[s
         axis.vlines(x, rows.low, rows.high, color=colour, linewidth=1)
         axis.plot(x, rows.accuracy, color=colour, marker=marker, linestyle="", label=arm if len(rows) else None)
     axis.set(xlim=(-0.6, len(order) - 0.4))
-    axis.set_xticks(range(len(order)), [textwrap.fill(value, 8) for value in order], fontsize=6)
+    axis.set_xticks(
+        range(len(order)), [textwrap.fill(value, 8) for value in order], fontsize=6 if len(order) < 4 else 5
+    )
 
 
 def plot_batches(table: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure:
@@ -134,4 +136,6 @@ def _legend(figure: Figure, axes: np.ndarray) -> None:
     for axis in axes.flat:
         handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     order = [arm for arm in ARM_STYLES if arm in handles]
-    figure.legend([handles[arm] for arm in order], order, loc="outside lower center", ncols=len(order), frameon=False)
+    rows = -(-len(order) // 7)  # seven are as wide as the figure
+    columns = -(-len(order) // rows)
+    figure.legend([handles[arm] for arm in order], order, loc="outside lower center", ncols=columns, frameon=False)

@@ -42,6 +42,11 @@ def _data_title(experiment: str) -> str:
     return json.loads((paths.statistics(experiment) / "about.json").read_text(encoding="utf-8"))["title"]
 
 
+def _enumerated(names: list[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])
+
+
 def seed_count(count: int) -> str:
     """ "6 seeds", and for one what it means: a number without an interval."""
     return f"{count} seeds" if count > 1 else "one seed, so no interval"
@@ -63,21 +68,24 @@ def seeds_by_ablation(table: pd.DataFrame) -> str:
         inside = [f"bands {intervals(count)}"] if count > 1 else []
         inside += [", ".join(counts.index[counts == count])] if counts.nunique() > 1 else []
         said.append(seed_count(count) + (f" ({'; '.join(inside)})" if inside else ""))
-    return " and ".join(said)
+    return _enumerated(said)
 
 
 def trained_on(table: pd.DataFrame) -> str:
-    """Where and how long the networks of a table of ablations were trained; where seeds differ in it, each with its seeds.
+    """Where and how long the networks of a table of ablations were trained; where they differ in it, how many networks of
+    which seeds.
 
-    "CPU (x86_64), bf16-mixed (seed 0) and CPU (x86_64), 32-true (seeds 1, 2); 21 minutes". A network that no time is known of is counted:
-    "5 of 18 networks 3 minutes, of the others no time was kept".
+    "CPU (x86_64), bf16-mixed (4 networks, of seed 0) and CPU (x86_64), 32-true (9 networks, of seeds 0, 1, 2); 21 minutes".
+    A network that no time is known of is counted: "5 of 18 networks 3 minutes, of the others no time was kept".
     """
     networks = table.drop_duplicates(["ablation", "value", "seed"])
-    kinds = networks.assign(kind=networks.device + ", " + networks.precision).groupby("kind", sort=False).seed.unique()
+    kinds = networks.assign(kind=networks.device + ", " + networks.precision).groupby("kind", sort=False).seed
+    kinds = kinds.agg(number="size", seeds=lambda seeds: sorted(seeds.unique()))
     said = [
-        f"{kind} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))})" for kind, seeds in kinds.items()
+        f"{kind} ({row.number} network{'s' * (row.number > 1)}, of seed{'s' * (len(row.seeds) > 1)} {', '.join(map(str, row.seeds))})"
+        for kind, row in zip(kinds.index, kinds.itertuples(index=False), strict=True)
     ]
-    where = " and ".join(said) if len(kinds) > 1 else kinds.index[0]
+    where = _enumerated(said) if len(kinds) > 1 else kinds.index[0]
     timed, minutes = networks.train_seconds.notna().sum(), networks.train_seconds.sum() / 60
     if not timed:
         return f"{where}; of their training no time was kept"
@@ -98,7 +106,7 @@ def scored_images(sweep: pd.DataFrame) -> str:
     for key, images in arms[arms < most].items():
         fewer.setdefault(images, []).append(ARMS[key])
     apart = [f"clean {clean:,}"] if clean != most else []
-    apart += [f"{' and '.join(names)} {images:,}" for images, names in fewer.items()]
+    apart += [f"{_enumerated(names)} {images:,}" for images, names in fewer.items()]
     return f"{most:,} ({'; '.join(apart)})" if apart else f"{most:,}"
 
 

@@ -16,6 +16,7 @@ MEASURES = {
     "vote": ("images alone: vote", *ARM_STYLES["LN vote"][:2]),
 }
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8}  # a label on a line is read all the same
 LAYOUTS = {"contiguous": "NCHW", "channels_last": "channels last"}
 
 
@@ -60,11 +61,15 @@ def _draw(axis: Axes, costs: pd.DataFrame, rows: list[str], measure: str) -> Non
         return
     _, colour, marker = MEASURES[measure]
     axis.axvline(1, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)))
+    for bound in costs.bound.dropna().unique():
+        axis.axvline(bound, color="0.6", linewidth=0.8)
     for cost in costs.itertuples():
         height = rows.index(cost.row)
         axis.plot([cost.lower_quartile, cost.upper_quartile], [height] * 2, color=colour)
         axis.plot(cost.ratio, height, marker=marker, color=colour)
-        axis.annotate(f"{cost.ratio:.2f}", (cost.ratio, height - 0.2), ha="center", va="bottom", fontsize=6)
+        axis.annotate(
+            f"{cost.ratio:.2f}", (cost.ratio, height - 0.2), ha="center", va="bottom", fontsize=6, bbox=BEHIND
+        )
     largest, smallest = costs.upper_quartile.max(), min(1, costs.lower_quartile.min())
     margin = 0.12 * (largest - smallest) + 0.05
     axis.set_xlim(smallest - margin, largest + margin)

@@ -163,7 +163,9 @@ def _draw_strip(axis: Axes, steps: list[Step], chosen: str) -> None:
     left, right = (spans[large[0].name][0] - 0.25, spans[large[-1].name][1] + 0.25)
     axis.add_patch(Rectangle((left, -6.8), right - left, 10.7, fill=False, edgecolor="#D55E00", linewidth=1.2))
     for step, side in ((steps[0], -1), *((step, {"pool": -1, "fc": 1}[step.kind]) for step in steps[-2:])):
-        left, right, height = spans[step.name]
+        left, right, _ = spans[step.name]
+        at = steps.index(step)  # the text is wider than its box, and clear of the boxes before it
+        height = max(spans[near.name][2] for near in steps[max(0, at - 4) : at + 1])
         text, va = step.text.replace(" ", "\n"), "top" if side < 0 else "bottom"
         axis.text((left + right) / 2, side * (height / 2 + 0.4), text, ha="center", va=va, fontsize=6)
     axis.set(xlim=(-1.5, x + 1.5), ylim=(-7, 6))

@@ -25,7 +25,10 @@ def plot_strengths(tables: dict[str, pd.DataFrame], norms: Sequence[str] = tuple
     if not norms:  # a prior that is given needs no choice
         return sentence("No sweep of this run had strengths to choose from.")
     figure, axes = new_figure(len(tables), len(norms), 1.9 * len(tables) + 0.5, sharey="row")
-    lines, named = {}, {}  # rank of a number among an experiment's -> its lines, and the numbers of all experiments
+    lines, named = (
+        {},
+        {},
+    )  # rank of a number among an experiment's -> its lines, and the numbers, in the order of the experiments
     for row, (title, table) in zip(axes, tables.items(), strict=True):
         means = table.groupby(["norm", "fixed_last", "prior"], as_index=False)[["clean", "noisy"]].mean()
         for axis, norm in zip(row, norms, strict=True):
@@ -42,14 +45,15 @@ def plot_strengths(tables: dict[str, pd.DataFrame], norms: Sequence[str] = tuple
                         markerfacecolor="none", markersize=7 - 1.5 * counts.index(count),
                     )  # fmt: skip
                     lines[counts.index(count), part] = line
-                    named.setdefault(counts.index(count), set()).add(count)
+                    named.setdefault(counts.index(count), {})[count] = None
             least = means.prior[means.prior > 0].min()
             axis.set_xscale("symlog", linthresh=least, linscale=0.5)  # n0 = 0, the image alone, has a place on it
             values = sorted(means.prior.unique())
             axis.set_xticks(values, [f"{value:g}" for value in values])
             axis.minorticks_off()
-            axis.set(title=f"{title}, {NORMS[norm]}", xlabel="n0 (positions)", ylim=(0, 104))
-        row[0].set_ylabel("accuracy (%)")
-    labels = [f"{' or '.join(f'{n:g}' for n in sorted(named[rank]))} fixed, {part}" for rank, part in lines]
+            axis.set(title=f"{title}, {NORMS[norm]}", xlabel="n0 (positions)")
+        lowest = 100 * means[means.norm.isin(norms)][["clean", "noisy"]].min(axis=None)
+        row[0].set(ylabel="accuracy (%)", ylim=(max(0, lowest - 5), 104))  # no more than the lines take: they lie close
+    labels = [f"{', '.join(f'{n:g}' for n in named[rank])} fixed, {part}" for rank, part in lines]
     figure.legend(lines.values(), labels, loc="outside lower center", ncols=len(named), frameon=False)
     return figure
