@@ -156,7 +156,8 @@ def test_the_words_above_the_results_say_what_the_verdicts_say(committed_results
     asked = points("C5", "LN companions", "BN companions", "noisy")
     assert (
         f"It is ahead of BatchNorm among the same companions, by {asked['digits-small'][0]:.1f} points on digits and "
-        f"{asked['cars-efficientnet_lite0'][0]:.1f} on Stanford Cars; on CIFAR-10 BatchNorm has not been asked so." in lead
+        f"{asked['cars-efficientnet_lite0'][0]:.1f} on Stanford Cars; on CIFAR-10 BatchNorm has not been asked so."
+        in lead
     )
     among = verdicts("C5", "LN companions", "BN companions")
     assert among == dict.fromkeys(("digits-small", "cars-efficientnet_lite0"), "holds")

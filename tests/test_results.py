@@ -525,7 +525,7 @@ def test_a_cost_holds_only_where_every_setting_is_within_its_bound(project):
         ("half", "undecided"),
     ]
     assert [(row["what"], row["part"], row["verdict"]) for row in claims["C8"]] == [
-        ("LN over BN at most 1.05: in 0 of 1 settings, not in 1", "8 images, each alone", "does not hold here")
+        ("LN over BN at most 1.05: kept in 0 of 1 settings, missed in 1", "8 images, each alone", "does not hold here")
     ]
 
 
