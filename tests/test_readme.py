@@ -6,6 +6,7 @@ import re
 from conftest import ROOT
 
 from localnorm.params import load_params
+from localnorm.tables import read_table
 
 README = (ROOT / "README.md").read_text()
 
@@ -184,6 +185,13 @@ def test_the_words_above_the_results_say_what_the_verdicts_say(committed_results
         "cars-efficientnet_lite0",
     )
     assert f"these rows go down to {lowest['text'].split()[0]} points" in " ".join(README.split())
+    costs = read_table("cost")
+    trained = costs[(costs.measure == "step") & (costs.layout == "channels_last") & (costs.subject != "layer")]
+    assert (trained.lower_quartile > trained.bound).all()
+    assert (
+        f"a training step takes {trained.ratio.min():.2f} to {trained.ratio.max():.2f} times as long as BatchNorm's, beyond the bound "
+        "in every setting" in " ".join(README.split())
+    )
 
     assert "(ours) LocalNorm works on one photograph without a prior" in lead
     drawn = points("C5", "LN drawn single", "BN prior", "noisy")
