@@ -95,8 +95,8 @@ def predict(
     Raises:
         ValueError: an unknown mode, an option that the mode does not take, a group that is not there, statistics
             that were never stored, a BatchNorm whose statistics cannot be chosen, companions unlike the images in size
-            or dtype; a network that cannot be copied, that has no such layer (but in ``batch``) or whose forward does not
-            run them, or whose output is no tensor with a row an image.
+            or dtype; a network that cannot be copied or whose norm layers its forward does not run, or whose output is no
+            tensor with a row an image.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -109,10 +109,6 @@ def predict(
     positions = check_prior(mode, prior)
     replica = _replica(model)
     norms = {name: module for name, module in replica.named_modules() if isinstance(module, LocalNorm)}
-    if not norms and mode != "batch":
-        raise ValueError(
-            f"mode={mode!r} chooses statistics, and this network has no BatchNorm or LocalNorm; use mode='batch'"
-        )
     num_groups = _common_num_groups(norms)
     group = 0 if group is None else operator.index(group)
     if not 0 <= group < num_groups:

@@ -400,7 +400,7 @@ def test_what_cannot_be_built_is_refused_with_the_valid_choices(arguments, messa
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(name, package, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
-        ModuleNotFoundError, match=rf"needs {package}; install it with pip install 'localnorm\[{extra}\]'"
+        ModuleNotFoundError, match=rf"needs {package}; install it from the repository with pip install '\.\[{extra}\]'"
     ):
         make_model(name, num_classes=10)
 

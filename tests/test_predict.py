@@ -337,16 +337,6 @@ def test_what_members_say_needs_the_axis_of_members(reduce):
         reduce(torch.randn(6, 5))
 
 
-@pytest.mark.parametrize("mode", ["single", "vote", "fixed"])
-def test_a_network_without_norms_has_no_statistics_to_choose(mode):
-    plain = nn.Sequential(nn.Flatten(), nn.Linear(3 * 9 * 9, 2)).double()
-    assert predict(plain, images_of(2)).shape == (2, 2)
-    with pytest.raises(
-        ValueError, match=f"mode='{mode}' chooses statistics, and this network has no BatchNorm or LocalNorm"
-    ):
-        predict(plain, images_of(2), mode)
-
-
 def test_a_vote_in_half_precision_is_finite():
     net = nn.Sequential(nn.BatchNorm1d(2), nn.Flatten()).half()
     images = 3 * torch.randn(2, 2, 64).half()
