@@ -135,6 +135,20 @@ def test_the_words_above_the_results_say_what_the_verdicts_say(committed_results
         f"{eight['clean']} points clean and {eight['noisy']} under noise." in lead
     )
 
+    ghost = cifar["affines"]
+    groups, affines = ghost["groups"], ghost["affines"]
+    assert (
+        "The groups cost clean accuracy, and an affine for each brings nothing that shows. Ghost BatchNorm has LocalNorm's groups under "
+        f"one (γ, β). In batches, after two epochs on CIFAR-10 ({ghost['seeds']} seeds), the groups bring {groups['clean']} points clean "
+        f"and {groups['noisy']} under noise, and an affine for each {affines['clean']} and {affines['noisy']}." in lead
+    )
+    assert float(groups["clean"].rstrip("]").split()[-1]) < 0
+    shared = [each["affines"]["affines"] for each in numbers["experiments"].values() if each["affines"] is not None]
+    assert shared
+    for found in (text for parts in shared for text in parts.values()):
+        low, high = map(float, re.findall(r"[+-][\d.]+", found)[1:])
+        assert low < 0 < high
+
     assert "One photograph alone gives neither network, as it is, statistics to work with" in lead
     assert "With a prior from the training set both networks work on one photograph" in lead
     for name in photographs:
