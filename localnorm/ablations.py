@@ -244,4 +244,4 @@ def _train(
     network = convert_to_localnorm(plain.model, variant.train.num_groups, assignment="contiguous")
     if variant.value == "0":
         return TrainedRun(network, [], plain.record | {"seconds": 0.0})
-    return fit(dataset, variant.fine_tuning, "local", seed, initial=network)
+    return fit(dataset, variant.fine_tuning, "local", seed, initial=network, checkpoint=checkpoint)

@@ -1,4 +1,4 @@
-"""Muon for GPUs: the kernels of one shape are updated together."""
+"""Muon for GPUs: the weights that are updated alike are updated together."""
 
 import torch
 from timm.optim import Muon
@@ -14,29 +14,59 @@ class BatchedMuon(Muon):
 
     The update of a convolution's weights is the orthogonal matrix next to their momentum. timm iterates to each of these matrices alone,
     in more than twenty small calls, and the number of calls bounds a training step of a small network on a GPU. Here the matrices of one
-    shape are one stack (layers, out, height * width * in) with one iteration: 8 in a ResNet-32 instead of 33.
+    shape are one stack (layers, out, height * width * in) with one iteration: 8 in a ResNet-32 instead of 33. What else there is, such as
+    gammas, betas and the last layer, takes timm's NAdamW steps, with one correction of the biases for all weights instead of one each.
 
     Source: https://kellerjordan.github.io/posts/muon/
     """
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update. What is no weight of a convolution, or none that suits Muon, is left to timm."""
+        """One update. A weight of a hidden layer that is no convolution's, or that does not suit Muon, is left to timm."""
         groups = self.param_groups
-        convolutions = [
-            [] if group.get("use_fallback") else [p for p in group["params"] if p.ndim == 4 and suits_muon(p)]
+        ours = [
+            [p for p in group["params"] if p.grad is not None]
+            if group.get("use_fallback") and group["nesterov"]
+            else [p for p in group["params"] if p.grad is not None and p.ndim == 4 and suits_muon(p)]
             for group in groups
         ]
-        ours = {id(weight) for weights in convolutions for weight in weights}
-        self.param_groups = [group | {"params": [p for p in group["params"] if id(p) not in ours]} for group in groups]
+        taken = {id(weight) for weights in ours for weight in weights}
+        self.param_groups = [group | {"params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
         try:
             loss = super().step(closure)
         finally:
             self.param_groups = groups
-        for group, weights in zip(groups, convolutions, strict=True):
-            if weights := [weight for weight in weights if weight.grad is not None]:
-                self._update(weights, group)
+        for group, weights in zip(groups, ours, strict=True):
+            if weights:
+                (self._update_by_nadamw if group.get("use_fallback") else self._update)(weights, group)
         return loss
+
+    def _update_by_nadamw(self, weights: list[torch.Tensor], group: dict) -> None:
+        for weight in weights:
+            if "step" not in self.state[weight]:
+                self.state[weight] |= {
+                    "step": torch.zeros((), device=weight.device),
+                    "exp_avg": torch.zeros_like(weight),
+                    "exp_avg_sq": torch.zeros_like(weight),
+                }
+        gradients = [weight.grad for weight in weights]
+        steps, means, squares = (
+            [self.state[weight][key] for weight in weights] for key in ("step", "exp_avg", "exp_avg_sq")
+        )
+        beta1, beta2 = group["betas"]
+        rate = group["lr"] * group["fallback_lr_scale"]
+        torch._foreach_add_(steps, 1)
+        torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        step = steps[0]  # all have taken the same number
+        updates = torch._foreach_lerp(means, gradients, 1 - beta1)  # Nesterov
+        scales = torch._foreach_sqrt(squares)
+        torch._foreach_div_(scales, (1 - beta2**step).sqrt())
+        torch._foreach_add_(scales, group["eps"])
+        torch._foreach_mul_(scales, (beta1**step - 1) / rate)
+        torch._foreach_addcdiv_(weights, updates, scales)
 
     def _update(self, weights: list[torch.Tensor], group: dict) -> None:
         for weight in weights:

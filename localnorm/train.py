@@ -444,7 +444,8 @@ def fit(
             _save_checkpoint(checkpoint, network, optimizer, identity, history, [*parts, _part(fabric, started)])
         fabric.barrier()
     progress.close()
-    parts = [*parts, _part(fabric, started)]
+    if len(history) > resumed_at:  # else the checkpoint was of a run that had ended
+        parts = [*parts, _part(fabric, started)]
     seconds = sum(part["seconds"] for part in parts)
     trained = len(history) * steps * config.batch_size * fabric.world_size
     record = {
@@ -462,7 +463,7 @@ def fit(
         "versions": {
             "localnorm": version("localnorm"),
             "torch": _in_turn(parts, "torch"),
-            "python": platform.python_version(),
+            "python": _in_turn([{"python": platform.python_version()} | part for part in parts], "python"),
         },
         "revision": _revision(),
     }
@@ -607,6 +608,7 @@ def _part(fabric: Fabric, started: float) -> dict:
         "device": device_name(fabric.device),
         "precision": fabric.strategy.precision.precision,
         "torch": torch.__version__,
+        "python": platform.python_version(),
         "seconds": seconds,
     }
 
@@ -640,7 +642,7 @@ def _revision() -> str | None:
 
 
 def _save_checkpoint(path: Path, network, optimizer, identity: dict, history: list[dict], parts: list[dict]) -> None:
-    """`parts`: device, precision, torch and seconds of each run that trained some of the epochs."""
+    """`parts`: device, precision, versions and seconds of each run that trained some of the epochs."""
     tensors = {f"model.{name}": value.contiguous() for name, value in network.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {
