@@ -10,7 +10,7 @@ import hashlib
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from localnorm import paths
 from localnorm.convert import convert_to_localnorm
 from localnorm.data.dataset import Dataset
 from localnorm.evaluate import ARMS, SweepConfig, sweep
-from localnorm.params import from_block
+from localnorm.params import check_keys, from_block
 from localnorm.train import TrainConfig, TrainedRun, fit
 
 __all__ = [
@@ -59,7 +59,8 @@ class AblationConfig:
         noises: suite -> noises, as in the sweep block.
         max_levels: levels a noise, as in the sweep block.
         images: test images a condition.
-        epochs: of every training but fine-tuning and `groups_at_full_length`; None is as many as the train block has.
+        train: settings that differ from those of the train block, in every training but `groups_at_full_length`; fewer epochs, say.
+            Those of fine-tuning are its own in epochs and learning rate.
         groups_at_fixed_batch: values of K; a group has B / K images, down to 1 at K = B.
         groups_at_full_length: values of K at the same batch, trained and scored as the experiment's own networks are (the epochs, noises,
             levels and images of its train and sweep blocks), to be set beside those of the same seeds.
@@ -78,7 +79,7 @@ class AblationConfig:
     noises: dict[str, list[str]]
     max_levels: int
     images: int
-    epochs: int | None = None
+    train: dict = field(default_factory=dict)
     groups_at_fixed_batch: list[int] = field(default_factory=list)
     groups_at_full_length: list[int] = field(default_factory=list)
     groups_at_fixed_group_size: list[int] = field(default_factory=list)
@@ -131,8 +132,7 @@ def variants(config: AblationConfig, train: TrainConfig) -> list[Variant]:
             f"groups_at_full_length: K = {train.num_groups} is the experiment's own num_groups, whose networks the stage train has; "
             "leave it out"
         )
-    full = train
-    train = replace(train, epochs=config.epochs or train.epochs)
+    full, train = train, _shorter(config, train)
     size = train.batch_size // train.num_groups
     made = [Variant(FIXED_BATCH, str(k), "local", replace(train, num_groups=k)) for k in config.groups_at_fixed_batch]
     made += [Variant(FULL_LENGTH, str(k), "local", replace(full, num_groups=k)) for k in config.groups_at_full_length]
@@ -151,6 +151,11 @@ def variants(config: AblationConfig, train: TrainConfig) -> list[Variant]:
     return made
 
 
+def _shorter(config: AblationConfig, train: TrainConfig) -> TrainConfig:
+    check_keys("ablations' train", asdict(train) | config.train, TrainConfig)
+    return replace(train, **config.train)
+
+
 def run(
     experiment: str, dataset: Dataset, train: TrainConfig, sweep_config: SweepConfig, config: AblationConfig
 ) -> pd.DataFrame:
@@ -160,8 +165,7 @@ def run(
         A row a variant, seed, mode, noise and level: COLUMNS. `value` is text: K, epochs, a norm, or the sizes drawn from. `train_seconds`
         are of a network's own training, so that of a converted one the fine-tuning alone: the plain network is a variant itself.
     """
-    planned = variants(config, train)
-    train = replace(train, epochs=config.epochs or train.epochs)
+    planned, train = variants(config, train), _shorter(config, train)
     full = replace(sweep_config, batches=None, modes={v.norm: v.modes for v in planned if v.ablation == FULL_LENGTH})
     short = replace(
         sweep_config,

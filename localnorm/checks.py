@@ -67,6 +67,7 @@ def check_params() -> None:
                     "leave one of them out of norms, or group_sizes away (drawn then takes the divisors of batch_size)"
                 )
             if "ablations" in settings:
+                _check_types("ablations' train", settings["ablations"].train, TrainConfig)
                 variants(settings["ablations"], settings["train"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"params.yaml, {experiment}: {error}") from None
@@ -149,7 +150,14 @@ def _words(kind) -> str:
         return f"a mapping of {_words(inner[0])} to {_words(inner[1])}"
     if is_typeddict(kind):
         return "a mapping with " + ", ".join(f"{key}: {_words(each)}" for key, each in get_type_hints(kind).items())
-    words = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", type(None): "null"}
+    words = {
+        dict: "a mapping",
+        str: "text",
+        int: "a whole number",
+        float: "a finite number",
+        bool: "true or false",
+        type(None): "null",
+    }
     return words[kind]
 
 

@@ -60,6 +60,26 @@ def test_more_groups_than_images_are_refused_before_any_training():
         variants(AblationConfig([0], {}, 2, 8, groups_at_fixed_batch=[128]), TRAIN)
 
 
+def test_settings_of_the_ablations_replace_those_of_the_train_block_but_at_full_length():
+    config = replace(CONFIG, train={"epochs": 1, "weight_decay": 0.1}, groups_at_full_length=[8])
+    made = {(variant.ablation, variant.value): variant.train for variant in variants(config, TRAIN)}
+    assert {(made.pop((FULL_LENGTH, "8"))).epochs} == {4}
+    assert {(train.epochs, train.weight_decay) for train in made.values()} == {(1, 0.1)}
+    assert {train.batch_size for train in made.values()} == {32, 64}  # nothing else
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch": 1}, "unknown key epoch in the ablations' train block; it knows model, epochs, "),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_settings_of_the_ablations_that_no_training_has_are_refused_before_any(settings, message):
+    with pytest.raises(ValueError, match=message):
+        variants(replace(CONFIG, train=settings), TRAIN)
+
+
 def test_an_unknown_key_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown key seed in the ablations block; it knows seeds, "):
         AblationConfig.from_params({"seed": 1, "noises": {}, "max_levels": 2, "images": 8})
@@ -103,7 +123,7 @@ def test_groups_at_full_length_are_trained_and_scored_like_the_experiments_own_n
     choice = {"prior": [4, 64], "prior_noises": {"named": {"gaussian_multiplicative": 0.5}}}
     sweep_config = SweepConfig(noises, modes, batch_size=64, max_levels=3, images=192, clean_images=256, **choice)
     config = AblationConfig(
-        seeds=[1], noises={"named": ["contrast"]}, max_levels=2, images=32, epochs=1,
+        seeds=[1], noises={"named": ["contrast"]}, max_levels=2, images=32, train={"epochs": 1},
         groups_at_fixed_batch=[2], groups_at_full_length=[2],
     )  # fmt: skip
     train = replace(TRAIN, epochs=2)

@@ -128,7 +128,7 @@ def test_the_words_above_the_results_say_what_the_verdicts_say(committed_results
         f"{prior['clean']} and {prior['noisy']} points from BN with a prior." in lead
     )
     best = cifar["groups"]
-    assert (best["best"], load_params("cifar10-resnet32")["ablations"]["epochs"]) == (2, 2)
+    assert (best["best"], load_params("cifar10-resnet32")["ablations"]["train"]["epochs"]) == (2, 2)
     (eight,) = (row for row in best["against"] if row["arm"] == "K = 8")
     assert (
         "On CIFAR-10, after two epochs of training, two groups instead of eight bring "

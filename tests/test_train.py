@@ -473,6 +473,22 @@ def test_a_training_that_changes_its_precision_on_the_way_records_both(digits, m
     assert run.record["precision"] == "bf16-mixed, then 32-true"
 
 
+def test_a_training_that_had_ended_elsewhere_keeps_its_record_here(digits, monkeypatch, tmp_path):
+    """Its checkpoint, brought from a GPU say, goes through the stage like any other, and says what trained it."""
+    checkpoint = tmp_path / "run.safetensors"
+    monkeypatch.setattr(train, "computes_bf16", lambda device: True)
+    monkeypatch.setattr(train.platform, "python_version", lambda: "3.99")
+    ended = fit(digits, BF16, "local", seed=0, checkpoint=checkpoint)
+    monkeypatch.undo()
+    monkeypatch.setattr(train, "computes_bf16", lambda device: False)
+    here = fit(digits, BF16, "local", seed=0, checkpoint=checkpoint)
+    assert here.history == ended.history
+    weights = ended.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in here.model.state_dict().items())
+    assert (here.record["precision"], here.record["versions"]["python"]) == ("bf16-mixed", "3.99")
+    assert here.record["seconds"] == pytest.approx(ended.record["seconds"], abs=0.5)
+
+
 def test_cuda_graphs_without_a_gpu_are_refused(digits):
     with pytest.raises(ValueError, match=r"cuda_graphs=True needs a GPU, the device is cpu; leave it out"):
         fit(digits, SMALL, "local", 0, fabric=Fabric(accelerator="cpu", devices=1), cuda_graphs=True)
