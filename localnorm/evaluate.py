@@ -496,14 +496,16 @@ def sweep_batches(
     """What the size and the company of a test batch do, where statistics come from it (the mode "batch").
 
     Each image is predicted under each condition (clean, and those of `config.batches`), in batches of each size, twice: among images
-    of its own condition ("uniform"), and among images of all of them in turn ("mixed"). The images are the same.
+    of its own condition ("uniform"), and among images of all of them in turn ("mixed"). The images are the same. Beside it stand the
+    same images with training statistics (the mode "fixed", where the norm has it), which no batch moves.
 
     Returns:
         A table with mode, composition, batch_size, suite, noise, level, images, accuracy; empty where `config.batches` is None or the
-        norm has no mode "batch".
+        norm has neither mode.
     """
     columns = ["mode", "composition", "batch_size", "suite", "noise", "level", "images", "accuracy"]
-    if config.batches is None or "batch" not in config.modes.get(norm, ()):
+    modes = [mode for mode in ("fixed", "batch") if mode in config.modes.get(norm, ())]
+    if config.batches is None or not modes:
         return pd.DataFrame(columns=columns)
     images, labels, training_range = _begin(model, dataset, config, norm)
     images, labels = images[: config.batches["images"]], labels[: config.batches["images"]]
@@ -512,17 +514,25 @@ def sweep_batches(
         [noisy_images(images, dataset, *each, config, training_range) for each in studied]
     )  # (M, N, C, H, W)
     position = torch.arange(len(images))
+
+    def answers(mode: str, composition: str, size: int) -> Tensor:
+        """(M, N) whether each image was classified right under each condition."""
+        right = torch.zeros(len(studied), len(images), dtype=torch.bool)
+        for turn in range(len(studied)):
+            # the condition of each image in this pass; over all passes every image meets every condition once
+            which = (position * (composition == "mixed") + turn) % len(studied)  # (N,)
+            chosen = predict(model, noisy[which, position], mode, batch_size=size).argmax(1)
+            right[which, position] = (chosen == labels).cpu()
+        return right
+
+    alone = answers("fixed", "uniform", config.batch_size) if "fixed" in modes else None
     rows = []
     for size in tqdm(config.batches["sizes"], desc=description, unit="size", file=sys.stderr, mininterval=0.5):
         for composition in ("uniform", "mixed"):
-            right = torch.zeros(len(studied), len(images), dtype=torch.bool)  # (M, N)
-            for turn in range(len(studied)):
-                # the condition of each image in this pass; over all passes every image meets every condition once
-                which = (position * (composition == "mixed") + turn) % len(studied)  # (N,)
-                chosen = predict(model, noisy[which, position], "batch", batch_size=size).argmax(1)
-                right[which, position] = (chosen == labels).cpu()
-            for (suite, name, level), hits in zip(studied, right, strict=True):
-                rows.append(("batch", composition, size, suite, name, level, len(images), hits.double().mean().item()))
+            for mode in modes:
+                right = alone if mode == "fixed" else answers(mode, composition, size)
+                for (suite, name, level), hits in zip(studied, right, strict=True):
+                    rows.append((mode, composition, size, suite, name, level, len(images), hits.double().mean().item()))
     return pd.DataFrame(rows, columns=columns)
 
 

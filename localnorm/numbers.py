@@ -55,9 +55,10 @@ def collect_numbers() -> dict:
             arms; own_part (what LN batch gains under noise, and at most how much of it BN-batch lacks); constant (arms that answer
             with one class alone, nearly); unmoved (what test statistics bring where pixels keep theirs); prior_noises (that n0 is
             chosen by); strengths (n0 that the networks took); equal_strengths (LN and BN at the same n0); mcnemar; equal (accuracy at
-            equal images a statistic); mixed (accuracy in test batches of several noises); ablations; groups (the best K of the
-            ablation); affines (LocalNorm against groups under one affine); full_length (LN with another K, trained as long as the
-            experiment); claims}. A label is the data set's title, with the network where two experiments share it.
+            equal images a statistic); mixed (accuracy in test batches of several noises); exchanged (BN's layers for LN's, without
+            fine-tuning); ablations; groups (the best K of the ablation); affines (LocalNorm against groups under one affine); full_length
+            (LN with another K, trained as long as the experiment); claims}. A label is the data set's title, with the network where two
+            experiments share it.
         claims: C1 to C9, the control, and what is not the original's ("drawn"), each with its statement, its verdicts in short (see
             `verdicts_of`) and a row a result; no rows, not tested.
         figures: name -> caption of every figure in paper/figures.
@@ -295,6 +296,9 @@ def _experiment_numbers(name: str) -> dict:
         "mcnemar": _mcnemar_counts(name),
         "equal": _equal_images(read_table("batches", name), int(runs.num_groups[0])) if sweeps.get("batches") else [],
         "mixed": _mixed_batches(read_table("batches", name)) if sweeps.get("batches") else None,
+        "exchanged": _exchanged(read_table("batches", name), int(runs.num_groups[0]), int(runs.batch_size[0]))
+        if sweeps.get("batches")
+        else None,
         "ablations": [] if ablations is None else _ablation_numbers(ablations[ablations.ablation != FULL_LENGTH]),
         "groups": None if ablations is None else _best_groups(ablations, int(runs.num_groups[0])),
         "affines": None if ablations is None else _shared_affine(ablations, int(runs.num_groups[0])),
@@ -475,20 +479,63 @@ def _mixed_batches(batches: pd.DataFrame) -> dict | None:
 
     Returns:
         size (images a batch); arms: LN batch and BN-batch -> accuracy under noise where a batch shares one noise and level (uniform) and
-        where it does not (mixed), and the difference in points with its interval over seeds. None without a noise.
+        where it does not (mixed), and the difference in points with its interval over seeds; fixed: accuracy of BN fixed, and of the
+        arms in mixed batches the difference to it, None where it was not asked. None without a noise.
     """
     size = int(batches.batch_size.max())
-    noisy = batches[(batches.batch_size == size) & (batches["mode"] == "batch")]
-    if not (noisy.level > 0).any():
+    largest = batches[batches.batch_size == size]
+    if not (largest.level > 0).any():
         return None
-    scores = clean_and_noisy(noisy, ["composition"]).set_index(["norm", "part", "composition", "seed"])
+    scores = clean_and_noisy(largest, ["composition"]).set_index(["norm", "mode", "part", "composition", "seed"])
     scores = scores.accuracy.sort_index()
+    alone = scores["batch", "fixed", "noisy", "mixed"] if "fixed" in set(largest["mode"]) else None
+    fixed = None if alone is None else {"accuracy": percent(alone.mean())}
     arms = {}
     for arm, norm in (("BN-batch", "batch"), ("LN batch", "local")):
-        uniform, mixed = (scores[norm, "noisy", composition] for composition in ("uniform", "mixed"))
+        uniform, mixed = (scores[norm, "batch", "noisy", composition] for composition in ("uniform", "mixed"))
         arms[arm] = {"uniform": percent(uniform.mean()), "mixed": percent(mixed.mean())}
         arms[arm]["difference"] = _estimate(*stats.interval((mixed - uniform).dropna()))
-    return {"size": size, "arms": arms}
+        if fixed is not None:
+            fixed[arm] = _estimate(*stats.interval((mixed - alone).dropna()))
+    return {"size": size, "arms": arms, "fixed": fixed}
+
+
+def _exchanged(batches: pd.DataFrame, num_groups: int, batch_size: int) -> dict | None:
+    """Claim C9 for the experiment's own networks: BatchNorm's layers exchanged for LocalNorm's, without fine-tuning, in batches.
+
+    All groups then have BatchNorm's (gamma, beta), so the network is BN-batch in batches of B / K images.
+
+    Args:
+        batches: of the test batch study.
+        num_groups, batch_size: K and B of the experiment.
+
+    Returns:
+        images (B / K); seeds; accuracy: clean and noisy; against: arm (BN fixed; BN-batch in the study's largest batch), size (None for
+        the first), and the differences in points, clean and noisy, with their intervals over seeds. None where the study lacks the size
+        or BN fixed.
+    """
+    images, most = batch_size // num_groups, int(batches.batch_size.max())
+    own = batches[(batches.norm == "batch") & (batches.composition == "uniform")]
+    if "fixed" not in set(own["mode"]) or images not in set(own.batch_size) or not (own.level > 0).any():
+        return None
+    scores = (
+        clean_and_noisy(own, ["batch_size"]).set_index(["mode", "batch_size", "part", "seed"]).accuracy.sort_index()
+    )
+    exchanged = {part: scores["batch", images, part] for part in ("clean", "noisy")}
+    against = [
+        {"arm": arm, "size": size}
+        | {
+            part: _estimate(*stats.interval((found - scores[mode, most, part]).dropna()))
+            for part, found in exchanged.items()
+        }
+        for arm, mode, size in (("BN fixed", "fixed", None), ("BN-batch", "batch", most))
+    ]
+    return {
+        "images": images,
+        "seeds": int(own.seed.nunique()),
+        "accuracy": {part: percent(found.mean()) for part, found in exchanged.items()},
+        "against": against,
+    }
 
 
 def _ablation_numbers(table: pd.DataFrame) -> list[dict]:

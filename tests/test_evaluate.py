@@ -183,6 +183,7 @@ def test_with_the_last_norm_fixed_one_image_still_undoes_a_loss_of_contrast(digi
 def test_larger_batches_give_better_statistics_and_clean_company_does_not_help_a_darkened_image(digits, networks):
     for norm, network in networks.items():
         table = sweep_batches(network, digits, CONFIG, norm)
+        table = table[table["mode"] == "batch"]
         assert len(table) == 3 * 2 * 3  # sizes, compositions, conditions
         accuracy = table.set_index(["composition", "batch_size", "noise"]).accuracy
         assert accuracy["uniform", 96, "clean"] > accuracy["uniform", 1, "clean"] + 0.02
@@ -190,6 +191,27 @@ def test_larger_batches_give_better_statistics_and_clean_company_does_not_help_a
         # one image is its own company
         for condition in ("clean", "gaussian", "contrast"):
             assert accuracy["uniform", 1, condition] == accuracy["mixed", 1, condition]
+
+
+def test_no_batch_moves_what_training_statistics_answer_and_they_stand_beside_every_batch(digits, networks):
+    table = sweep_batches(networks["batch"], digits, CONFIG, "batch")
+    fixed = table[table["mode"] == "fixed"]
+    assert len(fixed) == 3 * 2 * 3  # sizes, compositions, conditions
+    assert (fixed.groupby("noise").accuracy.nunique() == 1).all()
+    assert fixed.groupby("noise").accuracy.first()["clean"] > 0.8
+    # the sweep's answers to the same images
+    config = replace(
+        CONFIG,
+        images=96,
+        max_levels=None,
+        noises={"named": ["contrast"]},
+        modes={"batch": ["fixed"]},
+        prior_noises={},
+        prior=1,
+    )
+    swept, _ = sweep(networks["batch"], digits, config, "batch")
+    assert fixed[fixed.noise == "contrast"].accuracy.iloc[0] == swept[swept.level == 0.9].accuracy.item()
+    assert set(sweep_batches(networks["local"], digits, CONFIG, "local")["mode"]) == {"batch"}
 
 
 def test_without_the_block_no_batches_are_studied(digits, networks):

@@ -7,6 +7,7 @@ import subprocess
 
 import pandas as pd
 import pytest
+import torch
 import typst
 import yaml
 from conftest import ROOT
@@ -14,7 +15,10 @@ from conftest import ROOT
 from localnorm import numbers as numbers_of
 from localnorm import paths, results, stats
 from localnorm.ablations import FIXED_BATCH, FULL_LENGTH
+from localnorm.convert import convert_to_localnorm
 from localnorm.evaluate import SweepConfig, choices, save_sweep, sweep, sweep_batches, test_images
+from localnorm.models import make_model
+from localnorm.predict import predict
 from localnorm.shifts import write_shifts
 from localnorm.train import TrainConfig, fit, save_run
 
@@ -366,7 +370,36 @@ def test_what_is_left_of_accuracy_under_noise_where_a_test_batch_holds_several_n
     assert found["size"] == 32
     assert found["arms"]["LN batch"] == {"uniform": "70.5", "mixed": "50.5", "difference": "-20.0 [-20.0, -20.0]"}
     assert found["arms"]["BN-batch"]["mixed"] == "40.5"
+    assert found["fixed"] is None
+    alone = table[table.norm == "batch"].assign(mode="fixed", accuracy=0.45 + table.seed / 100)
+    beside = numbers_of._mixed_batches(pd.concat([table, alone]))["fixed"]
+    assert beside == {"accuracy": "45.5", "BN-batch": "-5.0 [-5.0, -5.0]", "LN batch": "+5.0 [+5.0, +5.0]"}
     assert numbers_of._mixed_batches(table[table.level == 0]) is None
+
+
+def test_layers_that_are_exchanged_without_fine_tuning_are_batchnorm_in_smaller_batches():
+    """In numbers, and in a network: K groups of a batch, each with BatchNorm's affine, are BatchNorm in batches of B / K."""
+    rows = [
+        {"norm": "batch", "mode": mode, "seed": seed, "composition": "uniform", "batch_size": size, "suite": "named",
+         "noise": "gaussian", "level": level, "images": 99, "accuracy": (0.5 if mode == "fixed" else size / 100) - level}
+        for mode in ("fixed", "batch") for seed in (0, 1) for size in (1, 16, 64) for level in (0.0, 0.1)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    found = numbers_of._exchanged(table, num_groups=4, batch_size=64)
+    assert (found["images"], found["seeds"], found["accuracy"]) == (16, 2, {"clean": "16.0", "noisy": "6.0"})
+    fixed, batch = found["against"]
+    assert fixed == {
+        "arm": "BN fixed", "size": None, "clean": "-34.0 [-34.0, -34.0]", "noisy": "-34.0 [-34.0, -34.0]",
+    }  # fmt: skip
+    assert (batch["arm"], batch["size"], batch["noisy"]) == ("BN-batch", 64, "-48.0 [-48.0, -48.0]")
+    assert numbers_of._exchanged(table, num_groups=8, batch_size=64) is None  # nothing was asked in batches of 8
+    assert numbers_of._exchanged(table[table["mode"] == "batch"], num_groups=4, batch_size=64) is None
+
+    torch.manual_seed(0)
+    network = make_model("small", "batch", num_classes=10, in_channels=1).eval()
+    images = torch.randn(64, 1, 8, 8)
+    exchanged = convert_to_localnorm(network, 4, assignment="contiguous")
+    torch.testing.assert_close(predict(exchanged, images, "batch"), predict(network, images, "batch", batch_size=16))
 
 
 def test_another_number_of_groups_at_full_length_is_set_against_the_same_seeds_and_images():
@@ -644,6 +677,7 @@ def test_the_paper_is_set_from_one_experiment_with_and_without_what_it_may_lack(
             "groups": None,
             "full_length": [],
             "mixed": None,
+            "exchanged": None,
             "equal": [],
             "strengths": [],
             "equal_strengths": [],
