@@ -32,7 +32,7 @@ quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results
 	@[ ! -e .git ] || python -m localnorm.compare $(EXPERIMENT) || true # an experiment of one's own has nothing to compare with
 	@python -m localnorm.results $(EXPERIMENT)
 
-repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (a day on two cores)
+repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (days on two cores, less with a GPU)
 	@python -m localnorm.pipeline check
 	@# 1: a run failed, for want of memory say; DVC tries it again alone. Ctrl-C (130) ends all
 	python -m localnorm.pipeline runs $(if $(JOBS),--jobs $(JOBS)) || [ $$? -eq 1 ]
