@@ -248,9 +248,8 @@ def test_the_words_above_the_results_say_what_the_verdicts_say(committed_results
     )
     assert (
         "These are networks of few epochs (3 seeds). Of those that were trained to the end (6 seeds) the exchange alone brings, on the "
-        "study of test batches, {clean} points clean and {noisy} under noise against BN fixed on CIFAR-10, ".format(
-            **cifar["exchanged"]["against"][0]
-        )
+        "images and three noises of the study of test batches, {clean} points clean and {noisy} under noise against BN fixed on "
+        "CIFAR-10, ".format(**cifar["exchanged"]["against"][0])
         + "and {clean} and {noisy} on Stanford Cars.".format(**cars["exchanged"]["against"][0])
         in lead
     )
