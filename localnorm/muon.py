@@ -24,12 +24,7 @@ class BatchedMuon(Muon):
     def step(self, closure=None):
         """One update. A weight of a hidden layer that is no convolution's, or that does not suit Muon, is left to timm."""
         groups = self.param_groups
-        ours = [
-            [p for p in group["params"] if p.grad is not None]
-            if group.get("use_fallback") and group["nesterov"]
-            else [p for p in group["params"] if p.grad is not None and p.ndim == 4 and suits_muon(p)]
-            for group in groups
-        ]
+        ours = [[p for p in group["params"] if p.grad is not None and _is_ours(p, group)] for group in groups]
         taken = {id(weight) for weights in ours for weight in weights}
         self.param_groups = [group | {"params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
         try:
@@ -38,7 +33,7 @@ class BatchedMuon(Muon):
             self.param_groups = groups
         for group, weights in zip(groups, ours, strict=True):
             if weights:
-                (self._update_by_nadamw if group.get("use_fallback") else self._update)(weights, group)
+                (self._update_by_nadamw if group.get("use_fallback") else self._update_by_muon)(weights, group)
         return loss
 
     def _update_by_nadamw(self, weights: list[torch.Tensor], group: dict) -> None:
@@ -68,7 +63,7 @@ class BatchedMuon(Muon):
         torch._foreach_mul_(scales, (beta1**step - 1) / rate)
         torch._foreach_addcdiv_(weights, updates, scales)
 
-    def _update(self, weights: list[torch.Tensor], group: dict) -> None:
+    def _update_by_muon(self, weights: list[torch.Tensor], group: dict) -> None:
         for weight in weights:
             if "momentum_buffer" not in self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
@@ -92,3 +87,10 @@ class BatchedMuon(Muon):
                 updates[index] = update
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(weights, updates)
+
+
+def _is_ours(weight: torch.Tensor, group: dict) -> bool:
+    """Whether a weight is updated here: what Muon leaves, by NAdamW alone (timm's is AdamW without Nesterov), or a convolution's."""
+    if group.get("use_fallback"):
+        return group["nesterov"]
+    return weight.ndim == 4 and suits_muon(weight)

@@ -249,6 +249,7 @@ def _experiment_numbers(name: str) -> dict:
         claims = pd.concat([claims, pd.DataFrame(converted)], ignore_index=True)
     arms = stats.label_arms(sweep).astype({"arm": str})
     suites, sweeps = read_table("suites", name), load_params(name)["sweep"]
+    batches = read_table("batches", name) if sweeps.get("batches") else None
     return {
         "label": title(name),
         "source": describe(name),
@@ -294,11 +295,9 @@ def _experiment_numbers(name: str) -> dict:
             for name, level in levels.items()
         ],
         "mcnemar": _mcnemar_counts(name),
-        "equal": _equal_images(read_table("batches", name), int(runs.num_groups[0])) if sweeps.get("batches") else [],
-        "mixed": _mixed_batches(read_table("batches", name)) if sweeps.get("batches") else None,
-        "exchanged": _exchanged(read_table("batches", name), int(runs.num_groups[0]), int(runs.batch_size[0]))
-        if sweeps.get("batches")
-        else None,
+        "equal": [] if batches is None else _equal_images(batches, int(runs.num_groups[0])),
+        "mixed": None if batches is None else _mixed_batches(batches),
+        "exchanged": None if batches is None else _exchanged(batches, int(runs.num_groups[0]), int(runs.batch_size[0])),
         "ablations": [] if ablations is None else _ablation_numbers(ablations[ablations.ablation != FULL_LENGTH]),
         "groups": None if ablations is None else _best_groups(ablations, int(runs.num_groups[0])),
         "affines": None if ablations is None else _shared_affine(ablations, int(runs.num_groups[0])),

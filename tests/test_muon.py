@@ -21,8 +21,9 @@ CONFIG = TrainConfig(
 )
 
 
+@pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_the_updates_are_timms(memory_format):
+def test_the_updates_are_timms(memory_format, nesterov):
     """Two layers of one shape, others, a depthwise one that does not suit Muon, biases and a head; on a CPU, where it runs too."""
 
     class Net(torch.nn.Module):
@@ -44,6 +45,8 @@ def test_the_updates_are_timms(memory_format):
             for group in optimizer.param_groups:
                 group["capturable"] = False  # needs a GPU
             optimizer.defaults["capturable"] = False
+        for group in optimizer.param_groups:
+            group["nesterov"] = nesterov
         generator = torch.Generator().manual_seed(1)
         for _ in range(4):
             for parameter in model.parameters():
