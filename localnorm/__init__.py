@@ -1,9 +1,17 @@
-"""LocalNorm: group statistics and group affines, for image classifiers that stay right under noise."""
+"""LocalNorm: group statistics and group affines, for image classifiers that stay right under noise.
+
+A name is loaded when it is first asked for, so that what reads tables or draws figures does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from localnorm._version import __version__
-from localnorm.convert import convert_to_batchnorm, convert_to_localnorm, estimate_statistics
-from localnorm.layers import LocalNorm1d, LocalNorm2d, LocalNorm3d
-from localnorm.predict import majority_vote, predict, use_mode
+
+if TYPE_CHECKING:
+    from localnorm.convert import convert_to_batchnorm, convert_to_localnorm, estimate_statistics
+    from localnorm.layers import LocalNorm1d, LocalNorm2d, LocalNorm3d, use_mode
+    from localnorm.prediction import majority_vote, predict
 
 __all__ = [
     "LocalNorm1d",
@@ -17,3 +25,26 @@ __all__ = [
     "predict",
     "use_mode",
 ]
+
+# public name -> the module that defines it
+_HOMES = {
+    **dict.fromkeys(("convert_to_batchnorm", "convert_to_localnorm", "estimate_statistics"), "localnorm.convert"),
+    **dict.fromkeys(("LocalNorm1d", "LocalNorm2d", "LocalNorm3d", "use_mode"), "localnorm.layers"),
+    **dict.fromkeys(("majority_vote", "predict"), "localnorm.prediction"),
+}
+_MODULES = ("data", "models", "noise")  # localnorm.noise.apply, without an import of its own
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = import_module(f"localnorm.{name}")
+    else:
+        raise AttributeError(f"module 'localnorm' has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -37,7 +37,7 @@ from localnorm.data.dataset import Dataset
 from localnorm.evaluate import SweepConfig, noisy_images
 from localnorm.machine import computes_bf16, use_cpu
 from localnorm.models import make_model
-from localnorm.predict import predict
+from localnorm.prediction import predict
 
 __all__ = ["Row", "main", "pixel_loop"]
 

@@ -24,7 +24,7 @@ from localnorm.convert import convert_to_localnorm
 from localnorm.layers import LocalNorm2d, use_mode
 from localnorm.machine import computes_bf16
 from localnorm.models import make_model
-from localnorm.predict import predict
+from localnorm.prediction import predict
 
 __all__ = ["Cost", "alternate", "main", "peak_memory", "ratios"]
 

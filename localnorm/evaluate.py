@@ -24,7 +24,7 @@ from localnorm.data.dataset import Dataset
 from localnorm.layers import LocalNorm
 from localnorm.machine import use_cpu
 from localnorm.params import from_block
-from localnorm.predict import estimate_statistics, majority_vote, predict
+from localnorm.prediction import estimate_statistics, majority_vote, predict
 
 __all__ = [
     "ARMS",
@@ -90,7 +90,7 @@ def arm_label(norm: str, mode: str) -> str:
 
 
 def predict_arguments(mode: str, prior: float | None = None, fixed_last: int = 1) -> dict:
-    """What `localnorm.predict.predict` is called with in a sweep's mode.
+    """What `localnorm.prediction.predict` is called with in a sweep's mode.
 
     "last_fixed" is "prior" (n0 = 0 among them) but for the last norm layers, which keep the training statistics: a global pooling
     follows them, and statistics of one small image take away there what the pooling would have told the classes apart by.

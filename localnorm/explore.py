@@ -29,10 +29,10 @@ from localnorm.evaluate import (
     test_images,
     training_range_of,
 )
-from localnorm.figures import ARM_STYLES
+from localnorm.figures.style import ARM_STYLES
 from localnorm.models import load_model
 from localnorm.params import load_params
-from localnorm.predict import estimate_statistics, predict
+from localnorm.prediction import estimate_statistics, predict
 from localnorm.train import TrainConfig, fit
 
 __all__ = ["STATISTICS", "Pair", "View", "available", "explorer", "load_pair", "look", "plot_view", "train_pair"]

@@ -66,7 +66,7 @@ def _exports(package: str) -> dict[str, str]:
     tree = ast.parse(file.read_text(encoding="utf-8") if file.is_file() else "")
     return {
         alias.asname or alias.name: node.module
-        for node in tree.body
+        for node in ast.walk(tree)  # also where only a type checker imports
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }

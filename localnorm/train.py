@@ -38,7 +38,7 @@ from localnorm.layers import use_mode
 from localnorm.machine import computes_bf16, device_name, use_cpu
 from localnorm.models import MODELS, NORMS, make_model, save_model
 from localnorm.params import from_block
-from localnorm.predict import predict
+from localnorm.prediction import predict
 
 __all__ = ["TrainConfig", "TrainedRun", "fit", "learning_rate", "make_fabric", "save_run"]
 

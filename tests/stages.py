@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from localnorm import figures, paths, results, stats
+from localnorm import paths, results, stats
 from localnorm.data import load
 from localnorm.evaluate import SweepConfig, choices, save_sweep, sweep, sweep_batches, test_images
+from localnorm.figures.accuracy import plot_accuracy
+from localnorm.figures.style import save
 from localnorm.models import load_model
 from localnorm.train import TrainConfig, fit, save_run
 
@@ -53,7 +55,7 @@ def statistics_stage(project: Path) -> None:
 def figure_stage(project: Path) -> None:
     os.chdir(project)
     curves = pd.read_csv(paths.statistics(EXPERIMENT) / "curves.csv")
-    figures.save(figures.plot_accuracy(curves), f"accuracy-{EXPERIMENT}", "Accuracy against level.")
+    save(plot_accuracy(curves), f"accuracy-{EXPERIMENT}", "Accuracy against level.")
 
 
 RUN = f"{EXPERIMENT}/{EXPERIMENT}-local-s0"

@@ -21,7 +21,7 @@ from localnorm.evaluate import (
     sweep_batches,
     test_images,
 )
-from localnorm.predict import majority_vote, predict
+from localnorm.prediction import majority_vote, predict
 from localnorm.train import TrainConfig, fit
 
 CONFIG = SweepConfig(

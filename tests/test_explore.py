@@ -16,7 +16,7 @@ from PIL import Image
 from localnorm import explore, noise, paths
 from localnorm.data.augment import standardise
 from localnorm.params import load_params
-from localnorm.predict import predict
+from localnorm.prediction import predict
 
 
 @pytest.fixture(scope="module")

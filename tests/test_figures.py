@@ -17,11 +17,23 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from torch import nn
 
-from localnorm import estimate_statistics, figures, paths
+from localnorm import estimate_statistics, paths
 from localnorm.ablations import FINE_TUNING, FIXED_BATCH, FIXED_SIZE, NORM, TRAINED_SIZES
 from localnorm.evaluate import ARMS
-from localnorm.figures.ablations import ABLATIONS
+from localnorm.figures.ablations import ABLATIONS, plot_ablations, plot_batches
+from localnorm.figures.accuracy import plot_accuracy
+from localnorm.figures.calibration import plot_calibration
+from localnorm.figures.captions import scored_images, seeds_by_ablation, trained_on
+from localnorm.figures.cost import plot_cost
 from localnorm.figures.estimates import clean_and_noisy
+from localnorm.figures.fixed_against_batch import plot_fixed_against_batch
+from localnorm.figures.groups import group_of_each_image, plot_groups
+from localnorm.figures.network import plot_network, trace_network
+from localnorm.figures.one_image import plot_one_image
+from localnorm.figures.photographs import noise_wall, noisy_photographs, photograph
+from localnorm.figures.poor_light import chosen_strengths, darken, folder_images, plot_poor_light, top_classes
+from localnorm.figures.strengths import plot_strengths
+from localnorm.figures.style import ARM_STYLES, save
 from localnorm.models import make_model, save_model
 
 
@@ -52,13 +64,13 @@ def curves():
 
 
 def test_every_arm_has_a_colour_and_a_marker_of_its_own():
-    assert set(figures.ARM_STYLES) == set(ARMS.values())
-    assert len({colour for colour, _, _ in figures.ARM_STYLES.values()}) == len(ARMS)
-    assert len({marker for _, marker, _ in figures.ARM_STYLES.values()}) == len(ARMS)
+    assert set(ARM_STYLES) == set(ARMS.values())
+    assert len({colour for colour, _, _ in ARM_STYLES.values()}) == len(ARMS)
+    assert len({marker for _, marker, _ in ARM_STYLES.values()}) == len(ARMS)
 
 
 def test_accuracy_figure_draws_a_panel_a_noise_and_a_line_an_arm_with_the_values_of_the_table(curves):
-    figure = figures.plot_accuracy(curves)
+    figure = plot_accuracy(curves)
     shown = [axis for axis in figure.axes if axis.get_visible()]
     assert len(shown) == 2
     for axis, name in zip(shown, ("gaussian", "contrast"), strict=True):
@@ -71,7 +83,7 @@ def test_accuracy_figure_draws_a_panel_a_noise_and_a_line_an_arm_with_the_values
 
 def test_same_table_gives_the_same_bytes_and_another_table_others(project, curves):
     def written(table):
-        figures.save(figures.plot_accuracy(table), "accuracy", "A caption.")
+        save(plot_accuracy(table), "accuracy", "A caption.")
         return {
             suffix: (project / "paper" / "figures" / f"accuracy.{suffix}").read_bytes() for suffix in ("pdf", "png")
         }
@@ -84,7 +96,7 @@ def test_same_table_gives_the_same_bytes_and_another_table_others(project, curve
 
 
 def test_photographs_under_noise_are_images_and_differ_from_the_clean_one():
-    images = figures.noisy_photographs("flower", {"gaussian": 0.2, "brightness": 0.6}, seed=0)
+    images = noisy_photographs("flower", {"gaussian": 0.2, "brightness": 0.6}, seed=0)
     clean, gaussian, dark = images.values()
     for image in (clean, gaussian, dark):
         assert image.shape[2] == 3
@@ -95,7 +107,7 @@ def test_photographs_under_noise_are_images_and_differ_from_the_clean_one():
 
 
 def test_wall_has_a_row_a_noise_and_starts_clean():
-    wall = figures.noise_wall("china", columns=3, size=16, seed=0)
+    wall = noise_wall("china", columns=3, size=16, seed=0)
     assert len(wall) == 10
     for row in wall.values():
         assert row[0][0] == "0"
@@ -104,7 +116,7 @@ def test_wall_has_a_row_a_noise_and_starts_clean():
 
 def test_an_unknown_photograph_names_the_two():
     with pytest.raises(ValueError, match="unknown photograph 'dog'; choose one of flower, china"):
-        figures.photograph("dog", 32)
+        photograph("dog", 32)
 
 
 # ------------------------------------------------------------------------------------------------------------- drawings
@@ -114,17 +126,17 @@ def test_an_unknown_photograph_names_the_two():
     ("assignment", "groups"), [("contiguous", [0, 0, 1, 1, 2, 2]), ("interleaved", [0, 1, 2, 0, 1, 2])]
 )
 def test_groups_are_those_that_the_layer_forms(assignment, groups):
-    assert figures.group_of_each_image(6, 3, assignment) == groups
+    assert group_of_each_image(6, 3, assignment) == groups
 
 
 def test_the_drawing_of_groups_shows_every_image_once_in_the_batch_and_once_in_its_group():
-    figure = figures.plot_groups(8, 4)
+    figure = plot_groups(8, 4)
     for axis in figure.axes:
         texts = [text.get_text() for text in axis.texts]
         assert sorted(text for text in texts if text.isdigit()) == sorted([str(image) for image in range(8)] * 2)
         assert sum(r"\gamma" in text for text in texts) == 4
     with pytest.raises(ValueError, match=r"divides batch_size, got num_groups=3, batch_size=8"):
-        figures.plot_groups(8, 3)
+        plot_groups(8, 3)
 
 
 def test_the_traced_network_has_the_layers_of_the_module_tree_in_the_order_in_which_they_run():
@@ -133,7 +145,7 @@ def test_the_traced_network_has_the_layers_of_the_module_tree_in_the_order_in_wh
     for name, module in network.named_modules():
         if not list(module.children()):
             module.register_forward_hook(lambda *_, name=name: ran.append(name))
-    steps = figures.trace_network(network, torch.randn(4, 3, 32, 32))
+    steps = trace_network(network, torch.randn(4, 3, 32, 32))
     layers = [step for step in steps if step.kind in ("norm", "conv", "fc")]
     assert [step.name.replace("_", ".") for step in layers] == [name.replace("_", ".") for name in ran]
     assert sum(step.kind == "norm" for step in steps) == 31
@@ -142,19 +154,17 @@ def test_the_traced_network_has_the_layers_of_the_module_tree_in_the_order_in_wh
 
 
 def test_the_drawing_has_a_blue_bar_a_norm_layer_and_names_the_shapes_of_its_affine():
-    steps = figures.trace_network(
-        make_model("resnet32", "local", num_classes=10, num_groups=4), torch.randn(4, 3, 32, 32)
-    )
-    strip, block = figures.plot_network(steps, "blocks.5").axes
+    steps = trace_network(make_model("resnet32", "local", num_classes=10, num_groups=4), torch.randn(4, 3, 32, 32))
+    strip, block = plot_network(steps, "blocks.5").axes
     assert sum(to_hex(bar.get_facecolor()).upper() == "#0072B2" for bar in strip.patches) == 31
     assert [text.get_text() for text in block.texts if "4 × 16" in text.get_text()]
     with pytest.raises(ValueError, match=r"unknown block 'blocks\.15'; the network has blocks\.0, "):
-        figures.plot_network(steps, "blocks.15")
+        plot_network(steps, "blocks.15")
 
 
 def test_a_layer_that_a_drawing_has_no_look_for_is_named():
     with pytest.raises(ValueError, match=r"no look for the layer '0', a Tanh; a drawing knows LocalNorm, Conv2d"):
-        figures.trace_network(nn.Sequential(nn.Tanh()), torch.randn(1, 3, 8, 8))
+        trace_network(nn.Sequential(nn.Tanh()), torch.randn(1, 3, 8, 8))
 
 
 # --------------------------------------------------------------------------------------------------------------- charts
@@ -181,7 +191,7 @@ def line(axis, label):
 
 
 def test_calibration_draws_the_mean_error_over_seeds_and_the_disagreement_of_the_vote(sweep):
-    figure = figures.plot_calibration(sweep, ["BN fixed", "LN vote"])
+    figure = plot_calibration(sweep, ["BN fixed", "LN vote"])
     first, second, votes = (axis for axis in figure.axes if axis.get_visible())
     for axis in (first, second):
         assert line(axis, "LN vote") == ([0, 0.2, 0.6], [0.01, 0.11, 0.31])
@@ -193,7 +203,7 @@ def test_calibration_draws_the_mean_error_over_seeds_and_the_disagreement_of_the
 
 
 def test_calibration_has_no_empty_panel_where_nothing_voted(sweep):
-    figure = figures.plot_calibration(sweep[sweep["mode"] != "vote"], ["BN fixed", "LN batch"])
+    figure = plot_calibration(sweep[sweep["mode"] != "vote"], ["BN fixed", "LN batch"])
     shown = [axis for axis in figure.axes if axis.get_visible()]
     assert len(shown) == 2
     assert all(len(axis.lines) == 2 for axis in shown)
@@ -204,13 +214,13 @@ def test_fixed_against_batch_writes_the_difference_in_points_and_leaves_nothing_
         name: [0.95, 0.9] if name.startswith("clean") else [0.4, 0.7]
         for part in ("clean", "noisy") for name in (part, f"{part}_low", f"{part}_high")
     })  # fmt: skip
-    (axis,) = figures.plot_fixed_against_batch({"Digits": summary, "Cars": summary}, ["BN fixed", "BN-batch"]).axes
+    (axis,) = plot_fixed_against_batch({"Digits": summary, "Cars": summary}, ["BN fixed", "BN-batch"]).axes
     assert [text.get_text() for text in axis.texts] == ["-5.0", "+30.0"] * 2
     assert [label.get_text() for label in axis.get_yticklabels()][2:] == ["Cars, clean", "Cars, noisy"]
     with pytest.raises(ValueError, match="Digits has no results of LN batch; it has BN fixed, BN-batch"):
-        figures.plot_fixed_against_batch({"Digits": summary}, ["BN fixed", "LN batch"])
+        plot_fixed_against_batch({"Digits": summary}, ["BN fixed", "LN batch"])
     with pytest.raises(ValueError, match="no experiment has results yet"):
-        figures.plot_fixed_against_batch({}, ["BN fixed", "BN-batch"])
+        plot_fixed_against_batch({}, ["BN fixed", "BN-batch"])
 
 
 def test_one_image_marks_each_arm_at_its_clean_and_noisy_accuracy_and_skips_what_was_not_scored():
@@ -219,7 +229,7 @@ def test_one_image_marks_each_arm_at_its_clean_and_noisy_accuracy_and_skips_what
         for part in ("clean", "noisy") for name in (part, f"{part}_low", f"{part}_high")
     })  # fmt: skip
     arms = ["LN single", "LN prior", "LN last fixed"]
-    figure = figures.plot_one_image({"Digits": summary, "Cars": summary.head(2)}, ["BN fixed"], arms)
+    figure = plot_one_image({"Digits": summary, "Cars": summary.head(2)}, ["BN fixed"], arms)
     first, second = figure.axes
     marks = [line.get_xydata()[0].tolist() for line in first.lines if line.get_marker() != "None"]
     clean_and_noisy = [[90, 0], [40, 0], [10, 1], [10, 1], [80, 2], [60, 2]]  # (accuracy, row)
@@ -227,43 +237,41 @@ def test_one_image_marks_each_arm_at_its_clean_and_noisy_accuracy_and_skips_what
     assert len([line for line in second.lines if line.get_marker() != "None"]) == 2 * 2
     assert [label.get_text() for label in first.get_yticklabels()] == ["BN fixed", "LN single", "LN prior"]
     with pytest.raises(ValueError, match="Digits has no results of LN single, LN prior; it has BN fixed"):
-        figures.plot_one_image({"Digits": summary.head(1)}, ["BN fixed"], arms[:2])
+        plot_one_image({"Digits": summary.head(1)}, ["BN fixed"], arms[:2])
     with pytest.raises(ValueError, match="no experiment has results yet"):
-        figures.plot_one_image({}, ["BN fixed"], arms)
+        plot_one_image({}, ["BN fixed"], arms)
 
 
 def test_strengths_draw_clean_and_noisy_against_n0_for_each_number_of_fixed_norms():
     rows = [(norm, seed, prior, count, 0.9, 0.1 * count + 0.1 * seed)
             for norm in ("batch", "local") for seed in (0, 1) for prior in (0, 16, 64) for count in (0, 1)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["norm", "seed", "prior", "fixed_last", "clean", "noisy"])
-    figure = figures.plot_strengths({"Digits": table})
+    figure = plot_strengths({"Digits": table})
     left, right = figure.axes
     assert [axis.get_title() for axis in figure.axes] == ["Digits, BN", "Digits, LN"]
     drawn = np.array([line.get_ydata() for line in right.lines])
     assert drawn == pytest.approx(np.array([[90] * 3, [5] * 3, [90] * 3, [15] * 3]))
     assert left.lines[0].get_xdata().tolist() == [0, 16, 64]
     assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["0 fixed, clean", "0 fixed, noisy"]
-    drawn = figures.plot_strengths(
-        {"Digits": table, "Cars": table.assign(norm="drawn", fixed_last=2 * table.fixed_last)}
-    )
+    drawn = plot_strengths({"Digits": table, "Cars": table.assign(norm="drawn", fixed_last=2 * table.fixed_last)})
     named = [text.get_text() for text in drawn.legends[0].get_texts()]
     assert named == [f"{count} fixed, {part}" for count in ("0", "1, 2") for part in ("clean", "noisy")]
     shown = [axis.get_title() for axis in drawn.axes if axis.get_visible()]
     assert shown == ["Digits, BN", "Digits, LN", "Cars, LN drawn"], "what an experiment does not have has no panel"
-    (empty,) = figures.plot_strengths({}).axes
+    (empty,) = plot_strengths({}).axes
     assert [text.get_text() for text in empty.texts] == ["No sweep of this run had strengths to choose from."]
 
 
 def test_a_caption_names_what_was_scored_on_other_images():
     modes = ["batch", "single", "vote", "companions"]
     sweep = pd.DataFrame({"norm": "local", "mode": modes * 2, "level": [0.0] * 4 + [0.1] * 4, "images": 384})
-    assert figures.scored_images(sweep) == "384"
+    assert scored_images(sweep) == "384"
     sweep.loc[0, "images"] = 5000
-    assert figures.scored_images(sweep) == "384 (clean 5,000)"
+    assert scored_images(sweep) == "384 (clean 5,000)"
     sweep.loc[[1, 2, 5, 6], "images"] = 64
-    assert figures.scored_images(sweep) == "384 (clean 5,000; LN single and LN vote 64)"
+    assert scored_images(sweep) == "384 (clean 5,000; LN single and LN vote 64)"
     sweep.loc[[3, 7], "images"] = 64
-    assert figures.scored_images(sweep) == "384 (clean 5,000; LN single, LN vote and LN companions 64)"
+    assert scored_images(sweep) == "384 (clean 5,000; LN single, LN vote and LN companions 64)"
 
 
 def test_clean_and_noisy_weigh_every_noise_alike(sweep):
@@ -280,20 +288,18 @@ def test_ablations_draw_accuracy_against_each_value_and_only_the_ablations_that_
         for name, values in names.items()
         for value in values
     )
-    figure = figures.plot_ablations(table, ["LN batch"])
+    figure = plot_ablations(table, ["LN batch"])
     clean_groups, clean_tuning, noisy_groups, _ = figure.axes
     assert line(clean_groups, "LN batch") == ([1, 4, 16], [0.9, 0.87, 0.75])
     assert line(noisy_groups, "LN batch") == ([1, 4, 16], [0.5, 0.47, 0.35])
     assert line(clean_tuning, "LN batch") == ([0, 2], [0.91, 0.89])
     other = sweep.assign(ablation=NORM, value="batch")
-    figure = figures.plot_ablations(
-        pd.concat([table, other.assign(ablation=FIXED_SIZE, value="4"), other]), ["LN batch"]
-    )
+    figure = plot_ablations(pd.concat([table, other.assign(ablation=FIXED_SIZE, value="4"), other]), ["LN batch"])
     assert len(figure.axes) == 2 * 4
     (norms,) = [axis for axis in figure.axes if axis.get_title() == "other\nnorms"]
     assert line(norms, "LN batch") == ([0], [0.91])
     with pytest.raises(ValueError, match="unknown ablation depth; choose of groups at fixed batch, "):
-        figures.plot_ablations(table.assign(ablation="depth"))
+        plot_ablations(table.assign(ablation="depth"))
 
 
 def test_the_ablations_that_are_run_are_those_that_are_drawn():
@@ -304,12 +310,12 @@ def test_batches_tell_a_uniform_batch_from_a_mixed_one(sweep):
     sizes = pd.concat(sweep.assign(batch_size=n, accuracy=sweep.accuracy - 0.1 / n) for n in (1, 8))
     mixed = sizes[sizes.level > 0].assign(accuracy=0.2)
     table = pd.concat([sizes.assign(composition="uniform"), mixed.assign(composition="mixed")])
-    clean, uniform, mixed = figures.plot_batches(table, ["BN-batch", "LN batch"]).axes
+    clean, uniform, mixed = plot_batches(table, ["BN-batch", "LN batch"]).axes
     assert line(clean, "LN batch") == ([1, 8], [0.81, 0.8975])
     assert line(uniform, "LN batch") == ([1, 8], [0.41, 0.4975])
     assert line(mixed, "LN batch") == ([1, 8], [0.2, 0.2])
-    assert len(figures.plot_batches(table[table.composition == "uniform"]).axes) == 2
-    (said,) = figures.plot_batches(table.head(0)).axes[0].texts
+    assert len(plot_batches(table[table.composition == "uniform"]).axes) == 2
+    (said,) = plot_batches(table.head(0)).axes[0].texts
     assert said.get_text() == "This experiment has no study of test batches."
 
 
@@ -326,7 +332,7 @@ def test_cost_writes_every_ratio_and_leaves_single_layers_out():
         )
     )  # fmt: skip
     both, costs = costs, costs[costs.device == "cpu"]
-    figure = figures.plot_cost(costs)
+    figure = plot_cost(costs)
     assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["1.02", "7.90"]
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["resnet32, fp32\nNCHW, interleaved"]
     step, vote = (
@@ -334,12 +340,12 @@ def test_cost_writes_every_ratio_and_leaves_single_layers_out():
         for axis in figure.axes
     )
     assert (step, vote) == ({1, 1.05}, {1}), "equal cost, and the bound where a claim has one"
-    on_cpu, _, on_gpu, without = figures.plot_cost(both).axes
+    on_cpu, _, on_gpu, without = plot_cost(both).axes
     assert not without.axison
     assert [axis.get_ylabel() for axis in (on_cpu, on_gpu)] == ["CPU", "a GPU"]
     assert [text.get_text() for text in on_gpu.texts] == ["1.50"]
     with pytest.raises(ValueError, match=r"no networks; write it with python -m localnorm\.cost"):
-        figures.plot_cost(costs[costs.subject == "layer"])
+        plot_cost(costs[costs.subject == "layer"])
 
 
 # ----------------------------------------------------------------------------------------------------------- poor light
@@ -369,8 +375,8 @@ ASKED = {"batch_size": 64, "strengths": STRENGTHS, "seed": 0}
 
 def test_an_image_alone_gets_the_same_answer_whatever_comes_with_it(networks):
     images, arms = networks.images("test")[:3], ["BN fixed", "BN prior", "LN single", "LN last fixed"]
-    together = figures.top_classes("digits-small", networks, images, [0.0, 0.7], arms, **ASKED)
-    alone = figures.top_classes("digits-small", networks, images[1:2], [0.0, 0.7], arms, **ASKED)
+    together = top_classes("digits-small", networks, images, [0.0, 0.7], arms, **ASKED)
+    alone = top_classes("digits-small", networks, images[1:2], [0.0, 0.7], arms, **ASKED)
     second = together[together.image == 1].reset_index(drop=True)
     assert second.label.tolist() == alone.label.tolist()
     assert second.probability.tolist() == pytest.approx(alone.probability.tolist(), rel=1e-4)
@@ -378,7 +384,7 @@ def test_an_image_alone_gets_the_same_answer_whatever_comes_with_it(networks):
     by_rank = second.groupby(["level", "arm"]).probability
     assert (by_rank.diff().dropna() <= 0).all(), "the likeliest first"
     with pytest.raises(ValueError, match="BN-batch cannot answer for one image alone; choose of BN fixed, "):
-        figures.top_classes("digits-small", networks, images, [0.0], ["BN-batch"], **ASKED)
+        top_classes("digits-small", networks, images, [0.0], ["BN-batch"], **ASKED)
 
 
 def test_the_strengths_of_a_network_are_those_that_its_sweep_took(project):
@@ -387,7 +393,7 @@ def test_the_strengths_of_a_network_are_those_that_its_sweep_took(project):
     table["seed"], table["prior"], table["fixed_last"] = [0, 0, 1, 0], [None, 16, 64, 4], [None, 0, 0, 2]
     paths.sweep("digits-small").parent.mkdir(parents=True)
     table.to_csv(paths.sweep("digits-small"), index=False)
-    assert figures.chosen_strengths("digits-small", 0) == {arm: STRENGTHS[arm] for arm in ("BN prior", "LN last fixed")}
+    assert chosen_strengths("digits-small", 0) == {arm: STRENGTHS[arm] for arm in ("BN prior", "LN last fixed")}
 
 
 def test_long_names_of_classes_are_cut_and_leave_the_bars_their_place():
@@ -397,7 +403,7 @@ def test_long_names_of_classes_are_cut_and_leave_the_bars_their_place():
         for arm in arms for rank in range(5)
     )  # fmt: skip
     classes = ["Chevrolet Corvette Ron Fellows Edition Z06 2007"] * 5
-    figure = figures.plot_poor_light(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"], answers, classes)
+    figure = plot_poor_light(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"], answers, classes)
     figure.draw_without_rendering()
     for axis in figure.axes[1:]:
         panel = axis.get_window_extent()
@@ -411,39 +417,39 @@ def test_photographs_of_the_users_own_go_through_the_same_figure(networks, proje
     Image.new("RGB", (40, 30), (200, 10, 10)).save(project / "b.png")
     Image.new("RGB", (20, 50), (0, 0, 0)).save(project / "a.jpg")
     (project / "notes.txt").write_text("no image")
-    names, images = figures.folder_images(project, networks)
+    names, images = folder_images(project, networks)
     assert names == ["a.jpg", "b.png"]
     assert images.shape == (2, *networks.shape)
-    answers = figures.top_classes("digits-small", networks, images, [0.5], ["BN fixed", "LN single"], **ASKED)
-    figure = figures.plot_poor_light(images, names, answers, networks.classes)
+    answers = top_classes("digits-small", networks, images, [0.5], ["BN fixed", "LN single"], **ASKED)
+    figure = plot_poor_light(images, names, answers, networks.classes)
     bars = [axis for axis in figure.axes if axis.patches]
     assert len(bars) == 2 * 2
     shown = [bar.get_width() for bar in bars[0].patches]
     assert shown == answers[(answers["image"] == 0) & (answers.arm == "BN fixed")].probability.tolist()
     with pytest.raises(ValueError, match=r"no images in .*nowhere.*; give a folder with files in \.bmp"):
-        figures.folder_images(project / "nowhere", networks)
+        folder_images(project / "nowhere", networks)
 
 
 def test_darkening_takes_the_share_of_light_away():
     images = torch.full((1, 3, 4, 4), 200, dtype=torch.uint8)
-    assert torch.allclose(figures.darken(images, 0.75), torch.tensor(200 / 255 * 0.25))
+    assert torch.allclose(darken(images, 0.75), torch.tensor(200 / 255 * 0.25))
 
 
 # ------------------------------------------------------------------------------------------------------------- captions
 
 
 def test_a_figure_is_written_with_its_caption_on_one_line(project, curves):
-    figures.save(figures.plot_accuracy(curves), "accuracy", "A caption\n  of two lines.")
+    save(plot_accuracy(curves), "accuracy", "A caption\n  of two lines.")
     assert (project / "paper" / "figures" / "accuracy.txt").read_text() == "A caption of two lines.\n"
 
 
 def test_a_caption_of_ablations_says_which_have_how_many_seeds():
     table = pd.DataFrame({"ablation": [FIXED_BATCH, FINE_TUNING, FINE_TUNING, NORM, NORM], "seed": [0, 0, 1, 0, 1]})
-    assert figures.seeds_by_ablation(table) == (
+    assert seeds_by_ablation(table) == (
         f"2 seeds (bands 95 % intervals of Student's t; {FINE_TUNING}, {NORM}) and one seed, so no interval ({FIXED_BATCH})"
     )
-    assert figures.seeds_by_ablation(table[table.ablation == NORM]) == "2 seeds (bands 95 % intervals of Student's t)"
-    assert figures.seeds_by_ablation(table[table.ablation == FIXED_BATCH]) == "one seed, so no interval"
+    assert seeds_by_ablation(table[table.ablation == NORM]) == "2 seeds (bands 95 % intervals of Student's t)"
+    assert seeds_by_ablation(table[table.ablation == FIXED_BATCH]) == "one seed, so no interval"
 
 
 def test_a_caption_of_ablations_says_where_and_how_long_its_networks_were_trained():
@@ -457,13 +463,13 @@ def test_a_caption_of_ablations_says_where_and_how_long_its_networks_were_traine
             "train_seconds": [60, 120, 180, 90, 90],
         }
     )
-    assert figures.trained_on(table) == (
+    assert trained_on(table) == (
         "CPU (x86_64), bf16-mixed (2 networks, of seed 0) and CPU (x86_64), 32-true (2 networks, of seeds 1, 2); 7.5 minutes"
     )
-    assert figures.trained_on(table[table.precision == "32-true"]) == "CPU (x86_64), 32-true; 5.0 minutes"
+    assert trained_on(table[table.precision == "32-true"]) == "CPU (x86_64), 32-true; 5.0 minutes"
     table.loc[table.seed == 0, "train_seconds"] = float("nan")
-    assert figures.trained_on(table).endswith("; 2 of 4 networks 5.0 minutes, of the others no time was kept")
-    assert figures.trained_on(table[table.seed == 0]) == "CPU (x86_64), bf16-mixed; of their training no time was kept"
+    assert trained_on(table).endswith("; 2 of 4 networks 5.0 minutes, of the others no time was kept")
+    assert trained_on(table[table.seed == 0]) == "CPU (x86_64), bf16-mixed; of their training no time was kept"
 
 
 def test_every_figure_notebook_saves_with_a_caption():

@@ -18,7 +18,7 @@ from localnorm.ablations import FIXED_BATCH, FULL_LENGTH
 from localnorm.convert import convert_to_localnorm
 from localnorm.evaluate import SweepConfig, choices, save_sweep, sweep, sweep_batches, test_images
 from localnorm.models import make_model
-from localnorm.predict import predict
+from localnorm.prediction import predict
 from localnorm.shifts import write_shifts
 from localnorm.train import TrainConfig, fit, save_run
 

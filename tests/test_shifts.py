@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from localnorm import figures
 from localnorm.evaluate import SweepConfig, noisy_images, test_images, training_range_of
+from localnorm.figures.shifts import plot_shifts
 from localnorm.shifts import beyond_clean, shifts
 
 CONFIG = SweepConfig(
@@ -57,7 +57,7 @@ def test_strong_noise_lies_beyond_clean_batches_and_clean_images_under_a_trifle_
 
 
 def test_the_chart_has_a_dot_a_level_and_a_row_a_noise(table):
-    (axis,) = figures.plot_shifts(table).axes
+    (axis,) = plot_shifts(table).axes
     dots = [line for line in axis.lines if line.get_marker() == "o"]
     assert sorted(line.get_xdata()[0] for line in dots) == pytest.approx(sorted(table.distance[1:]))
     assert len(axis.get_yticklabels()) == 3

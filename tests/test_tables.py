@@ -15,16 +15,18 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 import localnorm
-from localnorm import figures, stats
+from localnorm import stats
+from localnorm.figures.ablations import plot_ablations
+from localnorm.figures.accuracy import plot_accuracy
 from localnorm.pipeline import notebook_code
 from localnorm.tables import TABLES, read_table
 
 EXPERIMENT = "digits-small"
 OF_AN_EXPERIMENT = [kind for kind in TABLES if kind != "cost"]
 DRAWN = {
-    "curves": figures.plot_accuracy,
+    "curves": plot_accuracy,
     "sweep": lambda table: stats.claims(table, num_classes=10, margin=0.01, ratio=3),
-    "ablations": lambda table: figures.plot_ablations(table, ["LN batch", "LN single"]),
+    "ablations": lambda table: plot_ablations(table, ["LN batch", "LN single"]),
 }
 
 

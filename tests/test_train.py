@@ -20,7 +20,7 @@ from localnorm import train
 from localnorm.convert import convert_to_localnorm
 from localnorm.data.augment import standardise
 from localnorm.models import load_model, make_model
-from localnorm.predict import predict
+from localnorm.prediction import predict
 from localnorm.train import TrainConfig, fit, learning_rate, save_run
 
 SMALL = TrainConfig(

@@ -20,7 +20,7 @@ from localnorm.data.prepare import to_pixels
 from localnorm.evaluate import ARMS, CHOSEN, STORED, predict_arguments, training_batches
 from localnorm.figures.style import ARM_STYLES, new_figure
 from localnorm.models import load_model
-from localnorm.predict import estimate_statistics, predict
+from localnorm.prediction import estimate_statistics, predict
 from localnorm.stats import label_arms
 from localnorm.tables import read_table
 

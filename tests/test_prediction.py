@@ -12,7 +12,7 @@ from torch import nn
 import localnorm
 from localnorm.convert import convert_to_localnorm, estimate_statistics
 from localnorm.layers import LocalNorm2d, use_mode
-from localnorm.predict import (
+from localnorm.prediction import (
     disagreement,
     majority_vote,
     mean_probability,
