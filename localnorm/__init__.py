@@ -10,13 +10,15 @@ from localnorm._version import __version__
 
 if TYPE_CHECKING:
     from localnorm.convert import convert_to_batchnorm, convert_to_localnorm, estimate_statistics
-    from localnorm.layers import LocalNorm1d, LocalNorm2d, LocalNorm3d, use_mode
-    from localnorm.prediction import majority_vote, predict
+    from localnorm.layers import LocalNorm1d, LocalNorm2d, LocalNorm3d
+    from localnorm.modes import use_mode
+    from localnorm.prediction import Predictor, majority_vote, predict
 
 __all__ = [
     "LocalNorm1d",
     "LocalNorm2d",
     "LocalNorm3d",
+    "Predictor",
     "__version__",
     "convert_to_batchnorm",
     "convert_to_localnorm",
@@ -29,8 +31,9 @@ __all__ = [
 # public name -> the module that defines it
 _HOMES = {
     **dict.fromkeys(("convert_to_batchnorm", "convert_to_localnorm", "estimate_statistics"), "localnorm.convert"),
-    **dict.fromkeys(("LocalNorm1d", "LocalNorm2d", "LocalNorm3d", "use_mode"), "localnorm.layers"),
-    **dict.fromkeys(("majority_vote", "predict"), "localnorm.prediction"),
+    **dict.fromkeys(("LocalNorm1d", "LocalNorm2d", "LocalNorm3d"), "localnorm.layers"),
+    "use_mode": "localnorm.modes",
+    **dict.fromkeys(("Predictor", "majority_vote", "predict"), "localnorm.prediction"),
 }
 _MODULES = ("data", "models", "noise")  # localnorm.noise.apply, without an import of its own
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from localnorm.layers import BATCH, LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d, set_mode
+from localnorm.layers import LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d
+from localnorm.modes import BATCH, set_mode
 
 __all__ = ["convert_to_batchnorm", "convert_to_localnorm", "estimate_statistics"]
 
