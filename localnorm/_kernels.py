@@ -36,13 +36,16 @@ def normalize_groups(
         alone: each image is asked for by itself, so one group per image, and nothing is stored.
     """
     batch, channels = x.shape[:2]
+    if _size_stays_open() and not alone and running_mean is None:
+        return _any_batch_size(x, num_groups, weight, bias, assignment, eps)
     # A comparison: min() of a symbolic size defeats torch.compile's guards.
     groups = num_groups if batch >= num_groups else batch
     size, larger = (batch // groups, batch % groups) if batch else (0, 0)
     if has_one_value(x, groups):
         raise ValueError(
             f"a group needs more than 1 value per channel, got input {tuple(x.shape)} in {groups} groups; "
-            "use a larger batch or fewer groups, or predict with mode 'prior', 'companions' or 'fixed'"
+            "use a larger batch or fewer groups, predict with mode 'prior', 'companions' or 'fixed', or let such layers take "
+            "their stored statistics there by one_value='fixed'"
         )
     stored = (running_mean, running_var)
     # The kernels keep statistics in the precision of these tensors: float32 for half inputs, and never none of them.
@@ -79,6 +82,18 @@ def normalize_groups(
     return y
 
 
+def group_of_each_image(batch: int, num_groups: int, assignment: str, device: torch.device) -> Tensor:
+    """(batch,): image i is in group i mod K, or in the last group that starts at or before it."""
+    image = torch.arange(batch, device=device)
+    if assignment == "interleaved":
+        return image % num_groups
+    group = torch.arange(num_groups, device=device)
+    starts = group * (batch // num_groups) + group.clamp(
+        max=batch % num_groups
+    )  # (K,); those without images at the end
+    return (image[:, None] >= starts).sum(1) - 1
+
+
 def has_one_value(x: Tensor, groups: int) -> bool:
     """Whether the smallest of these groups of a batch has one value per channel, so no variance."""
     return bool(x.shape[0]) and x.shape[0] // groups * math.prod(x.shape[2:]) == 1
@@ -113,6 +128,11 @@ def normalize_with_stored(
 
 
 # Choosing the path
+
+
+def _size_stays_open() -> bool:
+    """Whether what is computed now will be run at other batch sizes, with no guard that asks for another trace."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def _equal_groups(x, groups, weight, bias, running_mean, running_var, assignment, eps, momentum, alone):
@@ -200,6 +220,28 @@ def _through_a_copy(x, weight, bias, running_mean, running_var, groups, assignme
     flat = _flat(running_mean, running_var, weight, bias)
     y = F.batch_norm(view, *flat, training=True, momentum=momentum, eps=eps)
     return _channels_as_groups(y, groups, assignment, layout)
+
+
+def _any_batch_size(x, num_groups, weight, bias, assignment, eps):
+    """The formula without a view or a branch that depends on the batch: an exported graph is right at every size."""
+    work = x.to(torch.promote_types(x.dtype, torch.float32))
+    group = group_of_each_image(x.shape[0], num_groups, assignment, x.device)  # (B,)
+    belongs = (group[:, None] == torch.arange(num_groups, device=x.device)).to(work.dtype)  # (B, K)
+    share = belongs / belongs.sum(0).clamp(min=1)  # (B, K)
+    positions = tuple(range(2, x.dim()))
+    ones = (1,) * len(positions)
+
+    def mean_of_groups(t: Tensor) -> Tensor:
+        """(B, C, ...) -> (K, C). No matrix product, which autocast would take in half precision."""
+        return (share[..., None] * (t.mean(positions) if positions else t)[:, None]).sum(0)
+
+    def of_each_image(rows: Tensor) -> Tensor:
+        return rows[group].unflatten(1, (-1, *ones))  # (K, C) -> (B, C, 1, ...)
+
+    centred = work - of_each_image(mean_of_groups(work))
+    scale = torch.rsqrt(mean_of_groups(centred.square()) + eps)
+    y = centred * of_each_image(scale if weight is None else scale * weight)
+    return (y if bias is None else y + of_each_image(bias)).to(x.dtype)
 
 
 def _groups_as_channels(x: Tensor, groups: int, assignment: str, layout: torch.memory_format) -> Tensor:

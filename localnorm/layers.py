@@ -11,11 +11,28 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
-from localnorm._kernels import normalize_groups, normalize_with_stored, runs_eagerly
-from localnorm.modes import BATCH, MODES, Mode, mode_of_block, use_mode
+from localnorm._kernels import (
+    group_of_each_image,
+    has_one_value,
+    normalize_groups,
+    normalize_with_stored,
+    runs_eagerly,
+)
+from localnorm.modes import BATCH, MODES, Mode, check_one_value, mode_of_block, use_mode
 
-__all__ = ["ASSIGNMENTS", "MODES", "LocalNorm", "LocalNorm1d", "LocalNorm2d", "LocalNorm3d", "local_norm", "use_mode"]
+__all__ = [
+    "ASSIGNMENTS",
+    "MODES",
+    "LocalNorm",
+    "LocalNorm1d",
+    "LocalNorm2d",
+    "LocalNorm3d",
+    "LocalNormAct2d",
+    "local_norm",
+    "use_mode",
+]
 
 ASSIGNMENTS = ("interleaved", "contiguous")
 
@@ -91,14 +108,15 @@ class LocalNorm(nn.Module):
     training. So K = 1 is BatchNorm in training, and one image a group is InstanceNorm with an affine for each group.
 
     The same formula holds in training and in evaluation: the statistics come from the data at hand, whatever
-    ``model.eval()`` says; :func:`use_mode` and :func:`localnorm.predict` take them from elsewhere. With
-    ``track_running_stats=True`` the layer also stores moving averages in training (of the mean and, as BatchNorm does,
-    of the unbiased variance), a row for each group, which only the modes ``prior`` and ``fixed`` read. Half-precision
-    input, also under autocast, has its statistics in float32. Under DistributedDataParallel each process has its own
+    ``model.eval()`` says. :func:`localnorm.set_eval_mode` gives a network another way to evaluate, which stays with it; inside
+    their block, :func:`use_mode` and :func:`localnorm.predict` win over both. With ``track_running_stats=True`` the
+    layer also stores moving averages in training (of the mean and, as BatchNorm does, of the unbiased variance), one
+    row per group, which only the modes ``prior`` and ``fixed`` read. Statistics are computed and stored in float32 for
+    half-precision input and layers, also under autocast. Under DistributedDataParallel each process has its own
     groups, and the gradients are averaged as always.
 
-    Weight and bias are matrices, so a rule that decays whatever has two dimensions or more would decay them: leave
-    them out by module, as BatchNorm's.
+    Weight and bias are matrices, so a rule that decays whatever has two dimensions or more would decay them:
+    :func:`localnorm.param_groups` gives optimisers the right groups.
 
     Under a shuffled batch the two assignments are equal in distribution. Contiguous memory (NCHW) is fastest
     interleaved, channels_last with the contiguous assignment.
@@ -114,7 +132,9 @@ class LocalNorm(nn.Module):
         track_running_stats: whether training statistics are stored.
         momentum: weight of the newest batch in them; None is the plain average over all batches, each of which
             should have an image for every group: one count serves them all.
-        device, dtype: of parameters and buffers.
+        device, dtype: of parameters and buffers; stored statistics have at least float32.
+        one_value: what to do where a group has one value per channel, so no variance (1 x 1 maps with one image per group):
+            ``"refuse"``, or ``"fixed"`` to take the group's stored statistics there.
 
     Shape:
         - Input: (N, C, ...), any N of at least 0
@@ -143,6 +163,8 @@ class LocalNorm(nn.Module):
 
     ranks: tuple[int, ...] = ()
     shapes = "(N, C, ...)"
+    eval_mode: Mode = BATCH  # what localnorm.set_eval_mode has set
+    one_value: str = "refuse"
     from_end: float = math.inf  # 1 for a network's last norm layer, where predict counts them for fixed_last
 
     def __init__(
@@ -156,6 +178,7 @@ class LocalNorm(nn.Module):
         momentum: float | None = 0.1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        one_value: str = "refuse",
     ) -> None:
         super().__init__()
         if num_features < 1:
@@ -171,6 +194,8 @@ class LocalNorm(nn.Module):
         self.assignment = assignment
         self.track_running_stats = False
         self.momentum = momentum
+        self.one_value = check_one_value(one_value)
+        self.eval_mode = BATCH
         shape = (num_groups, num_features)
         for name in ("weight", "bias"):
             parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if affine else None
@@ -182,17 +207,22 @@ class LocalNorm(nn.Module):
         self.reset_parameters()
 
     def keep_running_stats(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
-        """From now on store training statistics, one row a group; they start at mean 0 and variance 1.
+        """From now on store training statistics, one row per group; they start at mean 0 and variance 1.
 
         They lie where the affine does; ``device`` and ``dtype`` serve a layer without one.
         """
         if self.affine:
             device, dtype = self.weight.device, self.weight.dtype
         shape = (self.num_groups, self.num_features)
+        dtype = _at_least_float32(dtype or torch.get_default_dtype())
         self.running_mean = torch.zeros(shape, device=device, dtype=dtype)
         self.running_var = torch.ones(shape, device=device, dtype=dtype)
         self.num_batches_tracked = torch.tensor(0, device=device)
         self.track_running_stats = True
+
+    def is_untouched(self) -> bool:
+        """Whether the stored statistics are those of a new layer. (Old BatchNorm files have statistics and no count.)"""
+        return bool(not self.num_batches_tracked and not self.running_mean.any() and (self.running_var == 1).all())
 
     def reset_running_stats(self) -> None:
         """Forget the stored training statistics."""
@@ -208,24 +238,63 @@ class LocalNorm(nn.Module):
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
 
-    def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
-        """A layer without training statistics takes those of a file that has them, as `estimate_statistics` would give."""
+    def _apply(self, fn, recurse: bool = True) -> nn.Module:
+        """`half()` and `to(torch.bfloat16)` leave stored statistics in float32: a moving average in half precision stalls."""
+        wide = {name: self._buffers[name] for name in ("running_mean", "running_var") if self.track_running_stats}
+        super()._apply(fn, recurse)
+        for name, before in wide.items():
+            after = self._buffers[name]
+            if after.dtype != _at_least_float32(after.dtype):
+                self._buffers[name] = before.to(after.device)
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        """An evaluation mode that was set is a plain tensor of three numbers in the file, and nothing of the state that moves."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        mode = self.eval_mode
+        if mode != BATCH:
+            numbers = [MODES.index(mode.name), mode.group, mode.prior]
+            destination[f"{prefix}eval_mode"] = torch.tensor(numbers, dtype=torch.float64)
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
+        """A layer takes training statistics and an evaluation mode from a file that has them; other files leave its own."""
+        weight = state_dict.get(f"{prefix}weight")
+        if weight is not None and self.affine and weight.shape == (self.num_features,):
+            errors.append(
+                f"{prefix}weight has shape {tuple(weight.shape)}, a BatchNorm's, and this LocalNorm has {tuple(self.weight.shape)}; "
+                "load localnorm.convert_state_dict(state_dict, model), or load before convert_to_localnorm"
+            )
+            return
+        numbers = state_dict.pop(f"{prefix}eval_mode", None)  # of the copy that load_state_dict makes
+        if numbers is not None:
+            number, group, prior = numbers.tolist()
+            self.eval_mode = Mode(MODES[int(number)], int(group), prior)
         if f"{prefix}running_mean" in state_dict and not self.track_running_stats:
             self.keep_running_stats()
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        if self.track_running_stats:  # load_state_dict(assign=True) keeps the file's precision
+            for name in ("running_mean", "running_var"):
+                self._buffers[name] = self._buffers[name].to(_at_least_float32(self._buffers[name].dtype))
 
     def extra_repr(self) -> str:
         text = f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}, affine={self.affine}"
         text += f", assignment={self.assignment!r}"
-        return text + (f", track_running_stats=True, momentum={self.momentum}" if self.track_running_stats else "")
+        text += f", track_running_stats=True, momentum={self.momentum}" if self.track_running_stats else ""
+        text += f", one_value={self.one_value!r}" if self.one_value != "refuse" else ""
+        mode = self.eval_mode
+        shown = {"group": mode.group, "prior": mode.prior}
+        options = "".join(f" {name}={value}" for name, value in shown.items() if value)
+        return text + (f", eval_mode={mode.name!r}{options}" if mode != BATCH else "")
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return _leaf(self, x)
         self._check_input(x)
         mode = mode_of_block()
         if mode is None:
-            mode = BATCH
+            mode = BATCH if self.training else self.eval_mode
         if mode.name == "batch":
-            return self._normalize_batch(x)
+            return self._normalize_batch(x, mode)
         if mode.name == "sized":
             return self._normalize_sized(x, mode)
         if mode.name == "single" and self.from_end > mode.fixed_last:
@@ -253,7 +322,14 @@ class LocalNorm(nn.Module):
             raise ValueError(f"group={group} needs more than {group} groups, got num_groups={self.num_groups}")
         return t[group].expand(count, -1)
 
-    def _normalize_batch(self, x: Tensor) -> Tensor:
+    def _falls_back(self, x: Tensor, groups: int, mode: Mode) -> bool:
+        return "fixed" in (self.one_value, mode.one_value) and has_one_value(x, min(groups, x.shape[0]))
+
+    def _normalize_batch(self, x: Tensor, mode: Mode) -> Tensor:
+        if self._falls_back(x, self.num_groups, mode):
+            groups = min(self.num_groups, x.shape[0])
+            group = group_of_each_image(x.shape[0], groups, self.assignment, x.device)
+            return self._normalize_with_stored(x, replace(mode, name="fixed", group=group))
         running_mean = running_var = None
         momentum = 0.0
         trains = self.training and self.affine and torch.is_grad_enabled()
@@ -287,8 +363,10 @@ class LocalNorm(nn.Module):
 
     def _normalize_alone(self, x: Tensor, mode: Mode) -> Tensor:
         if x.shape[0] == 0:
-            return self._normalize_batch(x)
+            return self._normalize_batch(x, mode)
         groups = x.shape[0] // mode.group_size
+        if self._falls_back(x, groups, mode):
+            return self._normalize_with_stored(x, replace(mode, name="fixed"))
         weight, bias = (self._rows(t, mode.group, groups) for t in (self.weight, self.bias))
         options = {"assignment": mode.assignment, "eps": self.eps, "alone": mode.group_size == 1}
         return normalize_groups(x, groups, weight, bias, **options)
@@ -328,3 +406,42 @@ class LocalNorm3d(LocalNorm):
 
     ranks = (5,)
     shapes = "(N, C, D, H, W)"
+
+
+class LocalNormAct2d(LocalNorm2d):
+    """:class:`LocalNorm2d`, then dropout, then an activation: what becomes of timm's BatchNormAct2d, under the same names.
+
+    Args:
+        num_features, num_groups, **options: of :class:`LocalNorm2d`.
+        act, drop: modules; none is the identity.
+
+    >>> LocalNormAct2d(3, num_groups=2, act=nn.ReLU())(torch.randn(4, 3, 5, 5)).min() == 0
+    tensor(True)
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int = 8,
+        *,
+        act: nn.Module | None = None,
+        drop: nn.Module | None = None,
+        **options,
+    ) -> None:
+        super().__init__(num_features, num_groups, **options)
+        self.drop = drop or nn.Identity()
+        self.act = act or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return _leaf(self, x)
+        return self.act(self.drop(super().forward(x)))
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _leaf(layer: nn.Module, x: Proxy) -> Proxy:
+    """The layer as one node of a symbolic trace, as torch.fx treats torch's own layers: its choices depend on the data's layout."""
+    return x.tracer.create_proxy("call_module", x.tracer.path_of_module(layer), (x,), {})

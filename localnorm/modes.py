@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = ["MODES", "use_mode"]
 
 MODES = ("batch", "single", "prior", "fixed")
+ONE_VALUE = ("refuse", "fixed")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Mode:
     group_size: int = 1  # images; more than one where predict adds companions, or training draws the size
     assignment: str = "interleaved"  # of images to groups of more than one
     fixed_last: int = 0  # so many layers at the network's end take stored statistics in every mode
+    one_value: str = "refuse"  # what a layer does where a group has one value per channel
 
 
 BATCH = Mode()
@@ -139,6 +141,12 @@ def check_prior(mode: str, prior: float | None) -> float:
     if prior is None or not prior >= 0:
         raise ValueError(f"mode='prior' needs prior, a number of positions of at least 0 (math.inf too); got {prior}")
     return float(prior)
+
+
+def check_one_value(one_value: str) -> str:
+    if one_value not in ONE_VALUE:
+        raise ValueError(f"one_value must be one of {', '.join(ONE_VALUE)}; got {one_value!r}")
+    return one_value
 
 
 def with_prior(mode: Mode) -> Mode:

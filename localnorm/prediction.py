@@ -15,18 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from localnorm.convert import (
-    CALL_THEM,
-    FROZEN,
-    convert_to_localnorm,
-    describe,
-    device_of,
-    estimate_statistics,
-    refusals,
-    share_parameters,
-)
+from localnorm._replica import CALL_THEM, describe, device_of, share_parameters
+from localnorm.convert import FROZEN, convert_to_localnorm, estimate_statistics, refusals
 from localnorm.layers import LocalNorm
-from localnorm.modes import BATCH, Mode, check_prior, mode_of_block, set_mode, use_mode, with_prior
+from localnorm.modes import Mode, check_one_value, check_prior, mode_of_block, set_mode, use_mode, with_prior
 
 __all__ = [
     "MODES",
@@ -56,6 +48,7 @@ def predict(
     companions: Tensor | None = None,
     fixed_last: int = 0,
     return_members: bool = False,
+    one_value: str = "refuse",
 ) -> Tensor:
     """Logits of images, with the statistics of every LocalNorm and BatchNorm from where ``mode`` says.
 
@@ -93,6 +86,8 @@ def predict(
             statistics; for ``single``, ``vote`` and ``prior``. With 1, the layer before a global pooling does not
             normalise away what tells one small image's class.
         return_members: the K members instead of one; not in ``batch``, where an image meets one group.
+        one_value: ``"fixed"`` lets a layer take its stored statistics where a group has one value per channel, as in an
+            image-pooling branch; ``"refuse"`` raises there, unless the layer was built to fall back.
 
     Returns:
         Logits (N, num_classes); with ``return_members`` (K, N, num_classes), for :func:`mean_probability`,
@@ -110,7 +105,9 @@ def predict(
         torch.Size([10, 4])
     """
     options = {"group": group, "prior": prior, "companions": companions, "fixed_last": fixed_last}
-    return Predictor(model, mode, batch_size=batch_size, return_members=return_members, **options)(images)
+    return Predictor(model, mode, batch_size=batch_size, return_members=return_members, one_value=one_value, **options)(
+        images
+    )
 
 
 class Predictor:
@@ -147,10 +144,11 @@ class Predictor:
         companions: Tensor | None = None,
         fixed_last: int = 0,
         return_members: bool = False,
+        one_value: str = "refuse",
     ) -> None:
-        _check_options(mode, batch_size, group, prior, companions, fixed_last, return_members)
+        _check_options(mode, batch_size, group, prior, companions, fixed_last, return_members, one_value)
         self._network = _Network(model)
-        self._choose(mode, batch_size, group, prior, companions, fixed_last, return_members)
+        self._choose(mode, batch_size, group, prior, companions, fixed_last, return_members, one_value)
 
     def using(
         self,
@@ -162,14 +160,15 @@ class Predictor:
         companions: Tensor | None = None,
         fixed_last: int = 0,
         return_members: bool = False,
+        one_value: str = "refuse",
     ) -> "Predictor":
         """A predictor of the same copy of the network in another mode, with none of this one's options; takes no time."""
-        _check_options(mode, batch_size, group, prior, companions, fixed_last, return_members)
+        _check_options(mode, batch_size, group, prior, companions, fixed_last, return_members, one_value)
         other = copy.copy(self)
-        other._choose(mode, batch_size, group, prior, companions, fixed_last, return_members)
+        other._choose(mode, batch_size, group, prior, companions, fixed_last, return_members, one_value)
         return other
 
-    def _choose(self, mode, batch_size, group, prior, companions, fixed_last, return_members) -> None:
+    def _choose(self, mode, batch_size, group, prior, companions, fixed_last, return_members, one_value) -> None:
         network = self._network
         group = 0 if group is None else operator.index(group)
         if not 0 <= group < network.num_groups:
@@ -185,15 +184,17 @@ class Predictor:
         self.mode, self.batch_size, self.return_members = mode, batch_size, return_members
         self.members = torch.arange(network.num_groups) if return_members or mode == "vote" else torch.tensor([group])
         self.companions = companions
-        statistics = mode if mode in ("prior", "fixed") else "single"
-        self.statistics = with_prior(Mode(statistics, prior=check_prior(mode, prior), fixed_last=fixed_last))
+        statistics = mode if mode in ("batch", "prior", "fixed") else "single"
+        self.statistics = with_prior(
+            Mode(statistics, prior=check_prior(mode, prior), fixed_last=fixed_last, one_value=one_value)
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, C, H, W); with ``return_members`` (K, N, num_classes)."""
         network = self._network
         if self.mode == "batch":
             batches = _nearly_equal(images, self.batch_size or max(1, len(images)))
-            logits = torch.cat([network.forward(batch, BATCH) for batch in batches])  # (N, num_classes)
+            logits = torch.cat([network.forward(batch, self.statistics) for batch in batches])  # (N, num_classes)
         else:
             companions = images[:0] if self.companions is None else self.companions
             if self.companions is not None:
@@ -242,7 +243,7 @@ class _Network:
     def _watch(self, name: str, norm: LocalNorm) -> Callable[..., None]:
         """A layer that is to take training statistics and has none yet is refused when it runs and not before: an auxiliary
         head, which does not run, needs none."""
-        lacks = norm.track_running_stats and _is_untouched(norm)
+        lacks = norm.track_running_stats and norm.is_untouched()
 
         def hook(*_) -> None:
             mode = mode_of_block()
@@ -345,6 +346,7 @@ def _check_options(
     companions: Tensor | None,
     fixed_last: int,
     return_members: bool,
+    one_value: str,
 ) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
@@ -358,6 +360,7 @@ def _check_options(
     if mode == "companions" and companions is None:
         raise ValueError("mode='companions' needs companions, a tensor (S - 1, C, H, W) of stored images; got None")
     check_prior(mode, prior)
+    check_one_value(one_value)
     if mode != "companions" and companions is not None:
         raise ValueError(f"companions belong to mode='companions', got mode={mode!r}; drop them or change the mode")
     if fixed_last and mode not in ("single", "vote", "prior"):
@@ -408,11 +411,6 @@ def _common_num_groups(norms: dict[str, LocalNorm]) -> int:
             f"the layers of a network must agree on num_groups, got {sorted(counts)}; convert all of them with one"
         )
     return counts.pop() if counts else 1
-
-
-def _is_untouched(norm: LocalNorm) -> bool:
-    """Whether stored statistics are those of a new layer; old BatchNorm files have statistics and no number of batches."""
-    return bool(not norm.num_batches_tracked and not norm.running_mean.any() and (norm.running_var == 1).all())
 
 
 def _nearly_equal(images: Tensor, most: int) -> tuple[Tensor, ...]:
