@@ -139,6 +139,9 @@ def _equal_groups(x, groups, weight, bias, running_mean, running_var, assignment
     """A batch that `groups` divides, by the path that suits device, layout and who follows the computation."""
     layout = _memory_format(x)
     x = x.contiguous(memory_format=layout)
+    # Apple's MPS is known to normalise wrongly what starts inside another tensor, as the groups of an uneven batch do.
+    if x.device.type not in ("cpu", "cuda") and x.storage_offset():
+        x = x.clone(memory_format=layout)
     path = _choose_path(x, groups, assignment, layout, alone)
     return path(x, weight, bias, running_mean, running_var, groups, assignment, eps, momentum)
 
@@ -161,8 +164,7 @@ def _choose_path(
         return _as_view
     if assignment == "interleaved" and plain:
         return _as_view
-    # One kernel call per group takes an accelerator longer than laying all groups out for one call; and Apple's MPS
-    # is known to normalise slices that start inside another tensor wrongly.
+    # One kernel call per group takes an accelerator longer than laying all groups out for one call.
     if x.device.type != "cpu":
         return _through_a_copy
     return _GroupByGroup.apply if eager_on_cpu else _group_by_group
