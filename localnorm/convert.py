@@ -91,6 +91,9 @@ def convert_to_localnorm(
 def convert_to_batchnorm(model: nn.Module, loader: Iterable, *, inplace: bool = False) -> nn.Module:
     """Replace every LocalNorm by BatchNorm with the mean of its groups' affines, and estimate the running statistics.
 
+    Tools that fold a norm into the convolution before it (timm's ``reparameterize_model``, torch's ``fuse_conv_bn_eval``) take
+    the result; on LocalNorm layers they raise, since K groups do not fold into one kernel.
+
     Args:
         model: a network with LocalNorm layers.
         loader: batches of images, or of tuples that start with them, for :func:`estimate_statistics`.

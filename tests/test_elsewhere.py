@@ -9,6 +9,7 @@ from torch import nn
 
 from localnorm import (
     LocalNorm2d,
+    convert_to_batchnorm,
     convert_to_localnorm,
     estimate_statistics,
     param_groups,
@@ -134,6 +135,18 @@ def test_timms_feature_extractor_and_fused_layers_give_the_networks_features():
     graph = torch.fx.symbolic_trace(net.blocks[1])  # with LocalNormAct2d
     x = torch.randn(4, 16, 8, 8)
     torch.testing.assert_close(graph(x), net.blocks[1](x))
+
+
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_folding_into_convolutions_raises_and_works_after_the_way_back(num_groups):
+    timm, fold = pytest.importorskip("timm"), pytest.importorskip("timm.utils.model").reparameterize_model
+    torch.manual_seed(0)
+    net = convert_to_localnorm(timm.create_model("repvgg_a0", num_classes=5), num_groups, track_running_stats=True)
+    with pytest.raises((RuntimeError, AssertionError)):
+        fold(net.eval())
+    images = torch.randn(4, 3, 32, 32)
+    back = convert_to_batchnorm(net, [images]).eval()
+    torch.testing.assert_close(fold(back)(images), back(images), rtol=1e-3, atol=1e-3)
 
 
 # Exporters, at batch sizes other than the example's
