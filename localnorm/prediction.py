@@ -394,8 +394,13 @@ def _replica(model: nn.Module) -> nn.Module:
     if left:
         raise ValueError(f"cannot choose the statistics of {describe(left)}; predict with the network's own forward")
     replica = share_parameters(model).eval()
-    if any(isinstance(module, _BatchNorm) for module in replica.modules()):
+    batchnorms = {name: module for name, module in replica.named_modules() if isinstance(module, _BatchNorm)}
+    if batchnorms:
         replica = convert_to_localnorm(replica, 1, track_running_stats=True, exclude=refused, inplace=True)
+        for name, norm in batchnorms.items():
+            if norm.affine:  # one row in the memory of the network's own weight and bias, so later training is seen
+                local = replica.get_submodule(name)
+                local.weight, local.bias = (nn.Parameter(t.detach()[None]) for t in (norm.weight, norm.bias))
     return replica
 
 
