@@ -9,28 +9,46 @@ from typing import TYPE_CHECKING
 from localnorm._version import __version__
 
 if TYPE_CHECKING:
-    from localnorm.convert import convert_to_batchnorm, convert_to_localnorm, estimate_statistics
-    from localnorm.layers import LocalNorm1d, LocalNorm2d, LocalNorm3d, use_mode
-    from localnorm.prediction import majority_vote, predict
+    from localnorm.convert import (
+        convert_state_dict,
+        convert_to_batchnorm,
+        convert_to_localnorm,
+        estimate_statistics,
+        param_groups,
+    )
+    from localnorm.eval_mode import set_eval_mode
+    from localnorm.layers import LocalNorm1d, LocalNorm2d, LocalNorm3d, LocalNormAct2d
+    from localnorm.modes import use_mode
+    from localnorm.prediction import Predictor, majority_vote, predict
 
 __all__ = [
     "LocalNorm1d",
     "LocalNorm2d",
     "LocalNorm3d",
+    "LocalNormAct2d",
+    "Predictor",
     "__version__",
+    "convert_state_dict",
     "convert_to_batchnorm",
     "convert_to_localnorm",
     "estimate_statistics",
     "majority_vote",
+    "param_groups",
     "predict",
+    "set_eval_mode",
     "use_mode",
 ]
 
 # public name -> the module that defines it
 _HOMES = {
-    **dict.fromkeys(("convert_to_batchnorm", "convert_to_localnorm", "estimate_statistics"), "localnorm.convert"),
-    **dict.fromkeys(("LocalNorm1d", "LocalNorm2d", "LocalNorm3d", "use_mode"), "localnorm.layers"),
-    **dict.fromkeys(("majority_vote", "predict"), "localnorm.prediction"),
+    **dict.fromkeys(
+        ("convert_state_dict", "convert_to_batchnorm", "convert_to_localnorm", "estimate_statistics", "param_groups"),
+        "localnorm.convert",
+    ),
+    "set_eval_mode": "localnorm.eval_mode",
+    **dict.fromkeys(("LocalNorm1d", "LocalNorm2d", "LocalNorm3d", "LocalNormAct2d"), "localnorm.layers"),
+    "use_mode": "localnorm.modes",
+    **dict.fromkeys(("Predictor", "majority_vote", "predict"), "localnorm.prediction"),
 }
 _MODULES = ("data", "models", "noise")  # localnorm.noise.apply, without an import of its own
 

@@ -6,25 +6,27 @@ with the original, unless ``inplace=True``; nor does it run any of its layers: w
 original, through a closure, is refused by name.
 """
 
-import contextlib
-import copy
-import functools
 import itertools
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from types import FunctionType, MethodType
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from localnorm.layers import BATCH, LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d, set_mode
+from localnorm._replica import CALL_THEM, copy_network, describe, device_of, held_outside, place, share_parameters
+from localnorm.layers import LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d, LocalNormAct2d
+from localnorm.modes import BATCH, set_mode
 
-__all__ = ["convert_to_batchnorm", "convert_to_localnorm", "estimate_statistics"]
+__all__ = [
+    "convert_state_dict",
+    "convert_to_batchnorm",
+    "convert_to_localnorm",
+    "estimate_statistics",
+    "param_groups",
+]
 
 FROZEN = "its statistics are frozen"
-CALL_THEM = "call them as modules of the network (self.norm(x)), not through what is none of its attributes"
 _LOCAL_OF = {
     nn.BatchNorm1d: LocalNorm1d,
     nn.BatchNorm2d: LocalNorm2d,
@@ -33,9 +35,6 @@ _LOCAL_OF = {
 }
 _BATCH_OF = {local: batch for batch, local in _LOCAL_OF.items()}
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_PLAIN = (int, float, str, type(None))
-# attributes that torch itself keeps: parameters, children, hooks, and what model.compile() made, which no copy takes along
-_OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 
 
 def convert_to_localnorm(
@@ -46,12 +45,13 @@ def convert_to_localnorm(
     track_running_stats: bool = False,
     exclude: Iterable[str] = (),
     inplace: bool = False,
+    one_value: str = "refuse",
 ) -> nn.Module:
     """Replace every BatchNorm of a network by LocalNorm with the BatchNorm's affine in each group.
 
     In training mode each group of a batch then gets what the original gives that group alone. SyncBatchNorm is
-    converted too (its groups become those of one process); timm's BatchNormAct2d becomes a Sequential of norm, drop
-    and act.
+    converted too (its groups become those of one process); timm's BatchNormAct2d becomes a :class:`LocalNormAct2d`, with
+    the same ``drop``, ``act`` and keys.
 
     Args:
         model: any network; BatchNorm may be its root or appear in several places.
@@ -60,6 +60,8 @@ def convert_to_localnorm(
         exclude: patterns of qualified names (``"layer4"``, ``"*.downsample"``) that stay as they are, with all below them.
         inplace: change ``model`` itself instead of a copy. Optimisers hold the old parameters then: build them
             afterwards.
+        one_value: of the new layers: ``"fixed"`` lets those with one value per channel in a group (an image-pooling
+            branch with 1 x 1 maps) take their stored statistics there, in training too; it needs ``track_running_stats=True``.
 
     Raises:
         ValueError: there is nothing to convert, a pattern matches nothing, a layer cannot be converted faithfully, or the
@@ -75,11 +77,12 @@ def convert_to_localnorm(
     made = {}
 
     def to_local(norm: nn.Module) -> nn.Module | None:
+        options = {"assignment": assignment, "one_value": one_value}
         if _has_fused_activation(norm):
-            local = _localnorm_from(norm, LocalNorm2d, num_groups, assignment, track_running_stats, made)
-            return nn.Sequential(OrderedDict(norm=local, drop=norm.drop, act=norm.act))
+            options |= {"act": norm.act, "drop": norm.drop}
+            return _localnorm_from(norm, LocalNormAct2d, num_groups, track_running_stats, made, options)
         if type(norm) in _LOCAL_OF:
-            return _localnorm_from(norm, _LOCAL_OF[type(norm)], num_groups, assignment, track_running_stats, made)
+            return _localnorm_from(norm, _LOCAL_OF[type(norm)], num_groups, track_running_stats, made, options)
         return None
 
     return _replaced(model, to_local, "BatchNorm", excluded, inplace)
@@ -87,6 +90,9 @@ def convert_to_localnorm(
 
 def convert_to_batchnorm(model: nn.Module, loader: Iterable, *, inplace: bool = False) -> nn.Module:
     """Replace every LocalNorm by BatchNorm with the mean of its groups' affines, and estimate the running statistics.
+
+    Tools that fold a norm into the convolution before it (timm's ``reparameterize_model``, torch's ``fuse_conv_bn_eval``) take
+    the result; on LocalNorm layers they raise, since K groups do not fold into one kernel.
 
     Args:
         model: a network with LocalNorm layers.
@@ -103,10 +109,13 @@ def convert_to_batchnorm(model: nn.Module, loader: Iterable, *, inplace: bool = 
     made = {}
 
     def to_batch(local: nn.Module) -> nn.Module | None:
-        if type(local) not in _BATCH_OF:
+        fused = type(local) is LocalNormAct2d
+        if type(local) not in _BATCH_OF and not fused:
             return None
         options = {"eps": local.eps, "momentum": local.momentum, "affine": local.affine, **_placement(local)}
-        batch = _BATCH_OF[type(local)](local.num_features, **options)
+        batch = (_batchnorm_act() if fused else _BATCH_OF[type(local)])(local.num_features, **options)
+        if fused:
+            batch.drop, batch.act = local.drop, local.act
         return _with_affine(batch, local, lambda t: t.mean(0), made)  # (K, C) -> (C,)
 
     converted = _replaced(model, to_batch, "LocalNorm", set(), inplace)
@@ -119,9 +128,13 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
 
     Batches are normalised by their own statistics, as in training, and everything else (dropout) runs as in evaluation.
     A batch with fewer images than groups has none for some of them and is left out. Half-precision statistics are
-    averaged in float32, and rounded once.
+    averaged in float32, and rounded once. A LocalNorm stores float32 whatever its weights are.
     The model changes only after the last batch. A LocalNorm without stored statistics has them from then on; a layer that
     evaluation does not run (an auxiliary head) keeps what it has.
+
+    An averaged network (EMA) pairs tensors by their place. So if it was begun before the layers had statistics, do not
+    update it afterwards: estimate the average's own, ``estimate_statistics(ema.module, loader)``. Or convert with
+    ``track_running_stats=True`` before the average is begun, and it has them from the start.
 
     Args:
         model: on the device that is to be used.
@@ -172,6 +185,83 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
                 getattr(norm, name).copy_(getattr(estimated, name))
 
 
+def param_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict]:
+    """A network's parameters in the two groups that an optimiser needs: kernels are decayed, norms and biases are not.
+
+    A LocalNorm's weight is a matrix (K, C), which rules by the number of dimensions take for a kernel. The second group
+    also has ``use_fallback=True``: timm's Muon optimisers then update norms and biases by AdamW, and every other optimiser
+    of torch or timm ignores it. torch.optim.Muon takes matrices of the first group alone.
+
+    Args:
+        weight_decay: of the first group.
+
+    Returns:
+        Two dicts for any optimiser of torch or timm, with ``weight_decay`` and 0; parameters that do not require
+        gradients are in neither, and a group without parameters is left out.
+
+    Example:
+        >>> net = convert_to_localnorm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), num_groups=2)
+        >>> [[tuple(p.shape) for p in group["params"]] for group in param_groups(net, weight_decay=1e-4)]
+        [[(4, 3, 3, 3)], [(4,), (2, 4), (2, 4)]]
+        >>> optimizer = torch.optim.SGD(param_groups(net, weight_decay=1e-4), lr=0.1)
+    """
+    exempt = {id(parameter) for norm in _norms(model) for parameter in norm.parameters(recurse=False)}
+    by_name = getattr(model, "no_weight_decay", set)()  # timm's networks list what is not to be decayed
+    decayed, others = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim < 2 or id(parameter) in exempt or name in by_name
+            (others if plain else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0, "use_fallback": True},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def convert_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A BatchNorm network's state dict for the same network with LocalNorm: each group gets the BatchNorm's affine and statistics.
+
+    ``model.load_state_dict(convert_state_dict(state_dict, model))`` gives what :func:`convert_to_localnorm` would have made of
+    the BatchNorm network. Statistics are taken along where the model's layers store them, and left out elsewhere.
+
+    Raises:
+        ValueError: a tensor of a LocalNorm layer that is neither (C,) nor (K, C); the state dict is a LocalNorm network's and the model
+            has BatchNorm, for which :func:`convert_to_batchnorm` needs images.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        >>> local = convert_to_localnorm(net, num_groups=2)
+        >>> local.load_state_dict(convert_state_dict(net.state_dict(), local))
+        <All keys matched successfully>
+    """
+    converted = dict(state_dict)
+    for name, norm in model.named_modules(remove_duplicate=False):
+        if not isinstance(norm, LocalNorm | _BatchNorm):
+            continue
+        for tensor_name in ("weight", "bias", *_STATISTICS):
+            key = place(name, tensor_name)
+            given = converted.get(key)
+            if given is None:
+                continue
+            if isinstance(norm, _BatchNorm):
+                if given.dim() == 2:
+                    raise ValueError(
+                        f"{key} has shape {tuple(given.shape)}, a LocalNorm's, and the model has a BatchNorm there; load it into "
+                        "the LocalNorm network and go back by convert_to_batchnorm(model, loader)"
+                    )
+            elif tensor_name in _STATISTICS and not norm.track_running_stats:
+                del converted[key]
+            elif tensor_name != "num_batches_tracked":
+                shape = (norm.num_groups, norm.num_features)
+                if given.shape not in (shape, shape[1:]):
+                    raise ValueError(
+                        f"{key} has shape {tuple(given.shape)}; this LocalNorm takes {shape}, or a BatchNorm's {shape[1:]}"
+                    )
+                converted[key] = given.expand(shape).clone()
+    return converted
+
+
 def _check_places(model: nn.Module) -> None:
     without = [name for name, norm in model.named_modules() if isinstance(norm, _BatchNorm) and not _keeps(norm)]
     if without:
@@ -193,123 +283,17 @@ def _widen(norm: nn.Module) -> None:
             setattr(norm, name, nn.Parameter(wide) if name in norm._parameters else wide)
 
 
-def share_parameters(model: nn.Module) -> nn.Module:
-    """A copy of a network whose parameters are the network's own; modules, flags and buffers are new."""
-    return _copy(model, model.parameters(), "use localnorm.use_mode and the network's own forward")
-
-
-def _copy(model: nn.Module, shared: Iterable[Tensor], instead: str) -> nn.Module:
-    """A deep copy that keeps the tensors `shared`, and runs none of the network's own layers.
-
-    Raises:
-        ValueError: an attribute that would lead the copy back to the network, or that cannot be copied, by name.
-    """
-    names = {module: name for name, module in model.named_modules()}
-    back = {}
-    for module, name in names.items():
-        forward = vars(module).get("forward")
-        own = isinstance(forward, MethodType) and forward.__self__ is module
-        if forward is not None and not own and not _copies_itself(module):
-            back[_place(name, "forward")] = "set on the instance; write it into the class"
-    # what a module keeps of its last forward, or weight_norm's weight, cannot be copied and is made anew by the next
-    kept = [tensor for tensor in model.buffers() if not tensor.is_leaf]
-    for module, key, held, copied in _held_outside(model):
-        if isinstance(held, Tensor) and copied and not held.is_leaf:
-            kept.append(held)
-        if isinstance(held, nn.Module) and not copied and not _copies_itself(module) and _has_tensors(held):
-            back.setdefault(_place(names[module], key), "a function over a module; make it a method of the class")
-    if back:
-        raise ValueError(
-            f"a copy of the network would run the original's layers through {describe(back)}; or {instead}"
-        )
-    memo = {id(tensor): tensor for tensor in shared} | {id(tensor): tensor.detach().clone() for tensor in kept}
-    try:
-        return copy.deepcopy(model, dict(memo))
-    except Exception as error:
-        memo |= {id(module): module for module in names}
-        for module, name in names.items():
-            for key, value in vars(module).items():
-                if not _can_be_copied(value, memo):
-                    raise ValueError(
-                        f"the network cannot be copied because of {_place(name, key)} ({type(value).__name__}); "
-                        f"clear it, or {instead}"
-                    ) from error
-        raise
-
-
-def _can_be_copied(value: object, memo: dict) -> bool:
-    try:
-        copy.deepcopy(value, dict(memo))
-    except Exception:
-        return False
-    return True
-
-
-def _copies_itself(module: nn.Module) -> bool:
-    """Whether its class says how it is copied, as torch.compile's and TorchScript's do."""
-    return hasattr(module, "__deepcopy__") or type(module).__getstate__ is not nn.Module.__getstate__
-
-
-def _place(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else key
-
-
-def _held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str, object, bool]]:
-    """What modules hold in attributes of their own, not as parameter, buffer or child: (module, attribute, object, copied).
-
-    `copied` is whether a deep copy of the module has a copy of the object.
-    """
-    for module in model.modules():
-        for key, value in vars(module).items():
-            if key not in _OF_EVERY_MODULE and not isinstance(value, _PLAIN):  # most are: this is for speed alone
-                for held, copied in _inside(value, True, set()):
-                    yield module, key, held, copied
-
-
-def _inside(value: object, copied: bool, seen: set[int]) -> Iterator[tuple[object, bool]]:
-    """The objects in nested lists, tuples, sets, dicts, partials, methods and functions."""
-    if isinstance(value, FunctionType):
-        copied = False  # deepcopy leaves a function as it is, with all that it closes over
-        inner = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        for cell in value.__closure__ or ():
-            with contextlib.suppress(ValueError):  # a cell that is not filled yet
-                inner.append(cell.cell_contents)
-    elif isinstance(value, MethodType):
-        inner = [value.__func__] if copied else [value.__func__, value.__self__]
-    elif isinstance(value, functools.partial):
-        inner = [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, dict):
-        inner = list(value.values())
-    elif isinstance(value, (list, tuple, set)):
-        inner = [each for each in value if not isinstance(each, _PLAIN)]
-    else:
-        yield value, copied
-        return
-    if id(value) not in seen:
-        seen.add(id(value))
-        for each in inner:
-            yield from _inside(each, copied, seen)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    return next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0)).device
-
-
-def _has_tensors(model: nn.Module) -> bool:
-    return any(True for _ in itertools.chain(model.parameters(), model.buffers()))
-
-
 def refusals(model: nn.Module, kind: type[nn.Module] = _BatchNorm) -> dict[str, str]:
     """The norm layers of a kind (BatchNorm or LocalNorm) that cannot be converted faithfully: name -> reason."""
     names = {module: name for name, module in model.named_modules()}
     reasons = {name: why for module, name in names.items() if (why := _refusal(module, kind))}
-    for module, key, held, _ in _held_outside(model):
+    for module, key, held, _ in held_outside(model):
         if isinstance(held, nn.Module):
-            place = _place(names[module], key)
+            where = place(names[module], key)
             for norm in [held] if held in names else held.modules():
                 if isinstance(norm, kind):
-                    why = f"{place} holds it in a plain attribute, which would keep it; use nn.ModuleList or nn.ModuleDict"
-                    reasons.setdefault(names.get(norm, place), why)
+                    why = f"{where} holds it in a plain attribute, which would keep it; use nn.ModuleList or nn.ModuleDict"
+                    reasons.setdefault(names.get(norm, where), why)
     return reasons
 
 
@@ -331,10 +315,6 @@ def _excluded(model: nn.Module, patterns: list[str]) -> set[str]:
     return {name for name, module in modules if module in stay}
 
 
-def describe(refused: dict[str, str]) -> str:
-    return "; ".join(f"{name or 'the network itself'} ({why})" for name, why in refused.items())
-
-
 def _refusal(module: nn.Module, kind: type[nn.Module]) -> str | None:
     if kind is _BatchNorm:
         if isinstance(module, torch.jit.ScriptModule):
@@ -343,7 +323,8 @@ def _refusal(module: nn.Module, kind: type[nn.Module]) -> str | None:
             return FROZEN
     if not isinstance(module, kind):
         return None
-    if type(module) not in _LOCAL_OF and type(module) not in _BATCH_OF and not _has_fused_activation(module):
+    known = type(module) in _LOCAL_OF or type(module) in _BATCH_OF or type(module) is LocalNormAct2d
+    if not known and not _has_fused_activation(module):
         return f"{type(module).__name__} is a subclass with behaviour of its own"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "it has hooks, which would be lost"
@@ -354,16 +335,24 @@ def _refusal(module: nn.Module, kind: type[nn.Module]) -> str | None:
     return None
 
 
+def _batchnorm_act() -> type[_BatchNorm]:
+    try:
+        from timm.layers import BatchNormAct2d
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("a LocalNormAct2d goes back to timm's BatchNormAct2d; pip install timm") from error
+    return BatchNormAct2d
+
+
 def _has_fused_activation(norm: nn.Module) -> bool:
     return type(norm).__name__ == "BatchNormAct2d" and type(norm).__module__.startswith("timm.")
 
 
 def _localnorm_from(
-    norm: _BatchNorm, kind: type[LocalNorm], num_groups: int, assignment: str, track: bool, made: dict
+    norm: _BatchNorm, kind: type[LocalNorm], num_groups: int, track: bool, made: dict, options: dict
 ) -> LocalNorm:
     track = track and norm.track_running_stats
-    options = {"eps": norm.eps, "affine": norm.affine, "momentum": norm.momentum, **_placement(norm)}
-    local = kind(norm.num_features, num_groups, assignment=assignment, track_running_stats=track, **options)
+    options |= {"eps": norm.eps, "affine": norm.affine, "momentum": norm.momentum, **_placement(norm)}
+    local = kind(norm.num_features, num_groups, track_running_stats=track, **options)
     if track:
         for name in _STATISTICS:
             getattr(local, name).copy_(getattr(norm, name))  # (C,) -> every row of (K, C)
@@ -403,7 +392,7 @@ def _at_least_one(loader: Iterable) -> Iterable:
 
 
 def _replaced(model: nn.Module, replace: Callable, kind: str, excluded: set[str], inplace: bool) -> nn.Module:
-    model = model if inplace else _copy(model, (), "convert with inplace=True")
+    model = model if inplace else copy_network(model, (), "convert with inplace=True")
     new = {}
     for name, module in model.named_modules():
         if name not in excluded and (replacement := replace(module)) is not None:

@@ -13,6 +13,7 @@ A norm of your own takes three lines:
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from importlib import import_module
 from math import gcd
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from localnorm import paths
 from localnorm.convert import convert_to_localnorm
-from localnorm.layers import LocalNorm2d
+from localnorm.layers import LocalNorm2d, LocalNormAct2d
 
 __all__ = ["MODELS", "NORMS", "PRETRAINED", "in_place_of_batchnorm", "load_model", "make_model", "save_model"]
 
@@ -142,6 +143,8 @@ def in_place_of_batchnorm(make_norm: Callable[[int, float], nn.Module]) -> Calla
                     ours, theirs = getattr(new, key, None), getattr(old, key)[0]
                     if ours is not None and ours.shape == theirs.shape:
                         ours.data.copy_(theirs)
+                if isinstance(old, LocalNormAct2d):
+                    new = nn.Sequential(OrderedDict(norm=new, drop=old.drop, act=old.act))
                 model.set_submodule(path, new)
         return model
 

@@ -1,32 +1,28 @@
-"""Predict with a trained network: where its norm layers take their statistics from is the caller's choice.
+"""Predict with a trained network: the caller chooses where its norm layers take their statistics from.
 
 LocalNorm and BatchNorm networks are asked alike, since BatchNorm is LocalNorm with one group and stored statistics. A
-prediction runs on a replica that shares the network's parameters, so the caller's network, its flags and its
-statistics stay as they are, for every thread and after every exception.
+:class:`Predictor` holds a replica that shares the network's parameters, so the caller's network, its flags and its
+statistics stay as they are, for every thread and after every exception. :func:`predict` builds one and asks it once.
 """
 
+import copy
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from localnorm.convert import (
-    CALL_THEM,
-    FROZEN,
-    convert_to_localnorm,
-    describe,
-    device_of,
-    estimate_statistics,
-    refusals,
-    share_parameters,
-)
-from localnorm.layers import BATCH, LocalNorm, Mode, check_prior, set_mode, use_mode, with_prior
+from localnorm._replica import CALL_THEM, describe, device_of, share_parameters
+from localnorm.convert import FROZEN, convert_to_localnorm, estimate_statistics, refusals
+from localnorm.layers import LocalNorm
+from localnorm.modes import Mode, check_one_value, check_prior, mode_of_block, set_mode, use_mode, with_prior
 
 __all__ = [
     "MODES",
+    "Predictor",
     "disagreement",
     "estimate_statistics",
     "majority_vote",
@@ -52,6 +48,7 @@ def predict(
     companions: Tensor | None = None,
     fixed_last: int = 0,
     return_members: bool = False,
+    one_value: str = "refuse",
 ) -> Tensor:
     """Logits of images, with the statistics of every LocalNorm and BatchNorm from where ``mode`` says.
 
@@ -68,8 +65,10 @@ def predict(
 
     ``vote`` is ``single`` with every group's affine, and returns the log of the members' mean probability. In the
     released evaluation an image joins its companions in every group: ``mode="companions", return_members=True``.
-    Cost of an image in forwards: batch, single, prior and fixed 1; vote K; companions S; times K with
+    Cost of one image in forwards: batch, single, prior and fixed 1; vote K; companions S; times K with
     ``return_members``.
+
+    For many calls on one network build a :class:`Predictor` once: this function does so on each call.
 
     Args:
         model: the network, on the device that is to be used; it is not changed. Wrappers (torch.compile,
@@ -83,10 +82,12 @@ def predict(
             ``vote``, nor with ``return_members``, where every group serves.
         prior: n0, in positions of the feature map; for ``prior`` only.
         companions: (S - 1, C, H, W) stored images; for ``companions`` only.
-        fixed_last: so many norm layers at the end of the network, in the order of ``model.modules()``, keep the training
+        fixed_last: how many norm layers at the end of the network, in the order of ``model.modules()``, keep the training
             statistics; for ``single``, ``vote`` and ``prior``. With 1, the layer before a global pooling does not
             normalise away what tells one small image's class.
         return_members: the K members instead of one; not in ``batch``, where an image meets one group.
+        one_value: ``"fixed"`` lets a layer take its stored statistics where a group has one value per channel, as in an
+            image-pooling branch; ``"refuse"`` raises there, unless the layer was built to fall back.
 
     Returns:
         Logits (N, num_classes); with ``return_members`` (K, N, num_classes), for :func:`mean_probability`,
@@ -96,56 +97,186 @@ def predict(
         ValueError: an unknown mode, an option that the mode does not take, a group that is not there, statistics
             that were never stored, a BatchNorm whose statistics cannot be chosen, companions unlike the images in size
             or dtype; a network that cannot be copied or whose norm layers its forward does not run, or whose output is no
-            tensor with a row an image.
+            tensor with one row per image.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> predict(net, torch.randn(10, 3, 8, 8), "batch", batch_size=4).shape  # batches of 4, 3 and 3
         torch.Size([10, 4])
     """
-    _check_options(mode, batch_size, group, companions, fixed_last, return_members)
-    if companions is not None:
-        _check_companions(companions, images)
-    positions = check_prior(mode, prior)
-    replica = _replica(model)
-    norms = {name: module for name, module in replica.named_modules() if isinstance(module, LocalNorm)}
-    num_groups = _common_num_groups(norms)
-    group = 0 if group is None else operator.index(group)
-    if not 0 <= group < num_groups:
-        raise ValueError(f"group must be from 0 to {num_groups - 1} in this network, got {group}")
-    if mode in ("prior", "fixed"):
-        _check_stored(norms, f"mode={mode!r}")
-    if fixed_last:
-        _keep_last_fixed(norms, fixed_last)
-    ran = _watch(norms, mode, fixed_last)
+    options = {"group": group, "prior": prior, "companions": companions, "fixed_last": fixed_last}
+    return Predictor(model, mode, batch_size=batch_size, return_members=return_members, one_value=one_value, **options)(
+        images
+    )
 
-    device = device_of(model)
-    if mode == "batch":
-        batches = _nearly_equal(images, batch_size or max(1, len(images)))
-        logits = torch.cat([_forward(replica, batch.to(device), BATCH) for batch in batches])  # (N, num_classes)
-    else:
-        members = torch.arange(num_groups) if return_members or mode == "vote" else torch.tensor([group])
-        companions = images[:0] if companions is None else companions
-        copies = len(members) * (1 + len(companions))
-        logits = torch.cat(
-            [
-                _members(replica, part.to(device), mode, members.to(device), positions, companions.to(device))
-                for part in _nearly_equal(images, max(1, (batch_size or MEMORY_BOUND) // copies))
-            ],
-            dim=1,
-        )  # (M, N, num_classes)
-    if norms and not ran:
-        raise ValueError(
-            f"the network's forward ran none of its norm layers, so mode={mode!r} chose nothing; {CALL_THEM}"
+
+class Predictor:
+    """A network that is ready to predict in one mode: build it once, call it often.
+
+    Building checks the options and the network, and copies its modules; parameters are shared, so changes of weights
+    made in place (an optimiser's step) are seen. Statistics and other buffers are those of the moment of building: after
+    :func:`localnorm.estimate_statistics` build another. Threads may call one predictor at the same time.
+
+    Args: as of :func:`predict`, without the images.
+
+    Raises:
+        ValueError: as :func:`predict`; what concerns images and forwards is raised by the call.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> estimate_statistics(net, [torch.randn(8, 3, 8, 8)])
+        >>> by_prior = Predictor(net, "prior", prior=512)
+        >>> by_prior(torch.randn(1, 3, 8, 8)).shape
+        torch.Size([1, 4])
+        >>> fixed = by_prior.using("fixed")  # the same copy of the network in another mode
+        >>> torch.equal(fixed(torch.ones(1, 3, 8, 8)), net.eval()(torch.ones(1, 3, 8, 8)))
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mode: str = "batch",
+        *,
+        batch_size: int | None = None,
+        group: int | None = None,
+        prior: float | None = None,
+        companions: Tensor | None = None,
+        fixed_last: int = 0,
+        return_members: bool = False,
+        one_value: str = "refuse",
+    ) -> None:
+        _check_options(mode, batch_size, group, prior, companions, fixed_last, return_members, one_value)
+        self._network = _Network(model)
+        self._choose(mode, batch_size, group, prior, companions, fixed_last, return_members, one_value)
+
+    def using(
+        self,
+        mode: str = "batch",
+        *,
+        batch_size: int | None = None,
+        group: int | None = None,
+        prior: float | None = None,
+        companions: Tensor | None = None,
+        fixed_last: int = 0,
+        return_members: bool = False,
+        one_value: str = "refuse",
+    ) -> "Predictor":
+        """A predictor of the same copy of the network in another mode, with none of this one's options; takes no time."""
+        _check_options(mode, batch_size, group, prior, companions, fixed_last, return_members, one_value)
+        other = copy.copy(self)
+        other._choose(mode, batch_size, group, prior, companions, fixed_last, return_members, one_value)
+        return other
+
+    def _choose(self, mode, batch_size, group, prior, companions, fixed_last, return_members, one_value) -> None:
+        network = self._network
+        group = 0 if group is None else operator.index(group)
+        if not 0 <= group < network.num_groups:
+            raise ValueError(f"group must be from 0 to {network.num_groups - 1} in this network, got {group}")
+        if mode in ("prior", "fixed"):
+            network.check_stored(f"mode={mode!r}")
+        if not 0 <= fixed_last <= len(network.norms):
+            raise ValueError(
+                f"fixed_last must be from 0 to {len(network.norms)}, the norm layers of this network, got {fixed_last}"
+            )
+        if fixed_last:
+            network.check_stored(f"fixed_last={fixed_last}", last=fixed_last)
+        self.mode, self.batch_size, self.return_members = mode, batch_size, return_members
+        self.members = torch.arange(network.num_groups) if return_members or mode == "vote" else torch.tensor([group])
+        self.companions = companions
+        statistics = mode if mode in ("batch", "prior", "fixed") else "single"
+        self.statistics = with_prior(
+            Mode(statistics, prior=check_prior(mode, prior), fixed_last=fixed_last, one_value=one_value)
         )
-    if (mode == "vote" or return_members) and logits.dim() != 3:
-        raise ValueError(
-            f"members vote with logits (N, num_classes), got shape {tuple(logits.shape[1:])} of the network; "
-            "ask each group by mode='single' and group"
-        )
-    if mode == "batch" or return_members:
-        return logits
-    return _log_mean_probability(logits) if mode == "vote" else logits[0]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, C, H, W); with ``return_members`` (K, N, num_classes)."""
+        network = self._network
+        if self.mode == "batch":
+            batches = _nearly_equal(images, self.batch_size or max(1, len(images)))
+            logits = torch.cat([network.forward(batch, self.statistics) for batch in batches])  # (N, num_classes)
+        else:
+            companions = images[:0] if self.companions is None else self.companions
+            if self.companions is not None:
+                _check_companions(companions, images)
+            most = max(1, (self.batch_size or MEMORY_BOUND) // (len(self.members) * (1 + len(companions))))
+            parts = _nearly_equal(images, most)
+            logits = torch.cat([self._ask_members(part, companions) for part in parts], 1)  # (M, N, num_classes)
+        if network.norms and not network.ran:
+            raise ValueError(
+                f"the network's forward ran none of its norm layers, so mode={self.mode!r} chose nothing; {CALL_THEM}"
+            )
+        if (self.mode == "vote" or self.return_members) and logits.dim() != 3:
+            raise ValueError(
+                f"members vote with logits (N, num_classes), got shape {tuple(logits.shape[1:])} of the network; "
+                "ask each group by mode='single' and group"
+            )
+        if self.mode == "batch" or self.return_members:
+            return logits
+        return _log_mean_probability(logits) if self.mode == "vote" else logits[0]
+
+    def _ask_members(self, images: Tensor, companions: Tensor) -> Tensor:
+        """Logits (M, N, num_classes) of N images under the affines of M groups, in one forward."""
+        images, companions, members = (t.to(self._network.device) for t in (images, companions, self.members))
+        copies = images.repeat(len(members), *[1] * (images.dim() - 1))  # (M*N, C, H, W): a member's images together
+        affine = members.repeat_interleave(len(images))  # (M*N,)
+        # Image i of a forward is in group i mod M*N: each copy first, then every companion once for each copy.
+        batch = torch.cat([copies, companions.repeat_interleave(len(copies), 0)])  # (S*M*N, C, H, W)
+        mode = replace(self.statistics, group=affine, group_size=1 + len(companions))
+        logits = self._network.forward(batch, mode)
+        return logits[: len(copies)].unflatten(0, (len(members), len(images)))
+
+
+class _Network:
+    """The replica that predictors of one network share, and what its norm layers have shown so far."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.replica = _replica(model)
+        self.norms = {name: module for name, module in self.replica.named_modules() if isinstance(module, LocalNorm)}
+        self.num_groups = _common_num_groups(self.norms)
+        self.device = device_of(model)
+        self.ran: set[str] = set()  # the names of the layers that a forward has run
+        for from_end, (name, norm) in enumerate(reversed(self.norms.items()), 1):
+            norm.from_end = from_end
+            norm.register_forward_pre_hook(self._watch(name, norm))
+
+    def _watch(self, name: str, norm: LocalNorm) -> Callable[..., None]:
+        """A layer that is to take training statistics and has none yet is refused when it runs and not before: an auxiliary
+        head, which does not run, needs none."""
+        lacks = norm.track_running_stats and norm.is_untouched()
+
+        def hook(*_) -> None:
+            mode = mode_of_block()
+            if lacks and (mode.name in ("prior", "fixed") or norm.from_end <= mode.fixed_last):
+                wanted = f"mode={mode.name!r}" if mode.name in ("prior", "fixed") else f"fixed_last={mode.fixed_last}"
+                raise ValueError(
+                    f"{wanted} needs stored training statistics, and those of {name or 'the network'} are as they were "
+                    "built, of no batch; call localnorm.estimate_statistics(model, loader) once"
+                )
+            self.ran.add(name)
+
+        return hook
+
+    def check_stored(self, wanted: str, last: int | None = None) -> None:
+        names = list(self.norms)[-(last or len(self.norms)) :]
+        missing = [name for name in names if not self.norms[name].track_running_stats]
+        if missing:
+            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            raise ValueError(
+                f"{wanted} needs stored training statistics, and {shown} keep none; "
+                "call localnorm.estimate_statistics(model, loader) once"
+            )
+
+    def forward(self, images: Tensor, mode: Mode) -> Tensor:
+        with torch.no_grad(), set_mode(mode):
+            output = self.replica(images.to(self.device))
+        if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(images):
+            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"predict needs a network that gives one tensor with one row per image, (N, num_classes); got {got} for "
+                f"{len(images)} images; wrap it in a module whose forward returns the logits"
+            )
+        return output
 
 
 def mean_probability(members: Tensor) -> Tensor:
@@ -199,7 +330,7 @@ def _check_members(members: Tensor) -> None:
     if members.dim() != 3 or not len(members):
         raise ValueError(
             f"members are logits (K, N, num_classes), got shape {tuple(members.shape)}; "
-            "they come of predict(..., return_members=True)"
+            "predict(..., return_members=True) returns them"
         )
 
 
@@ -211,9 +342,11 @@ def _check_options(
     mode: str,
     batch_size: int | None,
     group: int | None,
+    prior: float | None,
     companions: Tensor | None,
     fixed_last: int,
     return_members: bool,
+    one_value: str,
 ) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
@@ -226,6 +359,8 @@ def _check_options(
         )
     if mode == "companions" and companions is None:
         raise ValueError("mode='companions' needs companions, a tensor (S - 1, C, H, W) of stored images; got None")
+    check_prior(mode, prior)
+    check_one_value(one_value)
     if mode != "companions" and companions is not None:
         raise ValueError(f"companions belong to mode='companions', got mode={mode!r}; drop them or change the mode")
     if fixed_last and mode not in ("single", "vote", "prior"):
@@ -259,8 +394,13 @@ def _replica(model: nn.Module) -> nn.Module:
     if left:
         raise ValueError(f"cannot choose the statistics of {describe(left)}; predict with the network's own forward")
     replica = share_parameters(model).eval()
-    if any(isinstance(module, _BatchNorm) for module in replica.modules()):
+    batchnorms = {name: module for name, module in replica.named_modules() if isinstance(module, _BatchNorm)}
+    if batchnorms:
         replica = convert_to_localnorm(replica, 1, track_running_stats=True, exclude=refused, inplace=True)
+        for name, norm in batchnorms.items():
+            if norm.affine:  # one row in the memory of the network's own weight and bias, so later training is seen
+                local = replica.get_submodule(name)
+                local.weight, local.bias = (nn.Parameter(t.detach()[None]) for t in (norm.weight, norm.bias))
     return replica
 
 
@@ -278,79 +418,5 @@ def _common_num_groups(norms: dict[str, LocalNorm]) -> int:
     return counts.pop() if counts else 1
 
 
-def _keep_last_fixed(norms: dict[str, LocalNorm], count: int) -> None:
-    """Let the last `count` layers of a replica take the training statistics in every mode."""
-    if not 0 <= count <= len(norms):
-        raise ValueError(f"fixed_last must be from 0 to {len(norms)}, the norm layers of this network, got {count}")
-    last = dict(list(norms.items())[-count:])
-    _check_stored(last, f"fixed_last={count}")
-    for norm in last.values():
-        norm.keeps_fixed = True
-
-
-def _check_stored(norms: dict[str, LocalNorm], wanted: str) -> None:
-    missing = [name for name, norm in norms.items() if not norm.track_running_stats]
-    if missing:
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise ValueError(
-            f"{wanted} needs stored training statistics, and {shown} keep none; "
-            "call localnorm.estimate_statistics(model, loader) once"
-        )
-
-
-def _watch(norms: dict[str, LocalNorm], mode: str, fixed_last: int) -> set[str]:
-    """The names of the layers that a replica has run: a set that its forwards fill.
-
-    A layer that is to take training statistics and has none yet is refused there and not before: one that does not run,
-    as in an auxiliary head, needs none.
-    """
-    ran = set()
-    wanted = f"mode={mode!r}" if mode in ("prior", "fixed") else f"fixed_last={fixed_last}"
-
-    def note(name: str, lacks: bool) -> Callable[..., None]:
-        def hook(*_) -> None:
-            if lacks:
-                raise ValueError(
-                    f"{wanted} needs stored training statistics, and those of {name or 'the network'} are as they were "
-                    "built, of no batch; call localnorm.estimate_statistics(model, loader) once"
-                )
-            ran.add(name)
-
-        return hook
-
-    for name, norm in norms.items():
-        takes = mode in ("prior", "fixed") or norm.keeps_fixed
-        norm.register_forward_pre_hook(note(name, takes and _is_untouched(norm)))
-    return ran
-
-
-def _is_untouched(norm: LocalNorm) -> bool:
-    """Whether stored statistics are those of a new layer; old BatchNorm files have statistics and no number of batches."""
-    return bool(not norm.num_batches_tracked and not norm.running_mean.any() and (norm.running_var == 1).all())
-
-
 def _nearly_equal(images: Tensor, most: int) -> tuple[Tensor, ...]:
     return images.tensor_split(max(1, -(-len(images) // most)))
-
-
-def _members(model: nn.Module, images: Tensor, mode: str, members: Tensor, prior: float, companions: Tensor) -> Tensor:
-    """Logits (M, N, num_classes) of N images under the affines of M groups, in one forward."""
-    copies = images.repeat(len(members), *[1] * (images.dim() - 1))  # (M*N, C, H, W): a member's images together
-    affine = members.repeat_interleave(len(images))  # (M*N,)
-    # Image i of a forward is in group i mod M*N: each copy first, then every companion once for each copy.
-    batch = torch.cat([copies, companions.repeat_interleave(len(copies), 0)])  # (S*M*N, C, H, W)
-    statistics = mode if mode in ("prior", "fixed") else "single"
-    logits = _forward(model, batch, with_prior(Mode(statistics, affine, prior, 1 + len(companions))))
-    return logits[: len(copies)].unflatten(0, (len(members), len(images)))
-
-
-def _forward(model: nn.Module, images: Tensor, mode: Mode) -> Tensor:
-    with torch.no_grad(), set_mode(mode):
-        output = model(images)
-    if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(images):
-        got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"predict needs a network that gives one tensor with a row an image, (N, num_classes); got {got} for "
-            f"{len(images)} images; wrap it in a module whose forward returns the logits"
-        )
-    return output

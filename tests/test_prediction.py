@@ -311,7 +311,7 @@ class Output(nn.Module):
 def test_an_output_without_a_row_an_image_is_refused(mode, change, got):
     net = Output(change).double()
     net.norm.running_mean.fill_(1)
-    with pytest.raises(ValueError, match=f"one tensor with a row an image.*{got}.*wrap it in a module"):
+    with pytest.raises(ValueError, match=f"one tensor with one row per image.*{got}.*wrap it in a module"):
         predict(net, images_of(2), mode, **OPTIONS[mode])
 
 

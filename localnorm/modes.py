@@ -1,0 +1,154 @@
+"""Where a LocalNorm takes its statistics from: the modes, and the block that chooses one.
+
+A mode is not the training flag. A block (:func:`use_mode`) decides for one thread and ends with the block. Outside
+every block a training forward groups its batch, and an evaluation forward does what the network was told by
+:func:`localnorm.set_eval_mode`, which is to group the batch too unless told otherwise.
+"""
+
+import contextlib
+import math
+import operator
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+__all__ = ["MODES", "use_mode"]
+
+MODES = ("batch", "single", "prior", "fixed")
+ONE_VALUE = ("refuse", "fixed")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Where a LocalNorm takes its statistics from, and which affine each group of images gets."""
+
+    name: str = "batch"
+    group: int | Tensor = 0  # one affine for all, or one per group of images, (G,)
+    prior: float = 0.0  # positions
+    group_size: int = 1  # images; more than one where predict adds companions, or training draws the size
+    assignment: str = "interleaved"  # of images to groups of more than one
+    fixed_last: int = 0  # so many layers at the network's end take stored statistics in every mode
+    one_value: str = "refuse"  # what a layer does where a group has one value per channel
+
+
+BATCH = Mode()
+# threading.local and no ContextVar: torch.compile follows it in every torch that this package admits (2.11 breaks the
+# graph at a ContextVar). Each thread has its own.
+_BLOCK = threading.local()
+
+
+def mode_of_block() -> Mode | None:
+    """The mode of the innermost block around this call in this thread; None outside every block."""
+    return getattr(_BLOCK, "mode", None)
+
+
+@contextlib.contextmanager
+def set_mode(mode: Mode) -> Iterator[None]:
+    before = mode_of_block()
+    _BLOCK.mode = mode
+    try:
+        yield
+    finally:
+        _BLOCK.mode = before
+
+
+def use_mode(
+    mode: str, *, group: int = 0, prior: float | None = None, group_size: int | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """Inside the block, every LocalNorm that this thread runs takes its statistics from where ``mode`` says.
+
+    ========== =============================================================== ===================
+    mode       statistics                                                      affine
+    ========== =============================================================== ===================
+    ``batch``  each group of the batch, as in training                         each group's own
+    ``single`` each image's own                                                that of ``group``
+    ``prior``  each image's own, shrunk towards stored training statistics     that of ``group``
+    ``fixed``  the stored training statistics of ``group``                     that of ``group``
+    ========== =============================================================== ===================
+
+    With h*w positions in the feature map and a prior of n0 positions, a = n0 / (n0 + h*w) and
+
+        mean = a mean_train + (1 - a) mean_image
+        var  = a var_train  + (1 - a) var_image  + a (1 - a) (mean_train - mean_image)^2
+
+    so ``prior=0`` is ``single`` and ``prior=math.inf`` is ``fixed``. A layer with one group serves every ``group``.
+    The block does not touch BatchNorm layers, the training flag, or other threads. A thread that is started inside
+    the block is outside of it: enter ``use_mode`` there again, or let the mode stay with the network
+    (:func:`localnorm.set_eval_mode`), where every thread finds it. The same holds for the tasks of asyncio: do not
+    await inside the block.
+
+    With ``group_size``, a batch is split into groups of so many consecutive images, which take the K affines in turn and
+    leave stored statistics alone. Drawn anew for each training step, from 1 to B/K, it trains a network for single images too.
+
+    Activation checkpointing computes forwards again in the backward pass: after the block, or on a GPU in a thread of autograd's
+    that the block does not reach. They then meet other groups, and gradients are silently wrong (``use_reentrant=True``)
+    or torch raises a CheckpointError. Enter ``use_mode`` inside the checkpointed function, or give
+    ``checkpoint(..., use_reentrant=False, context_fn=lambda: (nullcontext(), use_mode("batch", group_size=S)))``.
+
+    Args:
+        mode: one of :data:`MODES`.
+        group: the group whose affine (and stored statistics) is used; not for ``mode="batch"``.
+        prior: n0, in positions; for ``mode="prior"`` only.
+        group_size: images per group, a divisor of the batch; for ``mode="batch"`` only, where None is as the layer is built.
+
+    Raises:
+        ValueError: unknown mode, negative group or prior, a prior missing or given to another mode, likewise a group or a group size; in
+            the block, a group that a layer lacks, a batch that the group size does not divide.
+        TypeError: a group or group size that is no integer (NumPy's are).
+
+    Example:
+        >>> from localnorm import LocalNorm2d
+        >>> import torch
+        >>> layer = LocalNorm2d(3, num_groups=4)
+        >>> image = torch.randn(1, 3, 8, 8)
+        >>> with use_mode("single", group=2):
+        ...     layer(image).shape
+        torch.Size([1, 3, 8, 8])
+    """
+    if group_size is None:
+        return set_mode(checked_mode(mode, group, prior))
+    checked_mode(mode, group, prior)
+    group_size = operator.index(group_size)
+    if mode != "batch" or group_size < 1:
+        raise ValueError(
+            f"group_size, at least 1, belongs to mode='batch'; got group_size={group_size} and mode={mode!r}"
+        )
+    return set_mode(Mode("sized", group_size=group_size, assignment="contiguous"))
+
+
+def checked_mode(mode: str, group: int, prior: float | None) -> Mode:
+    """The mode of these options, or the error that names the wrong one."""
+    if mode not in MODES:
+        more = "; that one combines several forwards: ask localnorm.predict" if mode in ("vote", "companions") else ""
+        raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}{more}")
+    group = operator.index(group)  # NumPy's integers too
+    if group < 0:
+        raise ValueError(f"group must be at least 0, got {group}")
+    if group and mode == "batch":
+        raise ValueError(
+            f"group={group} belongs to the other modes, got mode='batch', in which each group has its own affine; drop it"
+        )
+    return with_prior(Mode(mode, group, check_prior(mode, prior)))
+
+
+def check_prior(mode: str, prior: float | None) -> float:
+    if mode != "prior":
+        if prior is not None:
+            raise ValueError(f"prior={prior} belongs to mode='prior', got mode={mode!r}; drop prior or change the mode")
+        return 0.0
+    if prior is None or not prior >= 0:
+        raise ValueError(f"mode='prior' needs prior, a number of positions of at least 0 (math.inf too); got {prior}")
+    return float(prior)
+
+
+def check_one_value(one_value: str) -> str:
+    if one_value not in ONE_VALUE:
+        raise ValueError(f"one_value must be one of {', '.join(ONE_VALUE)}; got {one_value!r}")
+    return one_value
+
+
+def with_prior(mode: Mode) -> Mode:
+    """An infinite prior is the mode "fixed": so no layer has to ask, which torch.compile could not follow."""
+    return replace(mode, name="fixed", prior=0.0) if mode.prior == math.inf else mode
