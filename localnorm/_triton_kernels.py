@@ -25,7 +25,9 @@ UNSPECIALIZED = ["groups", "size", "larger", "rows"]  # another batch or group s
 
 
 @triton.jit
-def _place(channels, groups, size, larger, steps, CHUNKS: tl.constexpr, BLOCK_C: tl.constexpr, INTERLEAVED: tl.constexpr):
+def _place(
+    channels, groups, size, larger, steps, CHUNKS: tl.constexpr, BLOCK_C: tl.constexpr, INTERLEAVED: tl.constexpr
+):
     """What this program works on: its group and chunk, its channels, and the group's images first, first + apart, ..."""
     blocks = tl.cdiv(channels, BLOCK_C)
     program = tl.program_id(0)
@@ -65,7 +67,9 @@ def _at(tile, c, first, apart, steps, positions, channels, BLOCK_P: tl.constexpr
 
 @triton.jit
 def _load(x, image, p, c, mask, stride_n, stride_c, stride_p):
-    return tl.load(x + image * stride_n + p[:, None] * stride_p + c[None, :] * stride_c, mask=mask, other=0.0).to(tl.float32)
+    return tl.load(x + image * stride_n + p[:, None] * stride_p + c[None, :] * stride_c, mask=mask, other=0.0).to(
+        tl.float32
+    )
 
 
 @triton.jit
@@ -73,7 +77,7 @@ def _moments(
     x, start, stop, c, first, apart, steps, positions, channels, stride_n, stride_c, stride_p,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Mean and sum of squared deviations over tiles start ... stop - 1, in one pass.
+    """Mean, as shift + offset, and sum of squared deviations over tiles start ... stop - 1, in one pass.
 
     Sums of x - shift, where shift is the mean of the first tile. With f that tile's share of the values, the variance is at
     least f (mean - shift)^2, so the subtraction below loses at most a factor 1 / f, the number of tiles, whatever the data.
@@ -91,7 +95,7 @@ def _moments(
         squares += difference * difference
     count = _values(stop, steps, positions, BLOCK_P) - _values(start, steps, positions, BLOCK_P)
     offset = tl.sum(total, 0) / tl.maximum(count, 1).to(tl.float32)
-    return shift + offset, tl.sum(squares, 0) - offset * offset * count.to(tl.float32)
+    return shift, offset, tl.sum(squares, 0) - offset * offset * count.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -99,15 +103,17 @@ def reduce_kernel(
     x, partial, groups, size, larger, steps, positions, channels, stride_n, stride_c, stride_p,
     CHUNKS: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Moments of each chunk: partial (2, groups, CHUNKS, channels)."""
+    """Moments of each chunk: partial (3, groups, CHUNKS, channels)."""
     group, chunk, c, first, apart, tiles = _place(channels, groups, size, larger, steps, CHUNKS, BLOCK_C, INTERLEAVED)
     start, stop = _bounds(chunk, tiles, CHUNKS)
-    mean, squares = _moments(
+    shift, offset, squares = _moments(
         x, start, stop, c, first, apart, steps, positions, channels, stride_n, stride_c, stride_p, BLOCK_P, BLOCK_C
     )
     place = partial + (group * CHUNKS + chunk) * channels + c
-    tl.store(place, mean, mask=c < channels)
-    tl.store(place + groups * CHUNKS * channels, squares, mask=c < channels)
+    row = groups * CHUNKS * channels
+    tl.store(place, shift, mask=c < channels)
+    tl.store(place + row, offset, mask=c < channels)
+    tl.store(place + 2 * row, squares, mask=c < channels)
 
 
 @triton.jit
@@ -115,20 +121,22 @@ def _merged_moments(
     partial, group, groups, tiles, c, steps, positions, channels,
     CHUNKS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """A group's mean and sum of squared deviations from those of its chunks (Chan, Golub and LeVeque, 1983)."""
+    """`_moments` of a group from those of its chunks (Chan, Golub and LeVeque, 1983)."""
     chunks = tl.arange(0, CHUNKS)
     starts, stops = _bounds(chunks, tiles, CHUNKS)
     counts = (_values(stops, steps, positions, BLOCK_P) - _values(starts, steps, positions, BLOCK_P)).to(tl.float32)
     place = partial + (group * CHUNKS + chunks[:, None]) * channels + c[None, :]
     mask = (chunks >= 0)[:, None] & (c < channels)[None, :]
-    means = tl.load(place, mask=mask, other=0.0)
-    squares = tl.load(place + groups * CHUNKS * channels, mask=mask, other=0.0)
-    # Relative to the first chunk, which has values: sums of means of 1e4 would round away what the shift has saved.
-    one = tl.load(partial + group * CHUNKS * channels + c, mask=c < channels, other=0.0)
-    apart = tl.where((counts > 0)[:, None], means - one[None, :], 0.0)
-    offset = tl.sum(counts[:, None] * apart, 0) / tl.sum(counts, 0)
-    deviations = apart - offset[None, :]
-    return one + offset, tl.sum(squares + counts[:, None] * deviations * deviations, 0)
+    row = groups * CHUNKS * channels
+    shifts = tl.load(place, mask=mask, other=0.0)
+    offsets = tl.load(place + row, mask=mask, other=0.0)
+    squares = tl.load(place + 2 * row, mask=mask, other=0.0)
+    # Relative to the shift of the first chunk, which has values: a sum of means of 1e4 rounds away a deviation of 1e-3.
+    shift = tl.load(partial + group * CHUNKS * channels + c, mask=c < channels, other=0.0)
+    means = tl.where((counts > 0)[:, None], shifts - shift[None, :] + offsets, 0.0)
+    offset = tl.sum(counts[:, None] * means, 0) / tl.sum(counts, 0)
+    deviations = means - offset[None, :]
+    return shift, offset, tl.sum(squares + counts[:, None] * deviations * deviations, 0)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -143,11 +151,11 @@ def normalize_kernel(
     start, stop = _bounds(chunk, tiles, CHUNKS)
     known = c < channels
     if CHUNKS == 1:
-        mean, squares = _moments(
+        shift, offset, squares = _moments(
             x, start, stop, c, first, apart, steps, positions, channels, stride_n, stride_c, stride_p, BLOCK_P, BLOCK_C
         )
     else:
-        mean, squares = _merged_moments(
+        shift, offset, squares = _merged_moments(
             partial, group, groups, tiles, c, steps, positions, channels, CHUNKS, BLOCK_P
         )
     var = tl.maximum(squares, 0.0) / (tiles // steps * positions).to(tl.float32)
@@ -155,22 +163,22 @@ def normalize_kernel(
     if SHRINK:
         stored = tl.load(stored_mean + row, mask=known, other=0.0).to(tl.float32)
         spread = tl.load(stored_var + row, mask=known, other=0.0).to(tl.float32)
-        between = stored - mean
+        between = stored - shift - offset
         var = share * spread + (1 - share) * var + share * (1 - share) * between * between
-        mean = share * stored + (1 - share) * mean
+        offset += share * between
     elif chunk == 0:
-        tl.store(means + group * channels + c, mean, mask=known)
+        tl.store(means + group * channels + c, shift + offset, mask=known)
         tl.store(variances + group * channels + c, var, mask=known)
     scale = tl.rsqrt(var + eps)
     if AFFINE:
         scale *= tl.load(weight + row, mask=known, other=0.0).to(tl.float32)
-        shift = tl.load(bias + row, mask=known, other=0.0).to(tl.float32)
+        b = tl.load(bias + row, mask=known, other=0.0).to(tl.float32)
     else:
-        shift = tl.zeros([BLOCK_C], tl.float32)
+        b = tl.zeros([BLOCK_C], tl.float32)
     for t in range(start, stop):
         image, p, mask = _at(t, c, first, apart, steps, positions, channels, BLOCK_P)
         tile = _load(x, image, p, c, mask, stride_n, stride_c, stride_p)
-        normalized = (tile - mean[None, :]) * scale[None, :] + shift[None, :]
+        normalized = (tile - shift[None, :] - offset[None, :]) * scale[None, :] + b[None, :]
         if RELU:
             normalized = tl.where(normalized < 0, 0.0, normalized)  # a NaN stays one
         place = y + image * out_n + p[:, None] * out_p + c[None, :] * out_c
@@ -266,10 +274,10 @@ def backward_kernel(
         )  # fmt: skip
     else:
         chunks = tl.arange(0, CHUNKS)
-        place = partial + (group * CHUNKS + chunks[:, None]) * channels + c[None, :]
-        mask = (chunks >= 0)[:, None] & known[None, :]
-        total = tl.sum(tl.load(place, mask=mask, other=0.0), 0)
-        product = tl.sum(tl.load(place + groups * CHUNKS * channels, mask=mask, other=0.0), 0)
+        sums = partial + (group * CHUNKS + chunks[:, None]) * channels + c[None, :]
+        inside = (chunks >= 0)[:, None] & known[None, :]
+        total = tl.sum(tl.load(sums, mask=inside, other=0.0), 0)
+        product = tl.sum(tl.load(sums + groups * CHUNKS * channels, mask=inside, other=0.0), 0)
     if chunk == 0:
         tl.store(grad_bias + group * channels + c, total, mask=known)
         tl.store(grad_weight + group * channels + c, product, mask=known)
@@ -350,7 +358,7 @@ def forward(
     y = torch.empty_like(x)
     grid, sizes, options = _launch(x, strides[1], groups, interleaved)
     means, variances = (x.new_empty(groups, x.shape[1], dtype=torch.float32) for _ in range(2))
-    partial = x.new_empty(2, groups, options["CHUNKS"], x.shape[1], dtype=torch.float32)
+    partial = x.new_empty(3, groups, options["CHUNKS"], x.shape[1], dtype=torch.float32)
     weight, bias, *stored = (None if t is None else t.contiguous() for t in (weight, bias, *(stored or (None, None))))
     rows = next((len(t) for t in (weight, stored[0]) if t is not None), 1)
     with torch.cuda.device_of(x):
