@@ -1,0 +1,77 @@
+"""Groups one after the other on a CPU, each by torch's own BatchNorm kernel, read from and written to its place in the batch.
+
+What this costs beside BatchNorm is calls. All slices are made before the first group, in one call per tensor: on small
+activations slicing group by group takes as long as the kernels.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["GroupByGroup"]
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if x.dim() == rank and x.is_contiguous(memory_format=layout) and not x.is_contiguous():
+            return layout
+    return torch.contiguous_format
+
+
+def _groups(t: Tensor, groups: int, assignment: str) -> tuple[Tensor, ...]:
+    """Views of the groups' images, each (B/K, C, ...)."""
+    if assignment == "contiguous":
+        return t.split(t.shape[0] // groups)
+    return t.unflatten(0, (-1, groups)).unbind(1)
+
+
+def _rows(t: Tensor | None, groups: int) -> tuple[Tensor | None, ...]:
+    return (None,) * groups if t is None else t.unbind()
+
+
+class GroupByGroup(torch.autograd.Function):
+    """BatchNorm in training of each group of a batch that `groups` divides; per-group tensors are (groups, C) or None."""
+
+    @staticmethod
+    def forward(ctx, x, running_mean, running_var, weight, bias, groups, assignment, eps, momentum):
+        layout = _memory_format(x)
+        y = torch.empty_like(x)
+        statistics = x.new_empty(2, groups, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+        means, inverse_deviations = statistics.unbind()
+        for part, place, mean, inverse_deviation, *rows in zip(
+            _groups(x, groups, assignment),
+            _groups(y, groups, assignment),
+            means.unbind(),
+            inverse_deviations.unbind(),
+            *(_rows(t, groups) for t in (weight, bias, running_mean, running_var)),
+            strict=True,
+        ):
+            out = place if place.is_contiguous(memory_format=layout) else torch.empty_like(place, memory_format=layout)
+            part = part.contiguous(memory_format=layout)
+            torch.native_batch_norm(part, *rows, True, momentum, eps, out=(out, mean, inverse_deviation))
+            if out is not place:
+                place.copy_(out)
+        ctx.save_for_backward(x, weight, means, inverse_deviations)
+        ctx.options = groups, assignment, eps
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, means, inverse_deviations = ctx.saved_tensors
+        groups, assignment, eps = ctx.options
+        layout = _memory_format(x)
+        grad_x = torch.empty_like(x)
+        wanted = [True, weight is not None, weight is not None]
+        grad_rows = []
+        for place, part, grad_part, row, *saved in zip(
+            *(_groups(t, groups, assignment) for t in (grad_x, x, grad)),
+            *(_rows(t, groups) for t in (weight, means, inverse_deviations)),
+            strict=True,
+        ):
+            part, grad_part = (t.contiguous(memory_format=layout) for t in (part, grad_part))
+            own, *rows = torch.ops.aten.native_batch_norm_backward.default(
+                grad_part, part, row, None, None, *saved, True, eps, wanted
+            )
+            place.copy_(own)  # at once, while it is in the cache
+            grad_rows.append(rows)
+        grads = (None, None) if weight is None else (torch.stack(rows) for rows in zip(*grad_rows, strict=True))
+        return grad_x, None, None, *grads, None, None, None, None
