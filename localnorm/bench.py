@@ -30,7 +30,6 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from localnorm import noise, paths
-from localnorm.cost import alternate, ratios
 from localnorm.data import prepare
 from localnorm.data.augment import augment, standardise
 from localnorm.data.dataset import Dataset
@@ -38,6 +37,7 @@ from localnorm.evaluate import SweepConfig, noisy_images
 from localnorm.machine import computes_bf16, use_cpu
 from localnorm.models import make_model
 from localnorm.prediction import predict
+from localnorm.timing import alternate, ratios
 
 __all__ = ["Row", "main", "pixel_loop"]
 

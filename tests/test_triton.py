@@ -3,7 +3,6 @@
 Without a GPU they run in Triton's interpreter, on a CPU; on a GPU the same tests run what Triton compiles.
 """
 
-import math
 import os
 import subprocess
 import sys
@@ -19,8 +18,8 @@ DEVICE = "cuda" if CARD else "cpu"
 if not CARD:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton loads, which no module does before a kernel is called
 
-from localnorm import _triton
-from localnorm._triton import local_norm, prior_norm, use_triton
+from localnorm import _triton  # noqa: E402
+from localnorm._triton import local_norm, prior_norm, use_triton  # noqa: E402
 
 triton = pytest.importorskip("triton", reason="the kernels need triton, which comes with torch's CUDA builds")
 EPS = 1e-5
