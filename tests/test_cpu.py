@@ -1,10 +1,10 @@
-"""Group by group equals BatchNorm in training of each group alone, in values, gradients and stored statistics."""
+"""What CPUs take equals BatchNorm in training of each group alone, and the formula of shrunken statistics."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from localnorm._cpu import GroupByGroup
+from localnorm._cpu import GroupByGroup, normalize_image
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -19,7 +19,7 @@ def test_each_group_is_batchnorms(images, dtype, layout, assignment, affine):
     weight, bias = torch.randn(2, 3, 5, dtype=dtype).requires_grad_().unbind() if affine else (None, None)
     kept = [torch.zeros(3, 5, dtype=dtype), torch.ones(3, 5, dtype=dtype)]
     grad = torch.randn(x.shape, dtype=dtype)
-    y = GroupByGroup.apply(x, *kept, weight, bias, 3, assignment, 1e-5, 0.2)
+    y = GroupByGroup.apply(x, weight, bias, *kept, 3, assignment, 1e-5, 0.2)
     assert y.stride() == x.stride()
     leaves = [t for t in (x, weight, bias) if t is not None]
     grads = torch.autograd.grad(y, leaves, grad)
@@ -39,3 +39,36 @@ def test_each_group_is_batchnorms(images, dtype, layout, assignment, affine):
             assert torch.allclose(got[g], row, atol=1e-4)
         assert torch.allclose(kept[0][g], stored[0])
         assert torch.allclose(kept[1][g], stored[1])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("prior", [None, 0.0, 30.0])
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+def test_an_image_by_stored_statistics_and_its_own(prior, layout, affine):
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 5, 6).contiguous(memory_format=LAYOUTS[layout]) * 2 + 1
+    mean, var, weight, bias = torch.rand(4, 3).add(0.5).unbind()
+    with torch.no_grad():
+        y = normalize_image(x, mean, var, *((weight, bias) if affine else (None, None)), prior=prior, eps=1e-5)
+    exact, mean, var = x.double(), mean.double(), var.double()
+    if prior is not None:
+        own_mean, own_var = exact.mean((0, 2, 3)), exact.var((0, 2, 3), correction=0)
+        a = prior / (prior + 30)
+        var = a * var + (1 - a) * own_var + a * (1 - a) * (mean - own_mean) ** 2
+        mean = a * mean + (1 - a) * own_mean
+    expected = (exact - mean.view(-1, 1, 1)) / (var + 1e-5).sqrt().view(-1, 1, 1)
+    if affine:
+        expected = expected * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
+    assert torch.allclose(y.double(), expected, atol=1e-5)
+    assert y.stride() == x.stride()
+
+
+def test_an_image_of_a_large_mean():
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 9, 9) + 1e4
+    with torch.no_grad():
+        y = normalize_image(x, torch.full((3,), 1e4), torch.ones(3), None, None, prior=81.0, eps=0.0)
+    own_mean, own_var = x.double().mean((0, 2, 3)), x.double().var((0, 2, 3), correction=0)
+    var = (1 + own_var) / 2 + (own_mean - 1e4) ** 2 / 4
+    expected = (x.double() - ((own_mean + 1e4) / 2).view(-1, 1, 1)) / var.sqrt().view(-1, 1, 1)
+    assert torch.allclose(y.double(), expected, atol=5e-3), "float32 has 1e4 to 5e-4"
