@@ -41,10 +41,11 @@ def use_triton(x: Tensor, assignment: str = "interleaved", *, differentiable: bo
     # Float64 would be rounded to the kernels' float32. An empty batch has nothing to launch.
     if x.dtype not in DTYPES or x.numel() == 0:
         return False
-    # The operators have no rule for vmap and forward mode, and ONNX's exporter does not know them.
+    # The operators have no rule for vmap and forward mode. An exported program is to run without this package.
     if (
         torch._C._are_functorch_transforms_active()
         or torch.jit.is_tracing()
+        or torch.compiler.is_exporting()
         or torch.autograd.forward_ad._current_level >= 0
     ):
         return False

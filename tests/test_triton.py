@@ -296,8 +296,12 @@ def test_what_the_kernels_do_not_compute_stays_with_torch(monkeypatch):
     assert seen == [False]
     with torch.autograd.forward_ad.dual_level():
         assert not use_triton(x)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert not use_triton(x), "an exported program runs without this package"
+    monkeypatch.undo()
+    monkeypatch.setattr(_triton, "KERNELS", "triton")
     if not CARD:
-        monkeypatch.delenv("TRITON_INTERPRET")
+        monkeypatch.setenv("TRITON_INTERPRET", "0")
         assert not use_triton(x), "Triton does not compile for CPUs"
 
 
