@@ -18,6 +18,9 @@ KERNELS = os.environ.get("LOCALNORM_KERNELS", "measured")
 # device, as torch.cuda.get_device_name() names it -> the settings (layout, assignment) in which `make bench` there found
 # the kernels faster than torch's. Rows come from a bench's file, never from a guess.
 MEASURED: dict[str, frozenset[tuple[str, str]]] = {}
+# Both are read once: torch.compile follows `use_triton`, and neither of the two questions.
+INSTALLED = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 if KERNELS not in CHOICES:
@@ -52,15 +55,20 @@ def use_triton(x: Tensor, assignment: str = "interleaved", *, differentiable: bo
     if not differentiable and torch.is_grad_enabled():
         return False
     # Triton compiles for GPUs; its interpreter, for tests, runs on a CPU.
-    if not x.is_cuda and not (x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+    if not x.is_cuda and not (x.device.type == "cpu" and INTERPRETED):
         return False
     if KERNELS == "measured":
-        return x.is_cuda and (_layout(x), assignment) in MEASURED.get(torch.cuda.get_device_name(x.device), ())
-    if importlib.util.find_spec("triton") is None:
+        return INSTALLED and x.is_cuda and (_layout(x), assignment) in MEASURED.get(_device_name(x.device.index), ())
+    if not INSTALLED:
         raise ModuleNotFoundError(
             "LOCALNORM_KERNELS=triton needs triton, which is not installed; pip install triton, or unset the variable"
         )
     return True
+
+
+@torch.compiler.assume_constant_result
+def _device_name(index: int) -> str:
+    return torch.cuda.get_device_name(index)
 
 
 def _layout(x: Tensor) -> str:
@@ -176,10 +184,31 @@ def _differentiate(ctx, grad, grad_mean, grad_var):
     if grad is None:
         return (None,) * 7
     x, weight, bias, mean, var = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True: the kernels' gradient has no gradient
+        leaves = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
+        found = iter(torch.autograd.grad(_formula(x, weight, bias, *ctx.options), leaves, grad, create_graph=True))
+        return *(next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias)), *(None,) * 4
     grad_x, *grad_rows = normalize_groups_backward(grad, x, weight, bias, mean, var, *ctx.options)
     if weight is None:
         return grad_x, *(None,) * 6
     return grad_x, *(_sum_groups(t, len(weight)).to(weight.dtype) for t in grad_rows), *(None,) * 4
+
+
+def _formula(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups, interleaved, eps, relu) -> Tensor:
+    """What the kernels compute, in operators that can be differentiated any number of times."""
+    images = torch.arange(len(x), device=x.device)
+    ends = torch.tensor([len(x) // groups + (g < len(x) % groups) for g in range(groups)], device=x.device).cumsum(0)
+    group = images % groups if interleaved else torch.searchsorted(ends, images, right=True)
+    values = x.float().flatten(2) if x.dim() > 2 else x.float().unsqueeze(2)  # (N, C, positions)
+    none = values.new_zeros(groups, x.shape[1])
+    count = torch.bincount(group, minlength=groups).unsqueeze(1) * values.shape[2]
+    centred = values - (none.index_add(0, group, values.sum(2)) / count)[group].unsqueeze(2)
+    var = none.index_add(0, group, centred.square().sum(2)) / count
+    y = centred * torch.rsqrt(var + eps)[group].unsqueeze(2)
+    if weight is not None:
+        row = group % len(weight)
+        y = y * weight[row].unsqueeze(2) + bias[row].unsqueeze(2)
+    return (y.relu() if relu else y).view(x.shape).to(x.dtype)
 
 
 def _sum_groups(t: Tensor, rows: int) -> Tensor:

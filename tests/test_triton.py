@@ -200,6 +200,20 @@ def test_stored_statistics_move_as_batchnorms(batch):
     assert (kept[1][batch:] == 1).all(), "a group without images keeps what it has"
 
 
+@pytest.mark.parametrize("assignment", ["interleaved", "contiguous"])
+def test_gradients_can_be_differentiated(assignment):
+    x, weight, bias = draw((5, 3, 3, 2), rows=2)
+    found = []
+    for function, dtype in ((local_norm, torch.float32), (formula, torch.float64)):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (x, weight, bias)]
+        y = function(leaves[0], 2, *leaves[1:], assignment=assignment)
+        first = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
+        penalty = sum(t.square().sum() for t in first)
+        found.append([t.double() for t in (*first, *torch.autograd.grad(penalty, leaves))])
+    for ours, exact in zip(*found, strict=True):
+        assert torch.allclose(ours, exact, rtol=1e-3, atol=1e-4 * exact.abs().max().item())
+
+
 def test_autocast_gives_half_precision_and_float32_gradients_of_the_affine():
     x, weight, bias = draw((4, 3, 2, 2), rows=2)
     weight.requires_grad_()
@@ -226,10 +240,12 @@ class Layer(nn.Module):
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def forward(self, x):
+        assert use_triton(x * 2)  # torch.compile follows the choice without a break
         return local_norm(x * 2, len(self.weight), self.weight, self.bias, relu=True).square().mean()
 
 
-def test_torch_compile_takes_the_kernels_as_one_operator():
+def test_torch_compile_takes_the_kernels_as_one_operator(monkeypatch):
+    monkeypatch.setattr(_triton, "KERNELS", "triton")
     x, weight, bias = draw((4, 3, 2, 2), "channels_last", rows=2)
     layer = Layer(weight, bias)
     layer(x).backward()
@@ -270,7 +286,8 @@ def test_the_kernels_are_off_until_they_are_asked_for(monkeypatch):
 
 def test_a_measured_device_takes_them_in_the_settings_that_were_faster(monkeypatch):
     monkeypatch.setattr(_triton, "MEASURED", {"Some GPU": frozenset({("channels_last", "contiguous")})})
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(_triton, "INSTALLED", True)
+    monkeypatch.setattr(_triton, "_device_name", lambda index: "Some GPU")
 
     class OnGpu(torch.Tensor):
         is_cuda = True
@@ -279,7 +296,7 @@ def test_a_measured_device_takes_them_in_the_settings_that_were_faster(monkeypat
     assert use_triton(x, "contiguous")
     assert not use_triton(x, "interleaved")
     assert not use_triton(x.contiguous(), "contiguous")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Another GPU")
+    monkeypatch.setattr(_triton, "_device_name", lambda index: "Another GPU")
     assert not use_triton(x, "contiguous")
 
 
@@ -301,8 +318,15 @@ def test_what_the_kernels_do_not_compute_stays_with_torch(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(_triton, "KERNELS", "triton")
     if not CARD:
-        monkeypatch.setenv("TRITON_INTERPRET", "0")
+        monkeypatch.setattr(_triton, "INTERPRETED", False)
         assert not use_triton(x), "Triton does not compile for CPUs"
+
+
+def test_asking_for_the_kernels_without_triton_names_the_remedy(monkeypatch):
+    monkeypatch.setattr(_triton, "KERNELS", "triton")
+    monkeypatch.setattr(_triton, "INSTALLED", False)
+    with pytest.raises(ModuleNotFoundError, match="pip install triton"):
+        use_triton(torch.ones(2, 3, 4, 4, device=DEVICE))
 
 
 def test_a_wrong_choice_is_refused_with_those_there_are():
