@@ -75,7 +75,7 @@ bench: $(INSTALLED) ## speed and memory against BatchNorm, in one run
 	python -m localnorm.cost
 	python -m localnorm.bench
 
-bench-card: $(INSTALLED) ## everything that has to be known of a GPU, in ten minutes and one table: data/sweeps/card.csv
+bench-card: $(INSTALLED) ## measure a GPU: kernels, costs, profile, in ten minutes and one table (data/sweeps/card.csv)
 	python -m localnorm.card
 
 clean: ## remove the environment; data and results stay

@@ -1,8 +1,9 @@
-"""All that has to be known of a GPU, in one command of at most ten minutes: ``python -m localnorm.card``.
+"""Everything there is to know about a GPU, in one command of at most ten minutes: ``python -m localnorm.card``.
 
-Whether the Triton kernels are right on it, what they cost beside torch's kernels and BatchNorm, where a training step's time
-goes, and which tiles are fastest. Everything goes into one CSV, saved after each measurement; what matters most comes first,
-and what the time does not allow is left out. `localnorm._triton.MEASURED` takes its entries from that file.
+Whether the Triton kernels are right on it, what they cost beside torch's kernels and BatchNorm, from which size groups one
+by one are faster than a copy, where a training step's time goes, and which tiles are fastest. Everything goes into one CSV,
+saved after each measurement. What matters most comes first, and what the time does not allow is left out.
+`localnorm._triton.MEASURED` takes its entries from that file.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from localnorm import _triton, cost, paths
+from localnorm._cpu import GroupByGroup
 from localnorm.cost import DTYPES, LAYOUTS, NUM_GROUPS, Cost
 from localnorm.layers import local_norm
 from localnorm.timing import about_machine, alternate, bench_device
@@ -70,6 +72,25 @@ def _values_and_gradients(
     leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
     y = function(leaves[0], NUM_GROUPS, *leaves[1:], assignment=assignment)
     return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+
+
+# --------------------------------------------------------------------------------------------------------- without Triton
+
+
+def by_group(shape: tuple[int, ...], layout: str, dtype: str, repeats: int) -> Iterator[Cost]:
+    """A layer's step group by group, where the groups are blocks of memory: from which size it beats one call on a copy."""
+    x = cost.draw_images(shape, layout).to(DTYPES[dtype]).requires_grad_()
+    grad = torch.randn_like(x)
+    weight, bias = (torch.ones(NUM_GROUPS, shape[1], device=x.device, requires_grad=True) for _ in range(2))
+
+    def step() -> None:
+        y = GroupByGroup.apply(x, weight, bias, None, None, NUM_GROUPS, "contiguous", 1e-5, 0.0)
+        torch.autograd.grad(y, (x, weight, bias), grad)
+
+    seconds = alternate({"batch": cost.layer_step(torch.nn.BatchNorm2d(shape[1]), x, grad), "local": step}, repeats)
+    setting = {"subject": "layer", "shape": shape, "layout": layout, "dtype": dtype}
+    setting |= {"assignment": "contiguous", "kernels": "by group"}
+    yield cost.make_row(setting, "step", seconds["batch"], seconds["local"])
 
 
 # ------------------------------------------------------------------------------------------------------------------ profile
@@ -149,6 +170,7 @@ def plan(quick: bool, repeats: int) -> Iterator[tuple[str, Callable[[], Iterator
     settings = [("channels_last", "float32")] if quick else list(product(LAYOUTS, cost.dtypes_here()))
     for shape, (layout, dtype) in product([(16, 8, 8, 8)] if quick else MEASURED_SHAPES, settings):
         yield f"layer {shape} {layout} {dtype}", partial(cost.layer_costs, shape, layout, dtype, repeats)
+        yield f"layer by group {shape} {layout} {dtype}", partial(by_group, shape, layout, dtype, repeats)
     networks = {"small": (16, 3, 32, 32)} if quick else cost.networks_here()
     for (name, shape), (layout, dtype) in product(networks.items(), reversed(settings)):
         yield f"steps {name} {layout} {dtype}", partial(cost.step_costs, name, shape, layout, dtype, repeats)
