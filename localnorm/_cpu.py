@@ -65,10 +65,12 @@ class GroupByGroup(torch.autograd.Function):
         groups, assignment, eps = ctx.options
         layout = _memory_format(x)
         grad_x = torch.empty_like(x)
+        places = _groups(grad_x, groups, assignment)
         wanted = [True, weight is not None, weight is not None]
-        grad_rows = []
+        grad_parts, grad_rows = [], []
         for place, part, grad_part, row, *saved in zip(
-            *(_groups(t, groups, assignment) for t in (grad_x, x, grad)),
+            places,
+            *(_groups(t, groups, assignment) for t in (x, grad)),
             *(_rows(t, groups) for t in (weight, means, inverse_deviations)),
             strict=True,
         ):
@@ -76,8 +78,13 @@ class GroupByGroup(torch.autograd.Function):
             own, *rows = torch.ops.aten.native_batch_norm_backward.default(
                 grad_part, part, row, None, None, *saved, True, eps, wanted
             )
-            place.copy_(own)  # at once, while it is in the cache
             grad_rows.append(rows)
+            if torch.is_grad_enabled():  # create_graph=True: the parts' own graphs are kept
+                grad_parts.append(own)
+            else:
+                place.copy_(own)  # at once, while it is in the cache
+        if grad_parts:
+            grad_x = torch.cat(grad_parts) if assignment == "contiguous" else torch.stack(grad_parts, 1).flatten(0, 1)
         grads = (None, None) if weight is None else (torch.stack(rows) for rows in zip(*grad_rows, strict=True))
         return (grad_x, *grads, *[None] * 6)
 

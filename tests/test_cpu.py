@@ -41,6 +41,20 @@ def test_each_group_is_batchnorms(images, dtype, layout, assignment, affine):
         assert torch.allclose(kept[1][g], stored[1])
 
 
+@pytest.mark.parametrize("assignment", ["interleaved", "contiguous"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_can_be_differentiated(layout, assignment):
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 2, 3, dtype=torch.float64).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+    weight, bias = torch.randn(2, 2, 2, dtype=torch.float64).requires_grad_().unbind()
+
+    def by_group(x, weight, bias):
+        return GroupByGroup.apply(x, weight, bias, None, None, 2, assignment, 1e-5, 0.0)
+
+    assert torch.autograd.gradcheck(by_group, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(by_group, (x, weight, bias))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("prior", [None, 0.0, 30.0])
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
