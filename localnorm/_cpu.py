@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["GroupByGroup", "normalize_image"]
+__all__ = ["GroupByGroup", "normalize_image", "normalize_images"]
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
@@ -111,3 +111,21 @@ def normalize_image(
         var = torch.lerp(own_var, var, a).addcmul_(between, between, value=a * (1 - a))
         mean = torch.lerp(own_mean, mean, a)
     return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+
+
+def normalize_images(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Normalise each image of a batch by its own statistics, where they lie: for small images in channels_last.
+
+    Two passes for the statistics and one in place, without a copy into plain memory and back. It has no gradient.
+
+    Args:
+        x: (N, C, ...) with at least one spatial dimension; float32 or float64.
+        weight, bias: (N, C) or (1, C), or None.
+    """
+    positions = tuple(range(2, x.dim()))
+    y = x - x.mean(positions, keepdim=True)
+    scale = (y * y).mean(positions, keepdim=True).add_(eps).rsqrt_()
+    if weight is None:
+        return y.mul_(scale)
+    weight, bias = (t.view(*t.shape, *[1] * len(positions)) for t in (weight, bias))
+    return torch.addcmul(bias, y, scale * weight, out=y)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from localnorm._cpu import GroupByGroup, normalize_image
+from localnorm._cpu import GroupByGroup, normalize_image, normalize_images
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -86,3 +86,18 @@ def test_an_image_of_a_large_mean():
     var = (1 + own_var) / 2 + (own_mean - 1e4) ** 2 / 4
     expected = (x.double() - ((own_mean + 1e4) / 2).view(-1, 1, 1)) / var.sqrt().view(-1, 1, 1)
     assert torch.allclose(y.double(), expected, atol=5e-3), "float32 has 1e4 to 5e-4"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rows", [None, 1, 3], ids=["plain", "one row", "a row for each image"])
+def test_each_image_where_it_lies(layout, rows):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 5, 6).contiguous(memory_format=LAYOUTS[layout]) + 100
+    weight, bias = torch.randn(2, rows, 4).unbind() if rows else (None, None)
+    with torch.no_grad():
+        y = normalize_images(x, weight, bias, 1e-5)
+    for i in range(3):
+        own = [None if t is None else t[i % rows] for t in (weight, bias)]
+        expected = F.batch_norm(x[i : i + 1].contiguous(), None, None, *own, training=True, eps=1e-5)
+        assert torch.allclose(y[i : i + 1], expected, atol=1e-4)
+    assert y.stride() == x.stride()
