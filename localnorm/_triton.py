@@ -66,9 +66,12 @@ def use_triton(x: Tensor, assignment: str = "interleaved", *, differentiable: bo
     return True
 
 
-@torch.compiler.assume_constant_result
 def _device_name(index: int) -> str:
     return torch.cuda.get_device_name(index)
+
+
+# What torch.compiler.assume_constant_result does, which would import the whole compiler, triton with it.
+_device_name._dynamo_marked_constant = True
 
 
 def _layout(x: Tensor) -> str:
