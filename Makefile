@@ -18,7 +18,7 @@ JOBS :=
 # what JupyterLab writes about the language when it saves a notebook
 SAVED := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version
 
-.PHONY: help env quickstart repro released compare html test soak lab strip-notebooks bench clean
+.PHONY: help env quickstart repro released compare html test soak lab strip-notebooks bench bench-card clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -74,6 +74,9 @@ strip-notebooks: $(INSTALLED) ## take outputs, counts and versions out of all no
 bench: $(INSTALLED) ## speed and memory against BatchNorm, in one run
 	python -m localnorm.cost
 	python -m localnorm.bench
+
+bench-card: $(INSTALLED) ## measure a GPU: kernels, costs, profile, in ten minutes and one table (data/sweeps/card.csv)
+	python -m localnorm.card
 
 clean: ## remove the environment; data and results stay
 	rm -rf $(ENV)

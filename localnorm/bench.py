@@ -30,7 +30,6 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from localnorm import noise, paths
-from localnorm.cost import alternate, ratios
 from localnorm.data import prepare
 from localnorm.data.augment import augment, standardise
 from localnorm.data.dataset import Dataset
@@ -38,6 +37,7 @@ from localnorm.evaluate import SweepConfig, noisy_images
 from localnorm.machine import computes_bf16, use_cpu
 from localnorm.models import make_model
 from localnorm.prediction import predict
+from localnorm.timing import alternate, ratios
 
 __all__ = ["Row", "main", "pixel_loop"]
 
@@ -122,6 +122,10 @@ class _Pictures(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
+def _make(model: str, norm: str) -> nn.Module:
+    return make_model(model, norm, num_classes=10, image_size=32, num_groups=8)
+
+
 def _step(
     network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, precision: torch.dtype
 ) -> None:
@@ -147,7 +151,7 @@ def _training(model: str, steps: int, repeats: int) -> Iterator[Row]:
     )
     for name, norm in (("usual", "batch"), ("batch", "batch"), ("local", "local")):
         torch.manual_seed(0)
-        network = make_model(model, norm, num_classes=10, image_size=32, num_groups=8)
+        network = _make(model, norm)
         if name != "usual":
             network = network.to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True)
@@ -202,7 +206,7 @@ def _start(model: str, kept: bool) -> None:
         use_cpu(1)
     else:
         torch.set_num_threads(1)
-    network = make_model(model, "local", num_classes=10, image_size=32, num_groups=8)
+    network = _make(model, "local")
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True)
     images = torch.rand(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -267,9 +271,7 @@ def _noises(images: int, repeats: int) -> Iterator[Row]:
 
 def _sweep(model: str, images: int, repeats: int) -> Iterator[Row]:
     """A sweep's time beside its forwards, over every noise of both suites at one level each."""
-    network = make_model(model, "local", num_classes=10, image_size=32, num_groups=8).to(
-        memory_format=torch.channels_last
-    )
+    network = _make(model, "local").to(memory_format=torch.channels_last)
     pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8)
     about = Dataset(Path(), "random", "random", ("0",), (3, 32, 32), MEAN, STD, {}, {})
     names = {suite: [n for n in noise.noises(suite) if not n.startswith("mnist")] for suite in ("released", "named")}

@@ -1,41 +1,47 @@
 """What LocalNorm costs against BatchNorm, measured in one run: ``python -m localnorm.cost``.
 
-Times on a shared machine drift by more than the difference in question, so the two are run in turn, and what is
-reported is the median of the ratios of neighbouring runs with its quartiles. Memory is the allocator's own count.
+A training step of single layers and of whole networks, with groups of one size and of drawn sizes, its memory, and predictions
+for 1 and 32 images. On a GPU there are CUDA graphs too, and every row of LocalNorm is measured with torch's kernels and with ours.
+How the figures come about is in `localnorm.timing`.
 """
 
 import argparse
+import contextlib
 import csv
-import os
-import platform
+import io
+import math
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import cycle
 from pathlib import Path
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads; else the memory profiler logs every call
 
 import torch
 from torch import Tensor, nn
 
-from localnorm.convert import convert_to_localnorm
+from localnorm import _triton, paths
+from localnorm.convert import convert_to_localnorm, estimate_statistics
 from localnorm.layers import LocalNorm2d, use_mode
 from localnorm.machine import computes_bf16
 from localnorm.models import make_model
 from localnorm.prediction import predict
+from localnorm.timing import about_machine, alternate, bench_device, peak_memory, ratios
 
 __all__ = ["Cost", "alternate", "main", "peak_memory", "ratios"]
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYER_SHAPES = [(128, 16, 32, 32), (128, 64, 32, 32), (32, 256, 56, 56)]
-NETWORKS = {"resnet32": (128, 3, 32, 32), "resnet50": (8, 3, 224, 224)}  # training batch
-SINGLE_BATCH = 8  # images in a forward that normalises each alone
+NETWORKS = {  # training batch
+    "resnet32": (128, 3, 32, 32),
+    "resnet50": (8, 3, 224, 224),
+    "efficientnet_lite0": (32, 3, 160, 160),
+}
+PREDICTED = (1, 32)  # images
+PRIOR = 512  # positions: its value does not change what it costs
 NUM_GROUPS = 8
-COLUMNS = ("subject", "measure", "shape", "layout", "dtype", "assignment")  # printed
-BOUNDS = {"step": 1.05, "memory": 1.05, "single": 1.15, "vote": float(NUM_GROUPS)}
+# printed, with widths
+COLUMNS = {"subject": 20, "measure": 9, "shape": 15, "layout": 14, "dtype": 10, "assignment": 13, "kernels": 8}
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,12 @@ class Cost:
     """One row: a LocalNorm figure over a BatchNorm figure, in ms or MiB, with the quartiles of the ratio."""
 
     subject: str
-    measure: str  # step (forward and backward), memory (of a step), single and vote (against evaluation)
+    measure: str  # step, drawn (a step with groups of drawn size), graph (a step as a CUDA graph), memory; single, prior, vote
     shape: str
     layout: str
     dtype: str
     assignment: str
+    kernels: str  # torch or triton: what computed LocalNorm
     batchnorm: float
     localnorm: float
     ratio: float
@@ -56,92 +63,91 @@ class Cost:
     bound: float
     device: str
     machine: str
+    driver: str
     torch: str
+    triton: str
     threads: int
 
 
-def alternate(functions: dict[str, Callable[[], object]], repeats: int = 20, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each run of each function, run in turn: {name: repeats values}.
-
-    The order is reversed every other round, so that no function always follows the same one.
-
-    Example:
-        >>> seconds = alternate({"a": lambda: None, "b": lambda: time.sleep(0.001)}, repeats=3)
-        >>> len(seconds["a"]), min(seconds["b"]) >= 0.001
-        (3, True)
-    """
-    for _ in range(warmup):
-        for function in functions.values():
-            function()
-    seconds = {name: [] for name in functions}
-    for round_ in range(repeats):
-        for name in list(functions)[:: -1 if round_ % 2 else 1]:
-            _wait()
-            start = time.perf_counter()
-            functions[name]()
-            _wait()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+def bound_of(subject: str, measure: str, layout: str) -> float:
+    """The largest ratio that is wanted."""
+    if measure == "memory":
+        return 1.02
+    if measure in ("single", "prior"):
+        return 1.2
+    if measure == "vote":
+        return float(NUM_GROUPS)  # forwards
+    if measure == "graph" or subject == "layer":
+        return 1.05
+    return 1.05 if layout == "channels_last" and bench_device().type == "cpu" else 1.03
 
 
-def ratios(numerator: list[float], denominator: list[float]) -> tuple[float, float, float]:
-    """Median and quartiles of the ratios of paired runs.
-
-    Example:
-        >>> ratios([2.0, 4.0, 6.0], [1.0, 2.0, 2.0])
-        (2.0, 2.0, 2.5)
-    """
-    pairs = [a / b for a, b in zip(numerator, denominator, strict=True)]
-    lower, median, upper = statistics.quantiles(pairs, n=4, method="inclusive")
-    return median, lower, upper
-
-
-def peak_memory(function: Callable[[], object]) -> int:
-    """Most bytes that torch held at once during a call, above what it held before.
-
-    Example:
-        >>> peak_memory(lambda: torch.zeros(1000, dtype=torch.float64)) >= 8000
-        True
-    """
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-        function()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+def make_row(setting: dict, measure: str, batchnorm: list[float], localnorm: list[float]) -> Cost:
+    """A row of a setting (subject, shape, layout, dtype, assignment, kernels) from paired values in seconds or bytes."""
+    scale = 2**-20 if measure == "memory" else 1e3
+    median, lower, upper = ratios(localnorm, batchnorm)
+    return Cost(
+        **{**setting, "shape": "x".join(map(str, setting["shape"]))},
+        measure=measure,
+        batchnorm=statistics.median(batchnorm) * scale,
+        localnorm=statistics.median(localnorm) * scale,
+        ratio=median,
+        lower_quartile=lower,
+        upper_quartile=upper,
+        bound=bound_of(setting["subject"], measure, setting["layout"]),
+        **about_machine(),
+    )
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+# ---------------------------------------------------------------------------------------------------------- what is measured
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def kernels_here() -> list[str]:
+    """Both kinds on a GPU with triton; the option LOCALNORM_KERNELS chooses between them outside the bench."""
+    return ["torch", "triton"] if torch.cuda.is_available() and about_machine()["triton"] else ["torch"]
 
 
-def _dtypes() -> list[str]:
+def networks_here() -> dict[str, tuple[int, ...]]:
+    """Networks with their training batches: on a GPU a ResNet-50's is as large as it is in use."""
+    return NETWORKS if bench_device().type == "cpu" else {**NETWORKS, "resnet50": (32, 3, 224, 224)}
+
+
+def dtypes_here() -> list[str]:
     """The number formats that the device computes in; one that it emulates would be measured for hours, and used by nobody."""
-    return [name for name, dtype in DTYPES.items() if dtype != torch.bfloat16 or computes_bf16(_device())]
+    return [n for n, dtype in DTYPES.items() if dtype != torch.bfloat16 or computes_bf16(bench_device())]
 
 
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+@contextlib.contextmanager
+def kernels(choice: str) -> Iterator[None]:
+    """Inside the block LocalNorm is computed by these kernels."""
+    before, _triton.KERNELS = _triton.KERNELS, choice
+    try:
+        yield
+    finally:
+        _triton.KERNELS = before
 
 
-def _images(shape: tuple[int, ...], layout: str) -> Tensor:
-    return torch.randn(shape, device=_device()).contiguous(memory_format=LAYOUTS[layout])
+def by(choice: str, function: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        with kernels(choice):
+            function()
+
+    return run
 
 
-def _layer_step(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
+def draw_images(shape: tuple[int, ...], layout: str) -> Tensor:
+    return torch.randn(shape, device=bench_device()).contiguous(memory_format=LAYOUTS[layout])
+
+
+def make_pair(name: str, layout: str, image_size: int) -> tuple[nn.Module, nn.Module, str]:
+    """A network with BatchNorm, the same with LocalNorm and stored statistics, and the assignment that suits the layout."""
+    assignment = "interleaved" if layout == "contiguous" else "contiguous"
+    batch = make_model(name, "batch", num_classes=10, image_size=image_size)
+    batch = batch.to(bench_device(), memory_format=LAYOUTS[layout])
+    return batch, convert_to_localnorm(batch, NUM_GROUPS, assignment=assignment), assignment
+
+
+def layer_step(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
     inputs = (x, *layer.to(x.device).parameters())
 
     def step() -> None:
@@ -150,7 +156,9 @@ def _layer_step(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]
     return step
 
 
-def _network_step(network: nn.Module, images: Tensor, dtype: str) -> Callable[[], None]:
+def network_step(network: nn.Module, images: Tensor, dtype: str) -> Callable[[], None]:
+    network.train()
+
     def step() -> None:
         with torch.autocast(images.device.type, dtype=DTYPES[dtype], enabled=dtype != "float32"):
             loss = network(images).float().square().mean()
@@ -160,136 +168,161 @@ def _network_step(network: nn.Module, images: Tensor, dtype: str) -> Callable[[]
     return step
 
 
-def _forward(network: nn.Module, images: Tensor, mode: str | None) -> Callable[[], None]:
+def with_drawn_sizes(step: Callable[[], None], batch: int) -> Callable[[], None]:
+    """The step with groups of 1, 2, 4, ... images, up to the layer's own."""
+    sizes = cycle([size for size in (1, 2, 4, 8, 16) if size <= max(1, batch // NUM_GROUPS)])
+
+    def drawn() -> None:
+        with use_mode("batch", group_size=next(sizes)):
+            step()
+
+    return drawn
+
+
+def as_graph(step: Callable[[], None]) -> Callable[[], None]:
+    """The step captured as a CUDA graph: what is left is the GPU's own time."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def evaluation(network: nn.Module, images: Tensor) -> Callable[[], None]:
     network = network.eval()
 
     def forward() -> None:
         with torch.no_grad():
-            if mode is None:
-                network(images)
-            else:
-                with use_mode(mode):
-                    network(images)
+            network(images)
 
     return forward
 
 
-def _row(subject, measure, shape, layout, dtype, assignment, batchnorm, localnorm) -> Cost:
-    scale = 2**-20 if measure == "memory" else 1e3
-    return Cost(
-        subject,
-        measure,
-        "x".join(map(str, shape)),
-        layout,
-        dtype,
-        assignment,
-        statistics.median(batchnorm) * scale,
-        statistics.median(localnorm) * scale,
-        *ratios(localnorm, batchnorm),
-        BOUNDS[measure],
-        _device_name(),
-        _machine(),
-        torch.__version__,
-        torch.get_num_threads(),
-    )
+def prediction(network: nn.Module, images: Tensor, mode: str) -> Callable[[], object]:
+    prior = PRIOR if mode == "prior" else None
+    return lambda: predict(network, images, mode, prior=prior)
 
 
-def _layer_costs(shapes: list[tuple[int, ...]], repeats: int) -> Iterator[Cost]:
+# ------------------------------------------------------------------------------------------------------------------ the rows
+
+
+def layer_costs(shape: tuple[int, ...], layout: str, dtype: str, repeats: int) -> Iterator[Cost]:
+    x = draw_images(shape, layout).to(DTYPES[dtype]).requires_grad_()
+    grad = torch.randn_like(x)
+    steps = {"batch": layer_step(nn.BatchNorm2d(shape[1]), x, grad)}
+    for assignment in ("interleaved", "contiguous"):
+        step = layer_step(LocalNorm2d(shape[1], NUM_GROUPS, assignment=assignment), x, grad)
+        for choice in kernels_here():
+            steps[assignment, choice] = by(choice, step)
+    seconds = alternate(steps, repeats)
+    memory = {name: [float(peak_memory(step))] * 2 for name, step in steps.items()}
+    for assignment, choice in list(steps)[1:]:
+        setting = {"subject": "layer", "shape": shape, "layout": layout, "dtype": dtype}
+        setting |= {"assignment": assignment, "kernels": choice}
+        yield make_row(setting, "step", seconds["batch"], seconds[assignment, choice])
+        yield make_row(setting, "memory", memory["batch"], memory[assignment, choice])
+
+
+def step_costs(name: str, shape: tuple[int, ...], layout: str, dtype: str, repeats: int) -> Iterator[Cost]:
+    """A whole training step: forward, backward; the optimiser's part is the same for both."""
+    batch, local, assignment = make_pair(name, layout, shape[-1])
+    images = draw_images(shape, layout)
+    usual, ours = network_step(batch, images, dtype), network_step(local, images, dtype)
+    steps = {"batch": usual}
+    for choice in kernels_here():
+        steps["step", choice] = by(choice, ours)
+        steps["drawn", choice] = by(choice, with_drawn_sizes(ours, shape[0]))
+    seconds = alternate(steps, repeats)
+    memory = {key: [float(peak_memory(step))] * 2 for key, step in steps.items()}
+    for choice in kernels_here():
+        setting = {"subject": name, "shape": shape, "layout": layout, "dtype": dtype}
+        setting |= {"assignment": assignment, "kernels": choice}
+        for measure in ("step", "drawn"):
+            yield make_row(setting, measure, seconds["batch"], seconds[measure, choice])
+        yield make_row(setting, "memory", memory["batch"], memory["step", choice])
+        if bench_device().type == "cuda":
+            with kernels(choice):
+                replays = {"batch": as_graph(usual), "local": as_graph(ours)}
+            seconds_of_graphs = alternate(replays, repeats)
+            yield make_row(setting, "graph", seconds_of_graphs["batch"], seconds_of_graphs["local"])
+
+
+def prediction_costs(
+    name: str, shape: tuple[int, ...], layout: str, repeats: int, counts: tuple[int, ...] = PREDICTED
+) -> Iterator[Cost]:
+    """Predictions against BatchNorm in evaluation, whose statistics are stored."""
+    batch, local, assignment = make_pair(name, layout, shape[-1])
+    estimate_statistics(local, [draw_images((2 * NUM_GROUPS, *shape[1:]), layout)])
+    for count in counts:
+        images = draw_images((count, *shape[1:]), layout)
+        forwards = {"batch": evaluation(batch, images)}
+        for choice in kernels_here():
+            for mode in ("single", "prior", "vote"):
+                forwards[mode, choice] = by(choice, prediction(local, images, mode))
+        seconds = alternate(forwards, repeats)
+        for mode, choice in list(forwards)[1:]:
+            setting = {"subject": name, "shape": tuple(images.shape), "layout": layout, "dtype": "float32"}
+            setting |= {"assignment": assignment, "kernels": choice}
+            yield make_row(setting, mode, seconds["batch"], seconds[mode, choice])
+
+
+def all_costs(quick: bool, repeats: int) -> Iterator[Cost]:
+    shapes = [(16, 8, 8, 8)] if quick else LAYER_SHAPES
+    networks = {"resnet32": (16, 3, 32, 32)} if quick else networks_here()
+    counts = (1, 2) if quick else PREDICTED
+    settings = [(layout, dtype) for layout in LAYOUTS for dtype in dtypes_here()]
     for shape in shapes:
-        for layout in LAYOUTS:
-            for dtype in _dtypes():
-                x = _images(shape, layout).to(DTYPES[dtype]).requires_grad_()
-                grad = torch.randn_like(x)
-                layers = {
-                    name: LocalNorm2d(shape[1], NUM_GROUPS, assignment=name) for name in ("interleaved", "contiguous")
-                }
-                steps = {
-                    name: _layer_step(layer, x, grad)
-                    for name, layer in {"batch": nn.BatchNorm2d(shape[1]), **layers}.items()
-                }
-                seconds = alternate(steps, repeats)
-                memory = {name: [peak_memory(step)] * 2 for name, step in steps.items()}
-                for name in layers:
-                    row = ("layer", shape, layout, dtype, name)
-                    yield _row(row[0], "step", *row[1:], seconds["batch"], seconds[name])
-                    yield _row(row[0], "memory", *row[1:], memory["batch"], memory[name])
-
-
-def _network_costs(networks: dict[str, tuple[int, ...]], repeats: int) -> Iterator[Cost]:
+        for layout, dtype in settings:
+            yield from layer_costs(shape, layout, dtype, repeats)
     for name, shape in networks.items():
+        for layout, dtype in settings:
+            yield from step_costs(name, shape, layout, dtype, repeats)
         for layout in LAYOUTS:
-            assignment = "interleaved" if layout == "contiguous" else "contiguous"
-            batch = make_model(name, "batch", num_classes=10).to(_device(), memory_format=LAYOUTS[layout])
-            local = convert_to_localnorm(batch, NUM_GROUPS, assignment=assignment)
-            images = _images(shape, layout)
-            for dtype in _dtypes():
-                row = (name, shape, layout, dtype, assignment)
-                steps = {
-                    "batch": _network_step(batch.train(), images, dtype),
-                    "local": _network_step(local, images, dtype),
-                }
-                seconds = alternate(steps, repeats)
-                yield _row(name, "step", *row[1:], seconds["batch"], seconds["local"])
-                memory = {key: [peak_memory(step)] * 2 for key, step in steps.items()}
-                yield _row(name, "memory", *row[1:], memory["batch"], memory["local"])
-            few = images[:SINGLE_BATCH]
-            row = (tuple(few.shape), layout, "float32", assignment)
-            forwards = {
-                "batch": _forward(batch, few, None),
-                "single": _forward(local, few, "single"),
-                "vote": lambda local=local, few=few: predict(local, few, "vote"),
-            }
-            seconds = alternate(forwards, repeats)
-            for mode in ("single", "vote"):
-                yield _row(name, mode, *row, seconds["batch"], seconds[mode])
+            yield from prediction_costs(name, shape, layout, repeats, counts)
 
 
-def _machine() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+# --------------------------------------------------------------------------------------------------------------- what is kept
 
 
-def _print_header(rows: int, repeats: int) -> None:
-    print(
-        f"{_machine()}, {torch.get_num_threads()} threads, {_device_name()}, torch {torch.__version__}; ms, memory in MiB"
-    )
-    for name in DTYPES.keys() - set(_dtypes()):
+def print_header(repeats: int) -> None:
+    about = {name: value for name, value in about_machine().items() if value != ""}
+    print(", ".join(f"{name} {value}" for name, value in about.items()) + "; ms, memory in MiB")
+    for name in DTYPES.keys() - set(dtypes_here()):
         print(f"{name} is left out: this device only emulates it")
-    print(f"{rows} rows of {repeats} rounds follow as they are measured; the networks come last and take longest")
+    print(f"rows of {repeats} rounds follow as they are measured; the networks come last and take longest")
     print(
-        "".join(f"{c:15}" for c in COLUMNS)
-        + f"{'BatchNorm':>10} {'LocalNorm':>10} {'ratio':>6} {'quartiles':>13} bound",
+        f"{_in_columns(COLUMNS)}{'BatchNorm':>10} {'LocalNorm':>10} {'ratio':>6} {'quartiles':>13} bound",
         flush=True,
     )
 
 
-def _print_row(row: Cost) -> None:
-    text = "".join(f"{getattr(row, c):15}" for c in COLUMNS)
+def print_row(row: Cost) -> None:
     spread = f"{row.lower_quartile:.2f} to {row.upper_quartile:.2f}"
-    verdict = "holds" if row.ratio <= row.bound else "MISSED"
-    print(
-        f"{text}{row.batchnorm:10.2f} {row.localnorm:10.2f} {row.ratio:6.2f} {spread:>13} {row.bound:.2f} {verdict}",
-        flush=True,
-    )
+    verdict = "" if math.isnan(row.bound) else f"{row.bound:.2f} {'holds' if row.ratio <= row.bound else 'MISSED'}"
+    columns = _in_columns(getattr(row, column) for column in COLUMNS)
+    print(f"{columns}{row.batchnorm:10.3g} {row.localnorm:10.3g} {row.ratio:6.2f} {spread:>13} {verdict}", flush=True)
 
 
-def _save(rows: list[Cost], path: Path) -> None:
+def _in_columns(values: Iterable[str]) -> str:
+    return "".join(f"{value[: width - 1]:{width}}" for value, width in zip(values, COLUMNS.values(), strict=True))
+
+
+def save(rows: list[Cost], path: Path) -> None:
     """Replace the rows of this device; those that were measured on others stay."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     others = []
     if path.is_file():
         with path.open(newline="") as file:
             others = [row for row in csv.DictReader(file) if row["device"] != rows[0].device]
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sorted([*others, *map(asdict, rows)], key=lambda row: row["device"] != "cpu"))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(asdict(rows[0])), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted([*others, *map(asdict, rows)], key=lambda row: row["device"] != "cpu"))
+    paths.write(path, text.getvalue())
 
 
 def main(arguments: list[str] | None = None) -> list[Cost]:
@@ -302,15 +335,12 @@ def main(arguments: list[str] | None = None) -> list[Cost]:
     if options.repeats < 2:
         parser.error(f"--repeats must be at least 2 for a spread, got {options.repeats}")
     torch.manual_seed(0)
-    shapes = [(16, 8, 8, 8)] if options.quick else LAYER_SHAPES
-    networks = {"resnet32": (16, 3, 32, 32)} if options.quick else NETWORKS
-    settings = len(LAYOUTS) * len(_dtypes())
-    _print_header(4 * settings * len(shapes) + (2 * settings + 2 * len(LAYOUTS)) * len(networks), options.repeats)
+    print_header(options.repeats)
     rows = []
-    for row in chain(_layer_costs(shapes, options.repeats), _network_costs(networks, options.repeats)):
-        _print_row(row)
+    for row in all_costs(options.quick, options.repeats):
+        print_row(row)
         rows.append(row)
-    _save(rows, options.output)
+    save(rows, options.output)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The bench times what it says, alternating, and writes one row a measurement."""
+"""The bench times what it says, alternating, and writes one row per measurement."""
 
 import csv
 import time
@@ -6,9 +6,10 @@ import time
 import pytest
 import torch
 
-from localnorm import cost
-from localnorm.cost import alternate, main, peak_memory, ratios
+from localnorm import _triton, cost, timing
+from localnorm.cost import bound_of, main
 from localnorm.machine import computes_bf16
+from localnorm.timing import alternate, peak_memory, ratios
 
 
 def test_functions_run_in_turn_and_are_told_apart():
@@ -49,28 +50,59 @@ def test_a_quick_run_prints_the_table_and_writes_every_row(tmp_path, capsys, mon
     assert [float(row["ratio"]) for row in written] == [row.ratio for row in rows]
     assert all(row.ratio > 0 and row.batchnorm > 0 for row in rows)
     assert {(row.subject, row.measure) for row in rows} == {
-        ("layer", "step"), ("layer", "memory"), *(("resnet32", m) for m in ("step", "memory", "single", "vote")),
+        ("layer", "step"), ("layer", "memory"),
+        *(("resnet32", m) for m in ("step", "drawn", "memory", "single", "prior", "vote")),
     }  # fmt: skip
     assert [path.name for path in (tmp_path / "sweeps").iterdir()] == ["cost.csv"]
     table = capsys.readouterr().out.splitlines()
     assert torch.__version__ in table[0]
     assert {row.dtype for row in rows} == ({"float32", "bfloat16"} if has_bf16 else {"float32"})
     assert has_bf16 or table.pop(1) == "bfloat16 is left out: this device only emulates it"
-    assert table[1].startswith(f"{len(rows)} rows")
     assert len(table) == 3 + len(rows)
+    assert {(row.driver, row.kernels) for row in rows} == {("", "torch")}, "there is no GPU, so no driver"
 
 
-def test_rows_of_another_device_stay(tmp_path, monkeypatch):
+def test_rows_of_another_device_stay_whatever_columns_they_have(tmp_path):
     output = tmp_path / "cost.csv"
-    quick = ["--quick", "--repeats", "2", "--output", str(output)]
-    monkeypatch.setattr(cost, "_device_name", lambda: "a GPU")
-    first = main(quick)
-    monkeypatch.undo()
-    main(quick)
-    here = main(quick)
+    here = timing.about_machine()
+    setting = {"subject": "layer", "shape": (2, 3), "layout": "contiguous", "dtype": "float32"}
+    setting |= {"assignment": "interleaved", "kernels": "torch"}
+    row = cost.make_row(setting, "step", [1.0, 1.0], [1.5, 1.5])
+    output.write_text("subject,ratio,device\nlayer,1.25,a GPU\nlayer,9.0,cpu\n")
+    cost.save([row], output)
     with output.open() as file:
         written = list(csv.DictReader(file))
-    assert [float(row["ratio"]) for row in written] == [row.ratio for row in (*here, *first)]
+    assert [(kept["device"], kept["ratio"]) for kept in written] == [(here["device"], "1.5"), ("a GPU", "1.25")]
+    assert (written[0]["torch"], written[0]["triton"]) == (here["torch"], here["triton"])
+    assert written[1]["triton"] == ""
+
+
+def test_the_bounds_are_tighter_where_batchnorm_has_no_advantage_of_layout():
+    assert bound_of("resnet50", "step", "contiguous") == 1.03
+    assert bound_of("resnet50", "step", "channels_last") == (1.03 if torch.cuda.is_available() else 1.05)
+    assert bound_of("resnet50", "memory", "contiguous") == 1.02
+    assert bound_of("resnet32", "vote", "contiguous") == cost.NUM_GROUPS
+
+
+def test_a_bench_by_our_kernels_leaves_the_option_as_it_was():
+    chosen = []
+    with cost.kernels("triton"):
+        chosen.append(_triton.KERNELS)
+    assert chosen == ["triton"]
+    assert _triton.KERNELS == "measured"
+
+
+def test_drawn_sizes_go_up_to_the_layers_own():
+    from localnorm import LocalNorm2d
+
+    seen = []
+    layer = LocalNorm2d(3, num_groups=8)
+    layer.register_forward_hook(lambda module, inputs, y: seen.append(y[:2].mean((0, 2, 3)).abs().max() < 1e-5))
+    step = cost.with_drawn_sizes(lambda: layer(torch.randn(16, 3, 4, 4)), 16)
+    for _ in range(4):
+        step()
+    alone_or_in_pairs = [bool(value) for value in seen]
+    assert alone_or_in_pairs == [True] * 4, "groups of one and of two consecutive images are normalised"
 
 
 def test_too_few_repeats_are_refused(capsys):
