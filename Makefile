@@ -2,7 +2,9 @@
 # An active conda or virtual environment with the package in it is used as it is with: make quickstart PYTHON=python ENV=
 SHELL := /bin/bash
 # not ?=, which takes the shell's variable of that name: ENV is a file that POSIX shells read, and `make clean` removes $(ENV)
-PYTHON := python3.11
+# the newest Python here that can run it; a name on PATH may still be none, so each is asked
+PYTHON = $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 ENV := .venv
 ifneq ($(ENV),)
 export PATH := $(abspath $(ENV))/bin:$(PATH)
@@ -13,7 +15,7 @@ export CUBLAS_WORKSPACE_CONFIG := :4096:8
 # DVC's own place for pickles, /var/tmp/dvc, is open to all users of a machine
 export DVC_SITE_CACHE_DIR ?= $(CURDIR)/.dvc/tmp/site
 EXPERIMENT := digits-small
-# runs side by side; empty: one a core
+# runs side by side; empty: one per core
 JOBS :=
 # what JupyterLab writes about the language when it saves a notebook
 SAVED := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version
@@ -25,12 +27,9 @@ help: ## say what there is
 
 env: $(INSTALLED) ## set up the environment and nothing else
 
-quickstart: $(INSTALLED) ## the whole pipeline on scikit-learn's digits: results, figures, paper
-	python -m localnorm.pipeline runs $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))
-	dvc repro report@$(EXPERIMENT)
-	dvc repro --single-item shifts@$(EXPERIMENT) figure-batches@$(EXPERIMENT) figure-fixed-against-batch figure-one-image figure-strengths $(if $(filter digits-small,$(EXPERIMENT)),figure-teaser) numbers paper
-	@[ ! -e .git ] || python -m localnorm.compare $(EXPERIMENT) || true # an experiment of one's own has nothing to compare with
-	@python -m localnorm.results $(EXPERIMENT)
+quickstart: $(INSTALLED) ## a demonstration in minutes: set the paper, then train, ask and draw on scikit-learn's digits
+	dvc repro --single-item strip paper
+	python -m localnorm.pipeline demonstrate $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))
 
 repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (days on two cores, less with a GPU)
 	@python -m localnorm.pipeline check
@@ -38,17 +37,15 @@ repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (days on two 
 	python -m localnorm.pipeline runs $(if $(JOBS),--jobs $(JOBS)) || [ $$? -eq 1 ]
 	dvc repro --keep-going
 
-compare: $(INSTALLED) ## expected against obtained: the committed results beside yours
+compare: $(INSTALLED) ## expected against obtained: the committed results beside yours; fails where they differ
 	@python -m localnorm.compare
 
 html: $(INSTALLED) ## a finished run as web pages that need no network
-	@python -m localnorm.html
+	@python -m localnorm.render web
 
 released: $(INSTALLED) ## the released protocol at full length instead (days, GPUs)
 	@cmp -s params/released.yaml params.yaml || [ ! -e .git ] || git diff --quiet HEAD -- params.yaml || \
 		{ echo "params.yaml has changes that are not committed, and params/released.yaml would overwrite them; commit them first (git commit params.yaml), or run params.yaml as it is: make repro"; exit 1; }
-	@# the README's figure shows a digit, and the released protocol has none
-	[ -d data/prepared/digits-small ] || dvc repro prepare@digits-small
 	@# an archive has no git that could bring params.yaml back
 	@cmp -s params/released.yaml params.yaml || [ -e .git ] || cp -v params.yaml params/replaced-$$(date +%Y%m%d-%H%M%S).yaml
 	cmp -s params/released.yaml params.yaml || cp params/released.yaml params.yaml
@@ -75,7 +72,7 @@ bench: $(INSTALLED) ## speed and memory against BatchNorm, in one run
 	python -m localnorm.cost
 	python -m localnorm.bench
 
-bench-card: $(INSTALLED) ## measure a GPU: kernels, costs, profile, in ten minutes and one table (data/sweeps/card.csv)
+bench-card: $(INSTALLED) ## everything that has to be known of a GPU, in ten minutes and one table: data/results/card.csv
 	python -m localnorm.card
 
 clean: ## remove the environment; data and results stay
@@ -83,8 +80,10 @@ clean: ## remove the environment; data and results stay
 
 # the lock is installed first and whole, then the package itself in place
 $(ENV)/installed: requirements.lock pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "localnorm needs Python 3.11 or newer, and none is on PATH; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on PATH; name a Python of 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("localnorm needs Python 3.11 or newer, $(PYTHON) is %d.%d; name another: make $(MAKECMDGOALS) PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "setting up $(ENV) with $(PYTHON)"
 	@# half an environment, of another Python perhaps, starts anew; a finished one, or one from elsewhere, is never emptied
 	$(PYTHON) -m venv $(if $(wildcard $(ENV)/installed),,$(if $(filter .venv,$(ENV)),--clear)) $(ENV)
 	$(ENV)/bin/python -m pip install --progress-bar on --disable-pip-version-check -r requirements.lock

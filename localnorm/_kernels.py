@@ -14,6 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from localnorm import _triton
+from localnorm._cpu import GroupByGroup, normalize_image, normalize_images
+from localnorm._triton import use_triton
+
 LARGE_IMAGE = 2**14  # activations; above, one kernel call per image costs less than two copies of the batch
 
 
@@ -47,6 +51,10 @@ def normalize_groups(
             "use a larger batch or fewer groups, predict with mode 'prior', 'companions' or 'fixed', or let such layers take "
             "their stored statistics there by one_value='fixed'"
         )
+    if use_triton(x, assignment):
+        weight, bias = (None if t is None else _shared_row(t) for t in (weight, bias))
+        options = {"assignment": assignment, "eps": eps, "momentum": momentum}
+        return _triton.local_norm(x, groups, weight, bias, running_mean, running_var, **options)
     stored = (running_mean, running_var)
     # The kernels keep statistics in the precision of these tensors: float32 for half inputs, and never none of them.
     precision = torch.promote_types(x.dtype, torch.float32)
@@ -94,6 +102,15 @@ def group_of_each_image(batch: int, num_groups: int, assignment: str, device: to
     return (image[:, None] >= starts).sum(1) - 1
 
 
+def _shared_row(t: Tensor) -> Tensor:
+    """(1, C) of rows (N, C) that are one, expanded."""
+    return t[:1] if t.stride(0) == 0 else t
+
+
+def _is_float_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.numel() > 0 and runs_eagerly()
+
+
 def has_one_value(x: Tensor, groups: int) -> bool:
     """Whether the smallest of these groups of a batch has one value per channel, so no variance."""
     return bool(x.shape[0]) and x.shape[0] // groups * math.prod(x.shape[2:]) == 1
@@ -110,6 +127,14 @@ def normalize_with_stored(
     eps: float,
 ) -> Tensor:
     """Normalise each image by stored statistics, its rows of (N, C), mixed with its own if a prior weighs the two."""
+    rows = [None if t is None else _shared_row(t) for t in (mean, var, weight, bias)]
+    if prior is not None and use_triton(x, differentiable=False):
+        return _triton.prior_norm(x, *rows[2:], *rows[:2], prior, eps=eps)
+    # Not with a prior and a gradient, which batch_norm does not give to the statistics.
+    constant = prior is None or (x.shape[0] == 1 and not torch.is_grad_enabled())
+    if constant and _is_float_on_cpu(x) and len(rows[0]) == 1:
+        mean, var, weight, bias = (None if t is None else t[0] for t in rows)
+        return normalize_image(x, mean, var, weight, bias, prior=prior, eps=eps)
     work = x.to(torch.promote_types(x.dtype, torch.float32))
     n = x.shape[0]
     if prior is not None:
@@ -154,8 +179,11 @@ def _choose_path(
     plain = layout == torch.contiguous_format
     # group_norm's kernel is the fastest for single images on a CPU; it keeps half statistics in half precision.
     if alone and eager_on_cpu and x.dtype in (torch.float32, torch.float64):
-        large = not plain and x[0].numel() > LARGE_IMAGE
-        return _image_by_image if large and not torch.is_grad_enabled() else _as_groupnorm
+        if not torch.is_grad_enabled() and (groups == 1 or not plain):
+            if groups == 1:
+                return _as_batchnorm  # in any layout, without a copy
+            return _image_by_image if x[0].numel() > LARGE_IMAGE else _where_they_lie
+        return _as_groupnorm
     # Not for one image: torch 2.14 gets the gradient of a channels_last batch of one with a short batch stride wrong.
     if groups == 1 < x.shape[0]:
         return _as_batchnorm
@@ -167,7 +195,7 @@ def _choose_path(
     # One kernel call per group takes an accelerator longer than laying all groups out for one call.
     if x.device.type != "cpu":
         return _through_a_copy
-    return _GroupByGroup.apply if eager_on_cpu else _group_by_group
+    return GroupByGroup.apply if eager_on_cpu else _group_by_group
 
 
 def runs_eagerly() -> bool:
@@ -316,6 +344,11 @@ def _image_by_image(x, weight, bias, running_mean, running_var, groups, assignme
     return y
 
 
+def _where_they_lie(x, weight, bias, running_mean, running_var, groups, assignment, eps, momentum):
+    """Small images in channels_last, without two copies."""
+    return normalize_images(x, *(None if t is None else _shared_row(t) for t in (weight, bias)), eps)
+
+
 def _as_groupnorm(x, weight, bias, running_mean, running_var, groups, assignment, eps, momentum):
     """group_norm in plain memory: in channels_last itself torch 2.14's kernel of it subtracts E[x]^2 from E[x^2]."""
     layout = _memory_format(x)
@@ -353,48 +386,3 @@ def _group_by_group(x, weight, bias, running_mean, running_var, groups, assignme
         done.append(F.batch_norm(part, *rows, training=True, momentum=momentum, eps=eps))
     y = torch.stack(done, 1).flatten(0, 1) if assignment == "interleaved" else torch.cat(done)
     return y.contiguous(memory_format=_memory_format(x))
-
-
-class _GroupByGroup(torch.autograd.Function):
-    """`_group_by_group` without its copies: each group is read from and written to its place in the whole batch."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, running_mean, running_var, groups, assignment, eps, momentum):
-        layout = _memory_format(x)
-        y = torch.empty_like(x)
-        means, inverse_deviations = torch.empty(
-            2, groups, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32)
-        )
-        for k in range(groups):
-            part = _group(x, k, groups, assignment).contiguous(memory_format=layout)
-            rows = (None if t is None else t[k] for t in (weight, bias, running_mean, running_var))
-            place = _group(y, k, groups, assignment)
-            if place.is_contiguous(memory_format=layout):
-                torch.native_batch_norm(part, *rows, True, momentum, eps, out=(place, means[k], inverse_deviations[k]))
-            else:
-                normalized, means[k], inverse_deviations[k] = torch.native_batch_norm(part, *rows, True, momentum, eps)
-                place.copy_(normalized)
-        ctx.save_for_backward(x, weight, means, inverse_deviations)
-        ctx.options = groups, assignment, eps
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, means, inverse_deviations = ctx.saved_tensors
-        groups, assignment, eps = ctx.options
-        layout = _memory_format(x)
-        grad_x = torch.empty_like(x)
-        grad_rows = []
-        for k in range(groups):
-            part, grad_part = (_group(t, k, groups, assignment).contiguous(memory_format=layout) for t in (x, grad))
-            row, has_affine = (None, False) if weight is None else (weight[k], True)
-            saved = (means[k], inverse_deviations[k], True, eps)
-            part_grads = torch.ops.aten.native_batch_norm_backward(
-                grad_part, part, row, None, None, *saved, [True, has_affine, has_affine]
-            )
-            _group(grad_x, k, groups, assignment).copy_(part_grads[0])
-            grad_rows.append(part_grads[1:])
-        if weight is None:
-            return (grad_x, *[None] * 8)
-        grad_weight, grad_bias = (torch.stack(rows) for rows in zip(*grad_rows, strict=True))
-        return (grad_x, grad_weight, grad_bias, *[None] * 6)

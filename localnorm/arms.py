@@ -8,8 +8,10 @@ To add an arm: one record in ARMS, one branch where its statistics (`localnorm.a
 computed, and its name in params.yaml.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from localnorm.networks import LAYERS, NETWORKS, Network, find
 
 __all__ = [
     "ARMS",
@@ -30,52 +32,6 @@ __all__ = [
 
 Condition = tuple[str, str, float]  # suite, noise, level
 CLEAN: Condition = ("clean", "clean", 0.0)
-
-LAYERS = {
-    "BN": "BatchNorm",
-    "LN": "LocalNorm",
-    "GBN": "Ghost BatchNorm: LocalNorm's groups under one (gamma, beta)",
-    "GN": "GroupNorm",
-    "IN": "InstanceNorm",
-}
-
-
-@dataclass(frozen=True)
-class Network:
-    """A normalisation layer and how it is trained: what a training run makes.
-
-    Args:
-        key: its name in params.yaml, in run names and in file names.
-        layer: a key of LAYERS.
-        training: "plain"; "drawn": the number of images per group is drawn anew for each training step.
-    """
-
-    key: str
-    layer: str
-    training: str = "plain"
-
-    @property
-    def label(self) -> str:
-        """ "LN", "LN drawn": the first words of its arms."""
-        return self.layer if self.training == "plain" else f"{self.layer} {self.training}"
-
-    @property
-    def has_groups(self) -> bool:
-        """Whether its layers are LocalNorm's, with K groups."""
-        return self.layer in ("LN", "GBN")
-
-
-NETWORKS = {
-    network.key: network
-    for network in (
-        Network("bn", "BN"),
-        Network("ln", "LN"),
-        Network("ln_drawn", "LN", "drawn"),
-        Network("gbn", "GBN"),
-        Network("gn", "GN"),
-        Network("in", "IN"),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -224,21 +180,6 @@ METRICS = {
         Metric("dark", "poor light", noises=(("named", "brightness"),)),
     )
 }
-
-
-def find(kind: str, name: str, known: Mapping[str, object]):
-    """The entry of that name in one of this module's dictionaries.
-
-    Raises:
-        ValueError: there is none; names those that there are.
-
-    Example:
-        >>> find("arm", "LN prior", ARMS).statistics
-        'prior'
-    """
-    if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
-    return known[name]
 
 
 def arm_of(network: str, statistics: str) -> Arm:

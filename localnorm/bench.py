@@ -1,6 +1,6 @@
 """What the pipeline's own parts cost, each against its usual form in the same run: ``python -m localnorm.bench``.
 
-Training against a DataLoader loop and on memory that is kept, noise against loops over pixels, a sweep's noise against its
+Training against a DataLoader loop and on memory that is kept, noise against loops over pixels, the noise of answers against their
 forwards, importing against torch alone; preparing the data sets that are on this machine against a bound. The layer against
 BatchNorm is `localnorm.cost`.
 """
@@ -30,13 +30,14 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from localnorm import noise, paths
+from localnorm.answers import noisy_images
 from localnorm.data import prepare
 from localnorm.data.augment import augment, standardise
 from localnorm.data.dataset import Dataset
-from localnorm.evaluate import SweepConfig, noisy_images
 from localnorm.machine import computes_bf16, use_cpu
 from localnorm.models import make_model
 from localnorm.prediction import predict
+from localnorm.settings import AnswersConfig
 from localnorm.timing import alternate, ratios
 
 __all__ = ["Row", "main", "pixel_loop"]
@@ -122,10 +123,6 @@ class _Pictures(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
 
 
-def _make(model: str, norm: str) -> nn.Module:
-    return make_model(model, norm, num_classes=10, image_size=32, num_groups=8)
-
-
 def _step(
     network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, precision: torch.dtype
 ) -> None:
@@ -149,9 +146,9 @@ def _training(model: str, steps: int, repeats: int) -> Iterator[Row]:
     loader = DataLoader(
         _Pictures(pixels, classes), BATCH, shuffle=True, num_workers=os.cpu_count(), persistent_workers=True
     )
-    for name, norm in (("usual", "batch"), ("batch", "batch"), ("local", "local")):
+    for name, key in (("usual", "bn"), ("bn", "bn"), ("ln", "ln")):
         torch.manual_seed(0)
-        network = _make(model, norm)
+        network = make_model(model, key, num_classes=10, image_size=32, num_groups=8)
         if name != "usual":
             network = network.to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True)
@@ -174,27 +171,27 @@ def _training(model: str, steps: int, repeats: int) -> Iterator[Row]:
         f"{training}, BatchNorm, against a float32 DataLoader loop",
         "images/s",
         speeds["usual"],
-        speeds["batch"],
+        speeds["bn"],
         ">= 1.5",
     )
     yield _row(
         f"{training}, LocalNorm against BatchNorm",
         "images/s",
-        speeds["batch"],
-        speeds["local"],
+        speeds["bn"],
+        speeds["ln"],
         ">= 0.95",
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = alternate({name: loops[name] for name in ("batch", "local")}, repeats, warmup=1)
+        seconds = alternate({name: loops[name] for name in ("bn", "ln")}, repeats, warmup=1)
     finally:
         torch.set_num_threads(threads)
     yield _row(
         f"{training}, the same on one core, as params.yaml does it",
         "images/s",
-        [steps * BATCH / value for value in seconds["batch"]],
-        [steps * BATCH / value for value in seconds["local"]],
+        [steps * BATCH / value for value in seconds["bn"]],
+        [steps * BATCH / value for value in seconds["ln"]],
         ">= 0.95",
     )
 
@@ -206,7 +203,7 @@ def _start(model: str, kept: bool) -> None:
         use_cpu(1)
     else:
         torch.set_num_threads(1)
-    network = _make(model, "local")
+    network = make_model(model, "ln", num_classes=10, image_size=32, num_groups=8)
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, nesterov=True)
     images = torch.rand(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -269,13 +266,13 @@ def _noises(images: int, repeats: int) -> Iterator[Row]:
             )
 
 
-def _sweep(model: str, images: int, repeats: int) -> Iterator[Row]:
-    """A sweep's time beside its forwards, over every noise of both suites at one level each."""
-    network = _make(model, "local").to(memory_format=torch.channels_last)
+def _answering(model: str, images: int, repeats: int) -> Iterator[Row]:
+    """The time that noise takes beside the forwards, over every noise of both suites at one level each."""
+    network = make_model(model, "ln", num_classes=10, image_size=32, num_groups=8).to(memory_format=torch.channels_last)
     pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8)
     about = Dataset(Path(), "random", "random", ("0",), (3, 32, 32), MEAN, STD, {}, {})
     names = {suite: [n for n in noise.noises(suite) if not n.startswith("mnist")] for suite in ("released", "named")}
-    config = SweepConfig(noises=names, modes={}, batch_size=BATCH)
+    config = AnswersConfig(noises=names, statistics={}, batch_size=BATCH)
     span = noise.Extrema(torch.zeros(3), torch.full((3,), 255.0))
 
     def draw() -> None:
@@ -288,7 +285,9 @@ def _sweep(model: str, images: int, repeats: int) -> Iterator[Row]:
             predict(network, standardise(pixels, MEAN, STD), "batch", batch_size=BATCH)
 
     seconds = alternate({"forward": forward, "noise": draw}, repeats, warmup=1)
-    yield _row(f"a {model} sweep's noise against its forwards", "s", seconds["forward"], seconds["noise"], "<= 0.1")
+    yield _row(
+        f"the noise of {model}'s answers against their forwards", "s", seconds["forward"], seconds["noise"], "<= 0.1"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- preparing
@@ -321,10 +320,11 @@ def _preparing() -> Iterator[Row]:
 
 
 def _importing(repeats: int) -> Iterator[Row]:
-    def start(module: str) -> Callable[[], object]:
-        return lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+    def start(code: str) -> Callable[[], object]:
+        return lambda: subprocess.run([sys.executable, "-c", code], check=True)
 
-    seconds = alternate({name: start(name) for name in ("torch", "localnorm")}, repeats)
+    names = {"torch": "import torch", "localnorm": "from localnorm import LocalNorm2d, predict"}
+    seconds = alternate({name: start(code) for name, code in names.items()}, repeats)
     yield _row("importing localnorm against torch alone", "s", seconds["torch"], seconds["localnorm"], "<= 1.3")
 
 
@@ -338,7 +338,7 @@ def _row(subject: str, unit: str, usual: list[float], ours: list[float], wanted:
 def main(arguments: list[str] | None = None) -> list[Row]:
     """Measure, print the table, write the CSV; `arguments` as on the command line."""
     parser = argparse.ArgumentParser(prog="python -m localnorm.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, default=None, help="CSV; default: data/sweeps/bench.csv of the project")
+    parser.add_argument("--output", type=Path, default=None, help="CSV; default: data/results/bench.csv of the project")
     parser.add_argument("--repeats", type=int, default=20, help="rounds of alternating runs (at least 20 to report)")
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, no data sets: whether it runs, not what it costs"
@@ -352,7 +352,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         _training(model, steps, options.repeats),
         _memory(model, steps, options.repeats),
         _noises(images, options.repeats),
-        _sweep(model, images, min(options.repeats, 5)),
+        _answering(model, images, min(options.repeats, 5)),
         _importing(options.repeats),
     ]
     rows = []
@@ -367,7 +367,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
                 f"{row.subject:70} {row.usual:9.4g} {row.ours:9.4g} {row.ratio:7.2f} {spread:>17} {row.wanted} {row.unit}: {verdict}",
                 flush=True,
             )
-    output = options.output or paths.project() / "data" / "sweeps" / "bench.csv"
+    output = options.output or paths.project() / "data" / "results" / "bench.csv"
     paths.write(output, pd.DataFrame(map(asdict, rows)).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     return rows
 

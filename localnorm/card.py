@@ -187,7 +187,7 @@ def plan(quick: bool, repeats: int) -> Iterator[tuple[str, Callable[[], Iterator
 def main(arguments: list[str] | None = None) -> list[Cost]:
     """Measure, print the rows, write the CSV; `arguments` as on the command line."""
     parser = argparse.ArgumentParser(prog="python -m localnorm.card", description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("data/sweeps/card.csv"))
+    parser.add_argument("--output", type=Path, default=Path("data/results/card.csv"))
     parser.add_argument("--minutes", type=float, default=9, help="nothing is started after so many")
     parser.add_argument("--repeats", type=int, default=20, help="rounds of alternating runs (at least 20 to report)")
     parser.add_argument("--quick", action="store_true", help="small shapes: whether it runs, not what it costs")

@@ -6,21 +6,20 @@ A mistake in params.yaml costs a second here, and hours where the stage that stu
 import json
 import re
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml
 
-from localnorm import noise, paths
-from localnorm.ablations import AblationConfig, variants
+from localnorm import paths
+from localnorm.ablations import variants
+from localnorm.arms import ARMS, NETWORKS, arm_of, find
 from localnorm.data import prepare
-from localnorm.evaluate import SweepConfig, arm_label
-from localnorm.models import NORMS
-from localnorm.params import check_keys, load_params
-from localnorm.stats import claims
-from localnorm.train import TrainConfig
+from localnorm.noise import catalogue
+from localnorm.params import check_keys, grid, load_params
+from localnorm.settings import AblationConfig, AnswersConfig, TrainConfig
 
 __all__ = ["check_params", "repair_dvc"]
 
@@ -28,7 +27,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # a folder's name, and a wor
 
 LARGEST = 2**63  # whole numbers below fit what they are handed to
 
-GIVEN = ("output", "table", "num_classes", "runs")  # arguments of a stage's function that are no settings
+GIVEN = ("output",)  # arguments of `prepare` that are no settings
 
 
 def check_params() -> None:
@@ -44,28 +43,19 @@ def check_params() -> None:
         raise ValueError(f"params.yaml is not YAML: {error}") from None
     if not isinstance(params, dict):
         raise ValueError(f"params.yaml must map names to values, it is {type(params).__name__}")
-    _check_lists(params, NORMS)
+    _check_lists(params)
     for experiment in params["experiments"]:
         block = load_params(experiment)
         try:
-            for stage, target in (("prepare", prepare), ("statistics", claims)):
-                _check_types(stage, block[stage], target)
-                check_keys(stage, block[stage], target, GIVEN)
+            _check_types("prepare", block["prepare"], prepare)
+            check_keys("prepare", block["prepare"], prepare, GIVEN)
             settings = {}
-            for stage, target in (("train", TrainConfig), ("sweep", SweepConfig), ("ablations", AblationConfig)):
+            for stage, target in (("train", TrainConfig), ("answers", AnswersConfig), ("ablations", AblationConfig)):
                 if stage in block:
                     _check_types(stage, block[stage], target)
                     _check_names(block[stage])
                     settings[stage] = target.from_params(block[stage])
-            if lacking := [norm for norm in params["norms"] if norm not in settings["sweep"].modes]:
-                raise ValueError(
-                    f"sweep: norms lists {lacking[0]}, and modes has none for it; add e.g. `{lacking[0]}: [batch]` to modes"
-                )
-            if settings["train"].group_sizes and {"local", "drawn"} <= set(params["norms"]):
-                raise ValueError(
-                    f"train: with group_sizes={settings['train'].group_sizes} the norms local and drawn are the same network; "
-                    "leave one of them out of norms, or group_sizes away (drawn then takes the divisors of batch_size)"
-                )
+            _check_networks(grid(experiment)[0], settings["train"], settings["answers"])
             if "ablations" in settings:
                 _check_types("ablations' train", settings["ablations"].train, TrainConfig)
                 variants(settings["ablations"], settings["train"])
@@ -73,24 +63,49 @@ def check_params() -> None:
             raise ValueError(f"params.yaml, {experiment}: {error}") from None
 
 
-def _check_lists(params: dict, norms: Container[str]) -> None:
+def _check_networks(networks: list[str], train: TrainConfig, answers: AnswersConfig) -> None:
+    """Whether each network is asked something, and no two are the same."""
+    if lacking := [network for network in networks if not answers.statistics.get(network)]:
+        known = [arm.statistics for arm in ARMS.values() if arm.network == lacking[0]]
+        raise ValueError(
+            f"answers: networks lists {lacking[0]}, and statistics has none for it; add e.g. `{lacking[0]}: [{known[0]}]` to statistics"
+        )
+    if train.group_sizes and {"ln", "ln_drawn"} <= set(networks):
+        raise ValueError(
+            f"train: with group_sizes={train.group_sizes} the networks ln and ln_drawn are the same; "
+            "leave one of them out of networks, or group_sizes away (ln_drawn then takes the divisors of batch_size)"
+        )
+
+
+def _check_lists(params: dict) -> None:
     """The three lists at the top, and that each experiment's block is one."""
-    for key, kind in (("experiments", str), ("norms", str), ("seeds", int)):
+    for key, kind in (("experiments", str), ("networks", str), ("seeds", int)):
         values = params.get(key)
         if not values or not _fits(values, list[kind]) or len(set(values)) < len(values):
             raise ValueError(f"params.yaml: {key} must be {_words(list[kind])}, none of them twice, got {values!r}")
-    if unknown := [norm for norm in params["norms"] if norm not in norms]:
-        raise ValueError(f"params.yaml: unknown norm {unknown[0]!r}; choose of {', '.join(norms)}")
+    for network in params["networks"]:
+        try:
+            find("network", network, NETWORKS)
+        except ValueError as error:
+            raise ValueError(f"params.yaml, networks: {error}") from None
     if min(params["seeds"]) < 0:
         raise ValueError(f"params.yaml: seeds must be at least 0, got {params['seeds']}")
     for name in params["experiments"]:
         if not NAME.fullmatch(name):
             raise ValueError(f"params.yaml: an experiment's name is letters, digits, '-', '_' and '.', got {name!r}")
-        if name in params and not _fits(params[name], dict[str, dict]):
+        lists = ("networks", "seeds")  # an experiment may name its own
+        blocks = (
+            {key: one for key, one in params[name].items() if key not in lists}
+            if isinstance(params.get(name), dict)
+            else params.get(name)
+        )
+        if name in params and not _fits(blocks, dict[str, dict]):
             raise ValueError(f"params.yaml, {name}: must map each of its stages to a block of settings")
+    for key in ("ablated", "published"):
+        named = params.get(key, [])
+        if not _fits(named, list[str]) or not set(named) <= set(params["experiments"]):
+            raise ValueError(f"params.yaml: {key} must be a list of experiments, empty for none, got {named!r}")
     ablated = params.get("ablated", [])
-    if not _fits(ablated, list[str]) or not set(ablated) <= set(params["experiments"]):
-        raise ValueError(f"params.yaml: ablated must be a list of experiments, empty for none, got {ablated!r}")
     if lacking := [name for name in ablated if "ablations" not in params.get(name, {})]:
         raise ValueError(f"params.yaml: {lacking[0]} is in the list ablated and has no block ablations; add one")
 
@@ -104,11 +119,11 @@ def _check_types(stage: str, block: dict, target: Callable) -> None:
 
 
 def _check_names(block: dict) -> None:
-    """The noises and modes of a block, so that a refusal names the key that they stand under."""
+    """The noises and arms of a block, so that a refusal names the key that they stand under."""
     checks = (
-        ("noises", lambda suite, name: noise.levels(name, suite)),
-        ("modes", arm_label),
-        ("prior_noises", lambda suite, name: noise.check(name, block["prior_noises"][suite][name], suite)),
+        ("noises", lambda suite, name: catalogue.levels(name, suite)),
+        ("statistics", arm_of),
+        ("prior_noises", lambda suite, name: catalogue.check(name, block["prior_noises"][suite][name], suite)),
     )
     for key, check in checks:
         for group, names in block.get(key, {}).items():

@@ -24,7 +24,7 @@ from localnorm.convert import convert_to_localnorm, estimate_statistics
 from localnorm.layers import LocalNorm2d, use_mode
 from localnorm.machine import computes_bf16
 from localnorm.models import make_model
-from localnorm.prediction import predict
+from localnorm.prediction import Predictor
 from localnorm.timing import about_machine, alternate, bench_device, peak_memory, ratios
 
 __all__ = ["Cost", "alternate", "main", "peak_memory", "ratios"]
@@ -142,7 +142,7 @@ def draw_images(shape: tuple[int, ...], layout: str) -> Tensor:
 def make_pair(name: str, layout: str, image_size: int) -> tuple[nn.Module, nn.Module, str]:
     """A network with BatchNorm, the same with LocalNorm and stored statistics, and the assignment that suits the layout."""
     assignment = "interleaved" if layout == "contiguous" else "contiguous"
-    batch = make_model(name, "batch", num_classes=10, image_size=image_size)
+    batch = make_model(name, "bn", num_classes=10, image_size=image_size)
     batch = batch.to(bench_device(), memory_format=LAYOUTS[layout])
     return batch, convert_to_localnorm(batch, NUM_GROUPS, assignment=assignment), assignment
 
@@ -204,8 +204,8 @@ def evaluation(network: nn.Module, images: Tensor) -> Callable[[], None]:
 
 
 def prediction(network: nn.Module, images: Tensor, mode: str) -> Callable[[], object]:
-    prior = PRIOR if mode == "prior" else None
-    return lambda: predict(network, images, mode, prior=prior)
+    predictor = Predictor(network, mode, prior=PRIOR if mode == "prior" else None)
+    return lambda: predictor(images)
 
 
 # ------------------------------------------------------------------------------------------------------------------ the rows
@@ -328,7 +328,7 @@ def save(rows: list[Cost], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> list[Cost]:
     """Measure, print the table, write the CSV; `arguments` as on the command line."""
     parser = argparse.ArgumentParser(description="LocalNorm's time and memory against BatchNorm's.")
-    parser.add_argument("--output", type=Path, default=Path("data/sweeps/cost.csv"))
+    parser.add_argument("--output", type=Path, default=Path("data/results/cost.csv"))
     parser.add_argument("--repeats", type=int, default=20, help="rounds of alternating runs (at least 20 to report)")
     parser.add_argument("--quick", action="store_true", help="small shapes: whether it runs, not what it costs")
     options = parser.parse_args(arguments)

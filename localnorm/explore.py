@@ -1,6 +1,6 @@
 """Look at one image through both networks of a pair: its noise, its histogram, what BatchNorm and LocalNorm say to it.
 
-`look` computes what `plot_view` draws, and `explorer` puts sliders in front of the two. Images are noised as the sweep does it,
+`look` computes what `plot_view` draws, and `explorer` puts sliders in front of the two. Images are noised as in the stage answers,
 so what is seen here is what is counted there.
 """
 
@@ -18,36 +18,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from localnorm import noise, paths
-from localnorm.data import Dataset, load, prepare
-from localnorm.data.augment import standardise
-from localnorm.evaluate import (
-    STORED,
-    SweepConfig,
+from localnorm import arms, noise, paths
+from localnorm.answers import (
     noisy_images,
     predict_arguments,
     test_images,
     training_range_of,
 )
-from localnorm.figures.style import ARM_STYLES
+from localnorm.data import Dataset, load, prepare
+from localnorm.data.augment import standardise
 from localnorm.models import load_model
 from localnorm.params import load_params
 from localnorm.prediction import estimate_statistics, predict
-from localnorm.train import TrainConfig, fit
+from localnorm.settings import AnswersConfig, TrainConfig
+from localnorm.train import fit
 
 __all__ = ["STATISTICS", "Pair", "View", "available", "explorer", "load_pair", "look", "plot_view", "train_pair"]
 
 TRAINING_IMAGES = 512  # enough for stored statistics to a few percent, and seconds on a CPU
 TOP = 5  # classes in a bar chart
 
-# mode of a sweep -> where the statistics come from, in the words of a menu
+PAIR = ("bn", "ln")
+USUAL = {"bn": "fixed", "ln": "batch"}  # statistics
+# statistics that are on offer -> the words of a menu
 STATISTICS = {
-    "fixed": "training set (fixed)",
-    "batch": "all test images together (batch)",
-    "single": "this image alone (single)",
-    "vote": "this image alone, all groups vote (vote)",
-    "prior": "this image, shrunk to the training set (prior)",
-    "last_fixed": "this image, shrunk, and the training set alone in the last norm",
+    key: f"{arms.STATISTICS[key].text} ({arms.STATISTICS[key].label})"
+    for key in ("fixed", "batch", "single", "vote", "prior", "last_fixed")
 }
 
 
@@ -58,22 +54,24 @@ class Pair:
     Attributes:
         name: the run's experiment and seed, for titles.
         dataset: title, classes, mean and standard deviation.
-        networks: norm ("batch", "local") -> network.
-        config: the experiment's sweep settings.
-        images, labels: (B, C, H, W) uint8 and (B,), the first test batch of the sweep.
-        training_range: smallest and largest pixel a channel of the training part.
+        networks: a key of PAIR -> network.
+        config: the experiment's answers block.
+        images, labels: (B, C, H, W) uint8 and (B,), the first test batch.
+        training_range: smallest and largest pixel of each channel of the training part.
         training_images: (N, C, H, W) uint8, for the statistics that a LocalNorm network does not store by itself.
     """
 
     name: str
     dataset: Dataset
     networks: dict[str, torch.nn.Module]
-    config: SweepConfig
+    config: AnswersConfig
     images: Tensor
     labels: Tensor
     training_range: noise.Extrema
     training_images: Tensor
-    _seen: dict = field(default_factory=dict)  # condition, norm and mode -> probabilities: another image costs nothing
+    _seen: dict = field(
+        default_factory=dict
+    )  # condition, network and statistics -> probabilities: another image costs nothing
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,9 @@ class View:
         clean, noisy: (C, H, W) pixels, 0 ... 255; noisy ones may lie outside, as the network gets them.
         label: the true class.
         classes: all names.
-        probabilities: norm -> (num_classes,) of this image.
-        statistics: norm -> the mode in which it was asked.
-        accuracy: norm -> over all test images of the pair under the same noise.
+        probabilities: network -> (num_classes,) of this image.
+        statistics: network -> the statistics under which it was asked.
+        accuracy: network -> over all test images of the pair under the same noise.
         images: how many those are.
     """
 
@@ -112,7 +110,7 @@ def available(seed: int = 0) -> list[str]:
 
 
 def _files(experiment: str, seed: int) -> list[Path]:
-    runs = [paths.run_name(experiment, norm, seed) for norm in ("batch", "local")]
+    runs = [paths.run_name(experiment, network, seed) for network in PAIR]
     return [paths.model(experiment, run) for run in runs]
 
 
@@ -126,7 +124,7 @@ def load_pair(experiment: str, seed: int = 0) -> Pair:
     if experiment not in available(seed):
         if block["prepare"]["dataset"] == "digits":
             return train_pair(experiment, seed)
-        targets = " ".join(f"train@{experiment}-{norm}-{seed}" for norm in ("batch", "local"))
+        targets = " ".join(f"train@{experiment}-{network}-{seed}" for network in PAIR)
         raise FileNotFoundError(
             f"no trained pair {experiment} of seed {seed} here (found: {', '.join(available(seed)) or 'none'}); "
             f"make it with `dvc repro {targets}`"
@@ -141,17 +139,17 @@ def train_pair(experiment: str = "digits-small", seed: int = 0) -> Pair:
     with tempfile.TemporaryDirectory() as folder:
         dataset = load(prepare(output=Path(folder) / "prepared", **block["prepare"]))
         config = TrainConfig.from_params(block["train"])
-        networks = [fit(dataset, config, norm, seed).model.eval() for norm in ("batch", "local")]
+        networks = [fit(dataset, config, network, seed).model.eval() for network in PAIR]
         return _pair(experiment, seed, dataset, *networks)
 
 
-def _pair(experiment: str, seed: int, dataset: Dataset, batch: torch.nn.Module, local: torch.nn.Module) -> Pair:
-    config = SweepConfig.from_params(load_params(experiment)["sweep"])
+def _pair(experiment: str, seed: int, dataset: Dataset, bn: torch.nn.Module, ln: torch.nn.Module) -> Pair:
+    config = AnswersConfig.from_params(load_params(experiment)["answers"])
     images, labels = test_images(dataset, config)
     return Pair(
         name=f"{experiment}, seed {seed}",
         dataset=dataset,
-        networks={"batch": batch, "local": local},
+        networks={"bn": bn, "ln": ln},
         config=config,
         images=images[: config.batch_size],
         labels=labels[: config.batch_size],
@@ -174,28 +172,25 @@ def look(
     """Ask both networks about one test image under one noise.
 
     Args:
-        pair: what `load_pair` gives.
+        pair: from `load_pair`.
         image: its number in `pair.images`.
         suite, name, level: of the noise.
-        statistics: norm -> a key of `STATISTICS`; BatchNorm "fixed" and LocalNorm "batch" if None.
+        statistics: a key of PAIR -> a key of STATISTICS; "fixed" for BatchNorm and "batch" for LocalNorm where it is left out.
 
     Raises:
-        ValueError: no such image, noise, level or mode.
+        ValueError: no such image, noise, level, network or statistics.
     """
     if not 0 <= image < len(pair.images):
         raise ValueError(f"image must be from 0 to {len(pair.images) - 1}, got {image}")
-    statistics = {"batch": "fixed", "local": "batch"} | (statistics or {})
-    for norm, mode in statistics.items():
-        if norm not in pair.networks or mode not in STATISTICS:
-            raise ValueError(
-                f"statistics are {{norm: mode}} with norm of {', '.join(pair.networks)} and mode of "
-                f"{', '.join(STATISTICS)}; got {norm!r}: {mode!r}"
-            )
+    statistics = USUAL | (statistics or {})
+    for network, each in statistics.items():
+        arms.find("network", network, pair.networks)
+        arms.find("statistics", each, STATISTICS)
     key = (suite, name, float(level))
     if key not in pair._seen:
         pair._seen[key] = noisy_images(pair.images, pair.dataset, suite, name, level, pair.config, pair.training_range)
     noisy = pair._seen[key]  # (B, C, H, W), standardised
-    probabilities = {norm: _probabilities(pair, norm, mode, key, noisy) for norm, mode in statistics.items()}
+    probabilities = {network: _probabilities(pair, network, each, key, noisy) for network, each in statistics.items()}
     mean, std = (torch.tensor(values)[:, None, None] for values in (pair.dataset.mean, pair.dataset.std))
     about = noise.noises(suite)[name]
     return View(
@@ -204,7 +199,7 @@ def look(
         noisy=(noisy[image] * std + mean).numpy(),
         label=int(pair.labels[image]),
         classes=pair.dataset.classes,
-        probabilities={norm: each[image].numpy() for norm, each in probabilities.items()},
+        probabilities={network: each[image].numpy() for network, each in probabilities.items()},
         statistics=statistics,
         accuracy={n: (each.argmax(1) == pair.labels).double().mean().item() for n, each in probabilities.items()},
         images=len(pair.images),
@@ -212,31 +207,31 @@ def look(
 
 
 def _prior(candidates: float | list[float]) -> float:
-    """One n0 of a sweep block: the middle one, where the sweep chooses a network's own by its validation images."""
+    """One n0 of an answers block: the middle one, where each network would choose its own by validation images."""
     return sorted(candidates)[len(candidates) // 2] if isinstance(candidates, list) else candidates
 
 
-def _probabilities(pair: Pair, norm: str, mode: str, key: tuple, noisy: Tensor) -> Tensor:
+def _probabilities(pair: Pair, network: str, statistics: str, key: tuple, noisy: Tensor) -> Tensor:
     """(B, num_classes) of one network under one noise, kept so that it is asked once."""
-    if (norm, mode, key) not in pair._seen:
-        network = pair.networks[norm]
-        if norm == "local" and mode in STORED and "stored" not in pair._seen:
+    if (network, statistics, key) not in pair._seen:
+        model = pair.networks[network]
+        if network == "ln" and arms.STATISTICS[statistics].stored and "stored" not in pair._seen:
             mean, std = (torch.tensor(values) for values in (pair.dataset.mean, pair.dataset.std))
             # a tail would be a batch with worse statistics than the others
             batches = pair.training_images.split(pair.config.batch_size)
-            estimate_statistics(network, [standardise(b, mean, std) for b in batches if len(b) == len(batches[0])])
+            estimate_statistics(model, [standardise(b, mean, std) for b in batches if len(b) == len(batches[0])])
             pair._seen["stored"] = True
-        arguments = predict_arguments(mode, _prior(pair.config.prior))
-        logits = predict(network, noisy, batch_size=pair.config.batch_size, **arguments)
-        pair._seen[norm, mode, key] = logits.float().softmax(-1)
-    return pair._seen[norm, mode, key]
+        arguments = predict_arguments(statistics, _prior(pair.config.prior))
+        logits = predict(model, noisy, batch_size=pair.config.batch_size, **arguments)
+        pair._seen[network, statistics, key] = logits.float().softmax(-1)
+    return pair._seen[network, statistics, key]
 
 
 def plot_view(view: View) -> Figure:
     """The clean and the noisy image, their histograms, and the first classes of both networks as bars."""
     with plt.rc_context({"axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = plt.subplot_mosaic(
-            [["clean", "histogram", "batch"], ["noisy", "histogram", "local"]],
+            [["clean", "histogram", "bn"], ["noisy", "histogram", "ln"]],
             figsize=(10, 4.4),
             width_ratios=[1, 1.9, 1.9],
             layout="constrained",
@@ -247,8 +242,8 @@ def plot_view(view: View) -> Figure:
             axes[name].imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes[name].set(title=name, xticks=[], yticks=[])
         _draw_histogram(axes["histogram"], view)
-        _draw_bars(axes["batch"], view, "batch", "BatchNorm")
-        _draw_bars(axes["local"], view, "local", "LocalNorm")
+        for network in PAIR:
+            _draw_bars(axes[network], view, network)
         return figure
 
 
@@ -265,10 +260,10 @@ def _draw_histogram(axis: Axes, view: View) -> None:
     axis.set(title="pixels: clean dotted, noisy filled;\nlines at their means", xlabel="pixel value", yticks=[])
 
 
-def _draw_bars(axis: Axes, view: View, norm: str, title: str) -> None:
-    probabilities = view.probabilities[norm]
+def _draw_bars(axis: Axes, view: View, network: str) -> None:
+    probabilities = view.probabilities[network]
     order = probabilities.argsort()[::-1][:TOP]
-    colour = ARM_STYLES["LN batch" if norm == "local" else "BN fixed"][0]
+    colour = arms.arm_of(network, USUAL[network]).colour
     bars = axis.barh(range(len(order)), probabilities[order], color=colour, alpha=0.8)
     for bar, index in zip(bars, order, strict=True):
         if index == view.label:
@@ -278,10 +273,8 @@ def _draw_bars(axis: Axes, view: View, norm: str, title: str) -> None:
     axis.set_yticks(range(len(order)), [name if len(name) < 30 else f"{name[:27]}..." for name in names])
     axis.invert_yaxis()
     verdict = "right" if order[0] == view.label else "wrong"
-    axis.set(
-        xlim=(0, 1),
-        title=f"{title}, {view.statistics[norm]}: {verdict}; {view.accuracy[norm]:.0%} of {view.images} images",
-    )
+    title = f"{_layer(network)}, {arms.STATISTICS[view.statistics[network]].label}: {verdict}"
+    axis.set(xlim=(0, 1), title=f"{title}; {view.accuracy[network]:.0%} of {view.images} images")
 
 
 # ------------------------------------------------------------------------------------------------------------------ sliders
@@ -307,9 +300,12 @@ def explorer(experiment: str = "digits-small", seed: int = 0) -> widgets.Widget:
         "image": widgets.IntSlider(max=len(pairs[experiment].images) - 1, description="image", **wide),
         "noise": widgets.Dropdown(options=choices, description="noise", **wide),
         "level": widgets.SelectionSlider(options=_levels(choices[0][1]), description="level", **wide),
-        "batch": widgets.Dropdown(options=_menu(), value="fixed", description="BatchNorm uses", **wide),
-        "local": widgets.Dropdown(options=_menu(), value="batch", description="LocalNorm uses", **wide),
     }
+    menu = [(text, key) for key, text in STATISTICS.items()]
+    for network in PAIR:
+        controls[network] = widgets.Dropdown(
+            options=menu, value=USUAL[network], description=f"{_layer(network)} uses", **wide
+        )
     controls["image"].continuous_update = controls["level"].continuous_update = (
         False  # a drag is one question, not fifty
     )
@@ -330,7 +326,7 @@ def explorer(experiment: str = "digits-small", seed: int = 0) -> widgets.Widget:
                     min(given["image"], len(pair.images) - 1),
                     *given["noise"],
                     given["level"],
-                    {norm: given[norm] for norm in ("batch", "local")},
+                    {network: given[network] for network in PAIR},
                 )
             )
             message.value = ""
@@ -360,8 +356,8 @@ def explorer(experiment: str = "digits-small", seed: int = 0) -> widgets.Widget:
     return box
 
 
-def _menu() -> list[tuple[str, str]]:
-    return [(text, mode) for mode, text in STATISTICS.items()]
+def _layer(network: str) -> str:
+    return arms.LAYERS[arms.NETWORKS[network].layer]
 
 
 def _levels(choice: tuple[str, str]) -> list[tuple[str, float]]:

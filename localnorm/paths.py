@@ -10,19 +10,17 @@ import os
 from pathlib import Path
 
 __all__ = [
-    "ablations",
-    "batches",
     "checkpoint",
     "model",
     "paper",
     "prepared",
     "project",
     "raw",
+    "results",
     "run",
     "run_name",
-    "statistics",
-    "sweep",
     "write",
+    "write_table",
 ]
 
 
@@ -63,9 +61,14 @@ def project() -> Path:
     raise FileNotFoundError(f"no dvc.yaml in {here} or a folder above it; run from inside the localnorm project")
 
 
-def run_name(experiment: str, norm: str, seed: int) -> str:
-    """``<dataset>-<model>-<norm>-s<seed>``: a run's name in folders, tables and legends alike."""
-    return f"{experiment}-{norm}-s{seed}"
+def write_table(path: Path, table) -> Path:
+    """Write a pandas table as CSV, six digits a number, so that the same values give the same bytes everywhere."""
+    return write(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def run_name(experiment: str, network: str, seed: int) -> str:
+    """``<dataset>-<model>-<network>-s<seed>``: a run's name in folders, tables and legends alike."""
+    return f"{experiment}-{network}-s{seed}"
 
 
 def raw() -> Path:
@@ -91,31 +94,16 @@ def checkpoint(run: str) -> Path:
 def run(experiment: str, run: str) -> Path:
     """All that is kept of a run but its weights, small enough for git.
 
-    From training history.csv (a row an epoch) and record.json (how it was made), from the sweep sweep.csv (a row a condition),
-    batches.csv (a row a test batch size and composition), choice.csv (a row a strength for one image, on validation images) and
-    predictions.npz (a class an image and condition).
+    From training history.csv (one row per epoch) and record.json (how it was made). From the answers answers.csv and answers.npz
+    (the class that each test image got under each condition), streams.csv (other test batches) and strengths.csv (what was chosen
+    on validation images).
     """
     return project() / "data" / "runs" / experiment / run
 
 
-def sweep(experiment: str) -> Path:
-    """The tidy table of an experiment: a row a run, mode, noise and level."""
-    return project() / "data" / "sweeps" / f"{experiment}.csv"
-
-
-def ablations(experiment: str) -> Path:
-    """The ablations of an experiment: a row a trained variant, seed, mode, noise and level."""
-    return project() / "data" / "ablations" / f"{experiment}.csv"
-
-
-def batches(experiment: str) -> Path:
-    """Accuracy against the size and company of test batches: a row a run, size, composition, noise and level."""
-    return project() / "data" / "sweeps" / f"{experiment}-batches.csv"
-
-
-def statistics(experiment: str) -> Path:
-    """Intervals, tests and areas that an experiment's sweep gives."""
-    return project() / "data" / "statistics" / experiment
+def results(experiment: str = "") -> Path:
+    """The tidy tables of an experiment; without one, of all experiments together (cost.csv, summary.csv)."""
+    return project() / "data" / "results" / experiment
 
 
 def paper() -> Path:

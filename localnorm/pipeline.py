@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import tokenize
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -22,11 +21,31 @@ import yaml
 from tqdm import tqdm
 
 from localnorm import paths
-from localnorm.params import load_params
+from localnorm.params import grid, load_params
 
-__all__ = ["check", "closure", "run_side_by_side", "source_of", "strip", "strip_source", "train"]
+__all__ = [
+    "check",
+    "closure",
+    "current_source",
+    "parameters_of",
+    "run_side_by_side",
+    "runs_of",
+    "source_of",
+    "strip",
+    "strip_source",
+    "train",
+]
 
 PACKAGE = Path(__file__).parent
+OF_ONE_EXPERIMENT = (  # right of its answers, in order
+    "scores",
+    "comparisons",
+    "figure-accuracy",
+    "figure-calibration",
+    "figure-streams",
+    "figure-poor-light",
+    "report",
+)
 
 
 def strip_source(text: str) -> str:
@@ -55,9 +74,21 @@ def strip_source(text: str) -> str:
 
 
 def _file_of(module: str) -> Path | None:
-    """The file of the library's module `module` ("localnorm.data.prepare"), None where there is none or it is a package."""
-    file = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
-    return file if file.is_file() else None
+    """The file of the library's module ("localnorm.data.prepare") or package ("localnorm.noise"); None where there is none."""
+    place = PACKAGE.parent.joinpath(*module.split("."))
+    files = [place.with_suffix(".py"), place / "__init__.py"]
+    return next((file for file in files if file.is_file()), None)
+
+
+def _statements(text: str) -> list[ast.AST]:
+    """All nodes of Python source but those that only a type checker runs."""
+    nodes, waiting = [], [ast.parse(text)]
+    while waiting:
+        node = waiting.pop()
+        nodes.append(node)
+        only_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        waiting.extend(node.orelse if only_types else ast.iter_child_nodes(node))
+    return nodes
 
 
 def _exports(package: str) -> dict[str, str]:
@@ -66,32 +97,34 @@ def _exports(package: str) -> dict[str, str]:
     tree = ast.parse(file.read_text(encoding="utf-8") if file.is_file() else "")
     return {
         alias.asname or alias.name: node.module
-        for node in ast.walk(tree)  # also where only a type checker imports
+        for node in ast.walk(tree)  # a lazy package names what it exports for type checkers alone
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
 
 
 def _imports(text: str) -> set[str]:
-    """Modules of the library that Python source `text` imports, at its top or inside a function."""
+    """Modules of the library that Python source imports, at its top or inside a function.
+
+    `from localnorm.data import load` is the module that defines `load`, not the package, which imports more. A package that is imported as
+    a whole (`from localnorm import noise`) counts with what its `__init__.py` imports at once.
+    """
     found = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in _statements(text):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 found.update({alias.name, *_exports(alias.name).values()})
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             exports = _exports(node.module)
-            # a public name (the function `predict`) wins over the module of the same name, as in Python itself
+            # a public name (the function `predict`) wins over a module of the same name, as in Python itself
             found.update(exports.get(alias.name, f"{node.module}.{alias.name}") for alias in node.names)
-            found.add(node.module)
-    return {name for name in found if name.partition(".")[0] == "localnorm" and _file_of(name)}
+            if not exports:
+                found.add(node.module)
+    return {name for name in found if name.startswith("localnorm.") and _file_of(name)}
 
 
 def closure(text: str) -> list[Path]:
-    """Files of the library that `text` imports, directly or through another module, in a stable order.
-
-    An `__init__.py` only re-exports, so it does not count: the modules behind its names do.
-    """
+    """Files of the library that Python source imports, directly or through another module, in a stable order."""
     seen: dict[str, Path] = {}
     waiting = sorted(_imports(text))
     while waiting:
@@ -108,6 +141,14 @@ def notebook_code(notebook: Path) -> str:
     return "\n".join("".join(cell["source"]) + "\n" for cell in cells)
 
 
+def parameters_of(notebook: Path) -> list[str]:
+    """The names that a notebook's parameters cell sets; none without such a cell."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    statements = [node for source in tagged for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    return [target.id for node in statements for target in node.targets if isinstance(target, ast.Name)]
+
+
 def source_of(notebook: Path) -> str:
     """All that running `notebook` executes of this project's own code, stripped.
 
@@ -122,17 +163,37 @@ def source_of(notebook: Path) -> str:
         raise ValueError(
             f"notebooks/{notebook.name}: {wrong}; the code of a pipeline notebook is plain Python: no %magic, no !command"
         ) from None
-    parts = [f"# notebook {notebook.stem}\n{own}"]
-    for file in closure(code):
-        name = file.relative_to(PACKAGE).as_posix()
-        parts.append(f"# localnorm/{name}\n{strip_source(file.read_text(encoding='utf-8'))}")
-    return "".join(parts)
+    return f"# notebook {notebook.stem}\n{own}{_stripped(closure(code))}"
+
+
+def source_of_module(module: str) -> str:
+    """All of this project's own code that a module of the library runs, stripped, itself among it."""
+    return _stripped(closure(f"import {module}"))
+
+
+def _stripped(files: list[Path]) -> str:
+    return "".join(
+        f"# localnorm/{file.relative_to(PACKAGE).as_posix()}\n{strip_source(file.read_text(encoding='utf-8'))}"
+        for file in files
+    )
+
+
+def current_source(stem: str) -> str:
+    """What data/sources/<stem>.py holds once `strip` ran: the source of notebooks/<stem>.ipynb, or of the module that a stage runs.
+
+    Example:
+        >>> current_source("render-latex").startswith("# localnorm/")
+        True
+    """
+    notebook = paths.project() / "notebooks" / f"{stem}.ipynb"
+    return source_of(notebook) if notebook.is_file() else source_of_module(f"localnorm.{stem.replace('-', '.')}")
 
 
 def strip() -> list[Path]:
-    """Write data/sources/<notebook>.py for the notebooks that the stage strip lists as its outs in dvc.yaml, and no other.
+    """Write data/sources/<name>.py for the names that the stage strip lists as its outs in dvc.yaml, and no other.
 
-    A notebook that no stage runs, a sketch of the user's own say, is not looked at.
+    A name is a notebook's, or a module's that a stage runs (render-latex is localnorm.render.latex). A notebook that no stage runs, a
+    sketch of the user's own say, is not looked at.
 
     Raises:
         ValueError: see `source_of`.
@@ -140,7 +201,7 @@ def strip() -> list[Path]:
     project = paths.project()
     stages = yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     outputs = [project / name for out in stages["strip"]["outs"] for name in out]
-    return [paths.write(output, source_of(project / "notebooks" / f"{output.stem}.ipynb")) for output in outputs]
+    return [paths.write(output, current_source(output.stem)) for output in outputs]
 
 
 def check() -> None:
@@ -150,8 +211,11 @@ def check() -> None:
         ValueError: see `localnorm.checks.check_params`.
     """
     from localnorm.checks import check_params, repair_dvc  # here, since stripping is to start quickly
+    from localnorm.data.report import changed
 
     check_params()
+    if found := changed(load_params()["experiments"]):
+        raise ValueError("\n".join(found.values()))
     site = Path(os.environ.setdefault("DVC_SITE_CACHE_DIR", str(paths.project() / ".dvc" / "tmp" / "site")))
     site.mkdir(parents=True, exist_ok=True)
     site.chmod(0o700)  # DVC keeps pickles in it and opens what it makes itself to all users
@@ -163,8 +227,24 @@ def check() -> None:
         )
 
 
+def runs_of(experiment: str) -> list[str]:
+    """The runs of an experiment as DVC names their stages: "digits-small-ln-0"."""
+    networks, seeds = grid(experiment)
+    return [f"{experiment}-{network}-{seed}" for seed in seeds for network in networks]
+
+
+def _stale(targets: list[str]) -> list[str]:
+    """Those of the runs that DVC would train or ask again; one question for all, since DVC takes seconds to start."""
+    stages = [f"{stage}@{target}" for target in targets for stage in ("train", "answers")]
+    done = subprocess.run(["dvc", "status", "--json", *stages], stdout=subprocess.PIPE, text=True)
+    if done.returncode:  # what is wrong is said by the runs themselves
+        return targets
+    changed = json.loads(done.stdout or "{}")
+    return [target for target in targets if f"train@{target}" in changed or f"answers@{target}" in changed]
+
+
 def run_side_by_side(experiment: str, jobs: int) -> None:
-    """Train and sweep all runs of an experiment, `jobs` of them at a time, each by a DVC of its own.
+    """Train and ask all networks of an experiment, `jobs` of them at a time, each by a DVC of its own.
 
     The runs do not depend on each other, so this is what `dvc repro` does one after the other. Ctrl-C ends those under
     way, which get it too, and starts no other.
@@ -172,22 +252,21 @@ def run_side_by_side(experiment: str, jobs: int) -> None:
     Raises:
         RuntimeError: a run failed; ends with what it printed. The others finish and are kept.
     """
-    params = load_params()
-    load_params(experiment)  # names the valid ones if this is none of them
+    targets = runs_of(experiment)
     # not --quiet, which keeps the reason of a failure to itself as well; that and the progress are on stderr
     if subprocess.run(["dvc", "repro", f"prepare@{experiment}"], stdout=subprocess.DEVNULL).returncode:
         raise RuntimeError(f"the images of {experiment} could not be prepared; the reason stands above")
-    targets = [f"{experiment}-{norm}-{seed}" for seed in params["seeds"] for norm in params["norms"]]
+    targets = _stale(targets)
 
     def reproduce(target: str) -> subprocess.CompletedProcess:
         # single items: two DVCs may not look at the stages that their runs share
-        command = ["dvc", "--wait-for-lock", "repro", "--single-item", f"train@{target}", f"sweep@{target}"]
+        command = ["dvc", "--wait-for-lock", "repro", "--single-item", f"train@{target}", f"answers@{target}"]
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     failed = []
     with (
         ThreadPoolExecutor(jobs) as pool,
-        tqdm(total=len(targets), desc=f"train and sweep {experiment}", unit="run") as bar,
+        tqdm(total=len(targets), desc=f"train and ask {experiment}", unit="run", disable=not targets) as bar,
     ):
         try:
             for done in as_completed([pool.submit(reproduce, target) for target in targets]):
@@ -218,7 +297,21 @@ def run_experiments(experiments: list[str], jobs: int) -> None:
         raise RuntimeError("\n".join(failed))
 
 
-def train(experiment: str, norm: str, seed: int) -> None:
+def demonstrate(experiment: str, jobs: int) -> None:
+    """All of one experiment, from its images to its report: its own networks and seeds, and nothing of other experiments.
+
+    `dvc repro report@<experiment>` does the same with all networks and seeds of params.yaml.
+
+    Raises:
+        RuntimeError: a run or a stage failed; the reason stands above.
+    """
+    run_side_by_side(experiment, jobs)
+    stages = [f"{stage}@{experiment}" for stage in OF_ONE_EXPERIMENT]
+    if subprocess.run(["dvc", "repro", "--single-item", *stages], stdout=subprocess.DEVNULL).returncode:
+        raise RuntimeError(f"the results of {experiment} could not be made; the reason stands above")
+
+
+def train(experiment: str, network: str, seed: int) -> None:
     """Run the train stage's notebook in this process's place among those that torchrun or SLURM started.
 
     The first process's notebook is the stage's; the others' are thrown away, since several cannot write one file.
@@ -227,17 +320,36 @@ def train(experiment: str, norm: str, seed: int) -> None:
         RuntimeError: the notebook failed; what it printed stands above.
     """
     load_params(experiment)
-    executed = paths.project() / "data" / "executed" / f"train-{paths.run_name(experiment, norm, seed)}.ipynb"
-    first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
-    with tempfile.TemporaryDirectory() as elsewhere:
-        output = executed if first else Path(elsewhere) / executed.name
-        command = yaml.safe_load((paths.project() / "dvc.yaml").read_text(encoding="utf-8"))["vars"][0][
-            "papermill"
-        ].split()
-        command += [str(paths.project() / "notebooks" / "train.ipynb"), str(output)]
-        command += ["-p", "experiment", experiment, "-p", "norm", norm, "-p", "seed", str(seed)]
-        if subprocess.run(command, cwd=paths.project()).returncode:
-            raise RuntimeError(f"training {executed.stem.removeprefix('train-')} failed; the reason stands above")
+    name = paths.run_name(experiment, network, seed)
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    suffix = name if rank == 0 else f"{name}-{rank}"
+    command = [sys.executable, "-m", "localnorm.stage", "train", suffix]
+    command += ["-p", "experiment", experiment, "-p", "network", network, "-p", "seed", str(seed)]
+    failed = subprocess.run(command, cwd=paths.project()).returncode
+    if rank:
+        (paths.project() / "data" / "executed" / f"train-{suffix}.ipynb").unlink(missing_ok=True)
+    if failed:
+        raise RuntimeError(f"training {name} failed; the reason stands above")
+
+
+def summary(experiment: str) -> str:
+    """The small table of an experiment, and where its figures and tables are."""
+    from localnorm.tables import read_about, read_table  # here, since stripping is to start quickly
+    from localnorm.words import describe, summary_text
+
+    made = [
+        *sorted((paths.paper() / "figures" / experiment).glob("*.pdf")),
+        *sorted(paths.results(experiment).glob("*.csv")),
+    ]
+    made += [
+        file
+        for file in (paths.paper() / "paper.pdf", paths.project() / "data" / "executed" / f"report-{experiment}.ipynb")
+        if file.is_file()
+    ]
+    places = [f"  {file.relative_to(paths.project()).as_posix()}" for file in made]
+    return "\n".join(
+        [describe(read_about(experiment)), "", summary_text(read_table("summary", experiment)), "", *places]
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -247,10 +359,15 @@ def main(arguments: list[str] | None = None) -> None:
     commands.add_parser("check", help="check params.yaml before any work starts")
     runs = commands.add_parser("runs", help="train and sweep an experiment's runs side by side")
     runs.add_argument("experiments", nargs="*", metavar="experiment", help="names in params.yaml; default: all there")
-    runs.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: one a core")
+    runs.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
+    whole = commands.add_parser("demonstrate", help="one experiment from its images to its report")
+    whole.add_argument("experiment", help="a name in params.yaml")
+    whole.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
+    shown = commands.add_parser("summary", help="print the small table of an experiment")
+    shown.add_argument("experiment", help="a name in params.yaml")
     one = commands.add_parser("train", help="one training run, under torchrun or srun on several devices")
     one.add_argument("experiment", help="a name in params.yaml")
-    one.add_argument("norm", help="batch, local or drawn")
+    one.add_argument("network", help="bn, ln or ln_drawn")
     one.add_argument("seed", type=int)
     given = parser.parse_args(arguments)
     try:
@@ -258,8 +375,14 @@ def main(arguments: list[str] | None = None) -> None:
             strip()
         elif given.command == "check":
             check()
+        elif given.command == "demonstrate":
+            check()
+            demonstrate(given.experiment, given.jobs)
+            print(summary(given.experiment))
+        elif given.command == "summary":
+            print(summary(given.experiment))
         elif given.command == "train":
-            train(given.experiment, given.norm, given.seed)
+            train(given.experiment, given.network, given.seed)
         else:
             check()
             run_experiments(given.experiments or load_params()["experiments"], given.jobs)

@@ -12,8 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from localnorm import paths
+from localnorm.answers import noisy_images, test_images, training_range_of
 from localnorm.data.dataset import Dataset
-from localnorm.evaluate import CLEAN, SweepConfig, conditions, noisy_images, test_images, training_range_of
+from localnorm.settings import AnswersConfig, conditions
 
 __all__ = ["beyond_clean", "shifts", "write_shifts"]
 
@@ -21,8 +22,8 @@ DRAWS = 1_000  # test batches
 TAIL = 0.05  # of the batches, on either side
 
 
-def shifts(dataset: Dataset, config: SweepConfig) -> pd.DataFrame:
-    r"""The distance of test batches' statistics from the training part's, clean and under every noise and level of a sweep.
+def shifts(dataset: Dataset, config: AnswersConfig) -> pd.DataFrame:
+    r"""The distance of test batches' statistics from the training part's, clean and under every noise and level.
 
     .. math:: d = \sqrt{\tfrac{1}{C} \sum_c \left( m_c^2 + (s_c - 1)^2 \right)}
 
@@ -30,10 +31,11 @@ def shifts(dataset: Dataset, config: SweepConfig) -> pd.DataFrame:
     the training part's, so in its deviations. It is the 2-Wasserstein distance of Gaussians with these moments, averaged over
     channels (Dowson and Landau, The Fréchet distance between multivariate normal distributions, 1982).
 
-    The batches are drawn at random from the images that the sweep scores, 1,000 of `config.batch_size`, the same for every condition.
+    The 1,000 batches of `config.batch_size` are drawn at random from the test images that networks are asked about. They are the same for
+    every condition.
 
     Returns:
-        A row a condition, clean first: suite, noise, level, images, batch_size, distance (the median batch's), low and high (between
+        One row per condition, clean first: suite, noise, level, images, batch_size, distance (the median batch's), low and high (between
         which nine in ten batches lie).
     """
     images, _ = test_images(dataset, config)
@@ -41,9 +43,8 @@ def shifts(dataset: Dataset, config: SweepConfig) -> pd.DataFrame:
     size = min(config.batch_size, len(images))
     rng = np.random.default_rng(config.seed)
     drawn = torch.as_tensor(np.stack([rng.permutation(len(images))[:size] for _ in range(DRAWS)]))  # (DRAWS, size)
-    noisy = [condition for condition in conditions(config) if condition[2] > 0]
     rows = []
-    for condition in tqdm([CLEAN, *noisy], desc="shifts", unit="condition", file=sys.stderr, mininterval=0.5):
+    for condition in tqdm(conditions(config), desc="shifts", unit="condition", file=sys.stderr, mininterval=0.5):
         distances = _distances(noisy_images(images, dataset, *condition, config, training_range), drawn)
         low, middle, high = np.quantile(distances, (TAIL, 0.5, 1 - TAIL))
         rows.append((*condition, len(images), size, middle, low, high))
@@ -60,19 +61,18 @@ def _distances(pixels: Tensor, drawn: Tensor) -> np.ndarray:
 
 
 def beyond_clean(table: pd.DataFrame) -> pd.Series:
-    """Whether noise of a row moves the statistics visibly: 19 of 20 noisy batches lie farther out than 19 of 20 clean ones.
+    """Whether the noise of a row moves the statistics visibly: 19 of 20 noisy batches lie farther out than 19 of 20 clean ones.
 
     Args:
-        table: of `shifts`.
+        table: from `shifts`.
 
     Returns:
-        A value a noisy row, under its index.
+        One value per noisy row, under its index.
     """
     clean = table[table.level == 0].iloc[0]
     return table[table.level > 0].low > clean.high
 
 
 def write_shifts(table: pd.DataFrame, experiment: str) -> None:
-    """Write data/statistics/<experiment>-shifts.csv, beside the statistics that need networks."""
-    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    paths.write(paths.statistics(f"{experiment}-shifts.csv"), text)
+    """Write data/results/<experiment>/shifts.csv."""
+    paths.write_table(paths.results(experiment) / "shifts.csv", table)

@@ -1,135 +1,63 @@
 """The tables that the pipeline writes for people and figures, read back: people open them, and some save them changed."""
 
+import json
 import math
 
 import pandas as pd
 
 from localnorm import noise, paths
-from localnorm.evaluate import ARMS
-from localnorm.stats import COLUMNS
+from localnorm.arms import ARMS, METRICS, NETWORKS, STATISTICS
 
-__all__ = ["read_table"]
+__all__ = ["read_about", "read_table"]
 
-CONDITION = ["suite", "noise", "level"]
-SWEPT = ["experiment", "norm", "seed", "mode", *CONDITION, "images", "accuracy"]
-RUN = [
-    "run",
-    "model",
-    "norm",
-    "seed",
-    "epochs",
-    "num_groups",
-    "batch_size",
-    "precision",
-    "parameters",
-    "train_accuracy",
-    "validation_accuracy",
-    "seconds",
-    "device",
-    "torch",
-]
-COST = [
-    "subject",
-    "measure",
-    "shape",
-    "layout",
-    "dtype",
-    "ratio",
-    "lower_quartile",
-    "upper_quartile",
-    "bound",
-    "device",
-    "machine",
-]
-
-# kind -> (path below the project, columns that its readers use)
+COMPARED = (
+    "claim primary first second metric source value threshold seeds train_gap deviation images_error estimate "
+    "low high p p_holm p_sign_flip"
+)
+# kind -> (file below data/results, columns that its readers use)
 TABLES = {
-    "sweep": ("data/sweeps/{}.csv", [*SWEPT, "nll", "brier", "ece", "disagreement"]),
-    "batches": ("data/sweeps/{}-batches.csv", [*SWEPT, "composition", "batch_size"]),
-    "cost": ("data/sweeps/cost.csv", [*COST, "torch", "threads"]),
-    "ablations": ("data/ablations/{}.csv", ["ablation", "value", *SWEPT[1:], "device", "precision", "train_seconds"]),
-    "curves": ("data/statistics/{}/curves.csv", ["arm", *CONDITION, "seeds", "accuracy", "low", "high"]),
-    "claims": ("data/statistics/{}/claims.csv", COLUMNS),
-    "summary": (
-        "data/statistics/{}/summary.csv",
-        ["arm", "seeds", *(part + bound for part in ("clean", "noisy") for bound in ("", "_low", "_high"))],
+    "scores": ("{}/scores.csv", "arm seed suite noise level images right nll brier ece disagreement"),
+    "summary": ("{}/summary.csv", "arm metric seeds images estimate low high"),
+    "runs": ("{}/runs.csv", "run model network seed epochs num_groups batch_size precision seconds device torch"),
+    "streams": ("{}/streams.csv", "network seed statistics composition batch_size suite noise level images right"),
+    "strengths": ("{}/strengths.csv", "network seed prior fixed_last clean noisy"),
+    "comparisons": ("{}/comparisons.csv", COMPARED),
+    "conversion": ("{}/conversion.csv", COMPARED),
+    "mcnemar": ("{}/mcnemar.csv", "seed suite noise level images only_first only_second p p_holm"),
+    "shifts": ("{}/shifts.csv", "suite noise level images batch_size distance low high"),
+    "ablations": (
+        "{}/ablations.csv",
+        "ablation value seed network statistics suite noise level images right device precision",
     ),
-    "suites": ("data/statistics/{}/suites.csv", ["arm", "suite", "seeds", "accuracy", "low", "high"]),
-    "answers": ("data/statistics/{}/answers.csv", ["norm", "mode", "seed", "commonest"]),
-    "mcnemar": ("data/statistics/{}/mcnemar.csv", [*CONDITION, "seed", "only_first", "only_second", "p_holm"]),
-    "choice": ("data/statistics/{}/choice.csv", ["norm", "seed", "prior", "fixed_last", "clean", "noisy"]),
-    "shifts": ("data/statistics/{}-shifts.csv", [*CONDITION, "images", "batch_size", "distance", "low", "high"]),
-    "runs": ("data/statistics/{}/runs.csv", RUN),
+    "cost": (
+        "cost.csv",
+        "subject measure shape layout dtype ratio lower_quartile upper_quartile bound device machine torch threads",
+    ),
 }
 
-COUNTS = [
-    *("seed", "seeds", "images", "only_first", "only_second"),
-    *("epochs", "num_groups", "batch_size", "parameters", "threads"),
-]
-SHARES = [
-    "accuracy",
-    "train_accuracy",
-    "validation_accuracy",
-    "commonest",
-    "ece",
-    "disagreement",
-    "clean",
-    "noisy",
-    "p",
-    "p_holm",
-]  # in [0, 1]
-NUMBERS = [
-    *(
-        "level",
-        "distance",
-        "prior",
-        "fixed_last",
-        "nll",
-        "brier",
-        "low",
-        "high",
-        "clean_low",
-        "clean_high",
-        "noisy_low",
-        "noisy_high",
-        "estimate",
-        "over_images",
-    ),
-    *(
-        "seconds",
-        "train_seconds",
-        "images_per_second",
-        "batchnorm",
-        "localnorm",
-        "ratio",
-        "lower_quartile",
-        "upper_quartile",
-        "bound",
-    ),
-]
-MAY_BE_EMPTY = {
-    "train_seconds",
-    "low",
-    "high",
-    "clean_low",
-    "clean_high",
-    "noisy_low",
-    "noisy_high",
-    "p",
-    "over_images",
-    "prior",
-    "fixed_last",
-}  # one seed has no interval
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
 
 
-# columns -> what stands in them together
-CHOICES = {
-    ("arm",): {(label,) for label in ARMS.values()},
-    ("norm", "mode"): set(ARMS),
-    ("suite", "noise"): {
-        ("clean", "clean"),
-        *((suite, name) for suite in noise.SUITES for name in noise.noises(suite)),
-    },
+COUNTS = _set("seed seeds images right only_first only_second epochs num_groups batch_size parameters threads")
+SHARES = _set("train_accuracy validation_accuracy ece disagreement clean noisy p p_holm p_sign_flip")  # in [0, 1]
+NUMBERS = _set(
+    "level distance prior fixed_last nll brier estimate low high train_gap deviation images_error threshold seconds "
+    "train_seconds images_per_second batchnorm localnorm ratio lower_quartile upper_quartile bound"
+)
+MAY_BE_EMPTY = _set(  # one seed has no interval, and not every pair of arms was run
+    "train_seconds prior fixed_last primary value nll brier ece disagreement clean noisy estimate low high "
+    "p p_holm p_sign_flip deviation train_gap images_error"
+)
+# column -> what may stand in it
+KNOWN = {
+    "arm": set(ARMS),
+    "first": set(ARMS),
+    "second": set(ARMS),
+    "network": set(NETWORKS),
+    "statistics": set(STATISTICS),
+    "metric": set(METRICS),
 }
 
 
@@ -137,18 +65,20 @@ def read_table(kind: str, experiment: str = "") -> pd.DataFrame:
     """A table of the pipeline, with the columns and the values that its stage writes.
 
     Args:
-        kind: sweep, batches, ablations, curves, claims, summary, suites, answers, mcnemar, choice, shifts, runs (of an
-            experiment), or cost.
+        kind: a key of TABLES.
+        experiment: a name in params.yaml; not for "cost", which belongs to none.
 
     Raises:
         FileNotFoundError: the stage did not run.
-        ValueError: it is no table, a column is missing, or a value cannot be; names file, row, column and value.
+        ValueError: it is no table, a column is missing, or a value cannot be; names file, line, column and value.
     """
-    name, columns = TABLES[kind]
-    name = name.format(experiment)
+    place, columns = TABLES[kind]
+    columns = columns.split()
+    path = paths.results() / place.format(experiment)
+    name = path.relative_to(paths.project()).as_posix()
     repair = f"`git checkout -- {name}` brings the committed one back, the stage that writes it a new one"
     try:
-        text = pd.read_csv(paths.project() / name, dtype=str, keep_default_na=False)
+        text = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"{name} is not there; {repair}") from None
     except (ValueError, pd.errors.ParserError) as error:  # pandas' own among the first, and text that is not UTF-8
@@ -159,19 +89,42 @@ def read_table(kind: str, experiment: str = "") -> pd.DataFrame:
         raise ValueError(f"{name} has no rows; {repair}")
     table = text.copy()
     for column in text:
-        if column in (*COUNTS, *SHARES, *NUMBERS):
+        if column in COUNTS | SHARES | NUMBERS:
             table[column] = _numbers(text[column], column, name, repair)
-        elif column in columns and (text[column] == "").any():
+        elif column in columns and column not in MAY_BE_EMPTY and (text[column] == "").any():
             row = int((text[column] == "").argmax())
             raise ValueError(f"{name}, line {row + 2}: {column} is empty; {repair}")
-    for together, known in CHOICES.items():
-        if set(together) <= set(columns):
-            for row, values in enumerate(zip(*(table[column] for column in together), strict=True)):
-                if values not in known:
-                    raise ValueError(
-                        f"{name}, line {row + 2}: unknown {' and '.join(together)} {', '.join(values)}; {repair}"
-                    )
+    _check_known(table, columns, name, repair)
     return table
+
+
+def read_about(experiment: str) -> dict:
+    """What an experiment's data and training were, as the stage `scores` wrote it.
+
+    Raises:
+        FileNotFoundError: the stage did not run.
+    """
+    path = paths.results(experiment) / "about.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no results of {experiment} yet; make them with `dvc repro scores@{experiment}`")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _check_known(table: pd.DataFrame, columns: list[str], name: str, repair: str) -> None:
+    for column, known in KNOWN.items():
+        if column in columns and (wrong := ~table[column].isin(known)).any():
+            row = int(wrong.argmax())
+            raise ValueError(
+                f"{name}, line {row + 2}: unknown {column} {table[column][row]!r}; choose one of {', '.join(known)}; {repair}"
+            )
+    if {"suite", "noise"} <= set(columns):
+        conditions = {
+            ("clean", "clean"),
+            *((suite, noise_) for suite in noise.SUITES for noise_ in noise.noises(suite)),
+        }
+        for row, found in enumerate(zip(table.suite, table.noise, strict=True)):
+            if found not in conditions:
+                raise ValueError(f"{name}, line {row + 2}: unknown suite and noise {', '.join(found)}; {repair}")
 
 
 def _numbers(text: pd.Series, column: str, name: str, repair: str) -> pd.Series:

@@ -336,3 +336,66 @@ def prepare_in_child(project: Path, name: str, kill_at: int | None = None) -> No
     os.fsync, Path.rename, shutil.rmtree = counted(os.fsync), counted(Path.rename), counted(shutil.rmtree)
     prepare(name, project / "out")
     (project / "steps").write_text(str(steps))
+
+
+# Folders as people have them
+
+
+def photograph(format: str, size: tuple[int, int] = (24, 18), seed: int = 0, **options) -> bytes:
+    """A noisy coloured image in any format that Pillow writes."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def sixteen_bit_tiff(value: int) -> bytes:
+    """A grey TIFF with 16 bits per pixel, as microscopes and scanners write it."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((12, 12), value, np.uint16)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+# the beginning of a photograph of an iPhone: its container's first box
+HEIC = bytes.fromhex("000000186674797068656963000000006d69663168656963") + bytes(200)
+
+
+def mixed_folder() -> dict[str, bytes]:
+    """class/file -> bytes: images of many formats and shapes, and what lies between them on people's disks."""
+    files = {f"robin/{i}.jpg": photograph("JPEG", (24, 18), i) for i in range(6)}
+    files |= {f"wren/{i}.PNG": photograph("PNG", (18, 18), i) for i in range(6)}
+    files |= {
+        "robin/moving.gif": photograph("GIF"),
+        "robin/web.webp": photograph("WEBP"),
+        "wren/scan.tiff": photograph("TIFF"),
+        "wren/saved from the web.jfif": photograph("JPEG"),
+        "Ro\u0308tel/1.bmp": photograph("BMP"),  # a class of one image, named as macOS spells an umlaut
+    }
+    return files | {
+        "robin/.DS_Store": b"\0\0\0\1Bud1",
+        "wren/Thumbs.db": b"\xd0\xcf\x11\xe0",
+        "wren/notes.txt": b"seen in May",
+        "wren/film.mov": b"\0\0\0\x14ftypqt  ",
+        "list.csv": b"name,place\n",
+    }
+
+
+BAD_FILES = {
+    "robin/empty.jpg": b"",
+    "robin/cut off.jpg": photograph("JPEG", (64, 64))[:-900],
+    "wren/page.jpg": b"<html>404 not found</html>",
+}
+BAD_NAMES = ("robin/empty.jpg is empty (0 bytes)", "robin/cut off.jpg is damaged", "wren/page.jpg is no image")
+
+
+def write_zip_without_flag(path: Path, files: dict[str, bytes], encoding: str) -> Path:
+    """A zip whose names are in `encoding` and that does not say so, as many programs write it."""
+
+    class Unflagged(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self):  # zipfile itself sets the flag for every name beyond ASCII
+            return self.filename.encode(encoding), self.flag_bits & ~0x800
+
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(Unflagged(name), data)
+    return path

@@ -24,11 +24,10 @@ import yaml
 from conftest import environment, make_smoke_project, run
 from tqdm import tqdm
 
-COMMAND = ["dvc", "repro", "figure-accuracy@digits-small"]  # and so prepare, train, sweep, statistics
-FIGURES = "accuracy-digits*"
-RESULTS = ("prepared", "models", "runs", "sweeps", "statistics")  # in data/
+COMMAND = ["dvc", "repro", "figure-accuracy@digits-small"]  # and so prepare, train, answers, scores
+RESULTS = ("prepared", "models", "runs", "results")  # in data/
 TIMES = {"seconds", "images_per_second", "minutes", "resumed_at_epoch"}  # what a second run may have otherwise
-VICTIMS = ("all", "dvc", "papermill", "kernel")  # every process at once, or one of them
+VICTIMS = ("all", "dvc", "stage", "kernel")  # every process at once, or one of them
 
 
 def fingerprint(project: Path) -> dict[str, str]:
@@ -38,7 +37,7 @@ def fingerprint(project: Path) -> dict[str, str]:
         ValueError: a table or record is half-written.
     """
     files = [file for name in RESULTS for file in (project / "data" / name).rglob("*")]
-    files += (project / "paper" / "figures").glob(FIGURES)
+    files += (project / "paper" / "figures" / "digits-small").glob("*")
     found = {}
     for file in files:
         name = file.relative_to(project).as_posix()
@@ -106,7 +105,7 @@ def _role(process: psutil.Process) -> str:
         return "gone"
     if "ipykernel_launcher" in line:
         return "kernel"
-    return "papermill" if "bin/papermill" in line else "dvc" if "bin/dvc" in line else "shell"
+    return "stage" if "localnorm.stage" in line else "dvc" if "bin/dvc" in line else "shell"
 
 
 def wait_for(survivors: list[psutil.Process]) -> None:
@@ -119,7 +118,10 @@ def forget(project: Path) -> None:
     """Remove every result and DVC's memory of them."""
     for name in (*RESULTS, "checkpoints"):
         shutil.rmtree(project / "data" / name, ignore_errors=True)
-    for file in [*(project / "data" / "executed").glob("*.ipynb"), *(project / "paper" / "figures").glob(FIGURES)]:
+    for file in [
+        *(project / "data" / "executed").glob("*.ipynb"),
+        *(project / "paper" / "figures" / "digits-small").glob("*"),
+    ]:
         file.unlink()
     (project / "dvc.lock").unlink(missing_ok=True)
     for name in ("cache", "tmp"):

@@ -4,29 +4,31 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from localnorm import ablations, machine, paths
-from localnorm.ablations import (
+from localnorm.ablations import run, save_table, variants
+from localnorm.answers import answer
+from localnorm.data import load, prepare
+from localnorm.settings import (
     FINE_TUNING,
     FIXED_BATCH,
     FIXED_SIZE,
     FULL_LENGTH,
-    NORM,
+    NETWORK,
     TRAINED_SIZES,
     AblationConfig,
-    run,
-    save_table,
-    variants,
+    AnswersConfig,
+    TrainConfig,
 )
-from localnorm.data import load, prepare
-from localnorm.evaluate import SweepConfig, sweep
-from localnorm.train import TrainConfig, fit
+from localnorm.strengths import choose_strengths, measure_strengths
+from localnorm.train import fit
 
 TRAIN = TrainConfig("small", epochs=4, batch_size=64, num_groups=4, threads=1)
-SWEEP = SweepConfig(noises={}, modes={}, batch_size=64)
+ASKED = AnswersConfig(noises={}, statistics={}, batch_size=64)
 CONFIG = AblationConfig(
     seeds=[0],
     noises={"named": ["contrast"]},
@@ -36,7 +38,7 @@ CONFIG = AblationConfig(
     groups_at_fixed_group_size=[2],
     group_sizes=[[1, 16]],
     fine_tuning_epochs=[0, 1],
-    norms=["batch", "group"],
+    networks=["bn", "gn"],
 )
 
 
@@ -44,7 +46,7 @@ def test_a_variant_changes_one_thing():
     made = {(variant.ablation, variant.value): variant for variant in variants(CONFIG, TRAIN)}
     assert list(made) == [
         (FIXED_BATCH, "1"), (FIXED_BATCH, "64"), (FIXED_SIZE, "2"), (TRAINED_SIZES, "1 or 16"),
-        (FINE_TUNING, "0"), (FINE_TUNING, "1"), (NORM, "batch"), (NORM, "group"),
+        (FINE_TUNING, "0"), (FINE_TUNING, "1"), (NETWORK, "bn"), (NETWORK, "gn"),
     ]  # fmt: skip
     assert made[FIXED_BATCH, "64"].train.batch_size == 64
     smaller = made[FIXED_SIZE, "2"].train
@@ -86,15 +88,17 @@ def test_an_unknown_key_is_named_with_the_known_ones():
 
 
 def test_the_table_has_every_variant_and_an_interrupted_run_ends_with_the_same(digits, project, monkeypatch):
-    table = run("digits-small", digits, TRAIN, SWEEP, CONFIG)
-    assert set(table.value) == {"1", "64", "2", "1 or 16", "0", "batch", "group"}
-    clean = table[(table.level == 0) & (table["mode"] == "batch")].set_index(["ablation", "value"]).accuracy
-    assert clean[FIXED_BATCH, "1"] > 0.8
-    assert clean[FINE_TUNING, "0"] > 0.7, "a converted network works as it is"
-    single = table[(table.level == 0) & (table["mode"] == "single")].set_index(["ablation", "value"]).accuracy
-    assert single[FIXED_BATCH, "64"] > single[FIXED_BATCH, "1"] + 0.03, (
-        "one image a group in training serves a single image"
-    )
+    answers = run("digits-small", digits, TRAIN, ASKED, CONFIG)
+    table = answers.table
+    assert set(table.value) == {"1", "64", "2", "1 or 16", "0", "bn", "gn"}
+    assert set(table[table.network == "gn"].statistics) == {"own"}
+    assert not table.duplicated(["ablation", "value", "seed", "statistics", "suite", "noise", "level"]).any()
+    accuracy = (table.right / table.images)[table.level == 0]
+    accuracy.index = pd.MultiIndex.from_frame(table.loc[accuracy.index, ["statistics", "ablation", "value"]])
+    assert accuracy["batch", FIXED_BATCH, "1"] > 0.8
+    assert accuracy["batch", FINE_TUNING, "0"] > 0.7, "a converted network works as it is"
+    alone, together = (accuracy["single", FIXED_BATCH, groups] for groups in ("64", "1"))
+    assert alone > together + 0.03, "groups of one image in training serve a single image"
 
     assert (set(table.device), set(table.precision)) == ({machine.device_name(torch.device("cpu"))}, {"32-true"})
     seconds = table.set_index(["ablation", "value"]).train_seconds
@@ -102,43 +106,48 @@ def test_the_table_has_every_variant_and_an_interrupted_run_ends_with_the_same(d
     assert (seconds.drop((FINE_TUNING, "0")) > 0).all()
 
     kept = kept_files()
-    assert len(kept) == len(variants(CONFIG, TRAIN))
-    for file in kept[::2]:
-        os.unlink(file)
+    assert len(kept) == 2 * len(variants(CONFIG, TRAIN)), "a table and the answers of each"
+    lost = {file.stem for file in kept[::4]}
+    for file in kept:
+        if file.stem in lost:
+            os.unlink(file)
     trained = count_trainings(monkeypatch)
-    again = run("digits-small", digits, TRAIN, SWEEP, CONFIG)
+    again = run("digits-small", digits, TRAIN, ASKED, CONFIG)
     assert kept_files() == kept, "what was lost is trained again"
-    assert 0 < len(trained) <= len(kept[::2]) + 1, "and what was kept is not, but for what fine-tuning starts from"
-    varying = ["accuracy", "train_seconds"]
-    assert again.drop(columns=varying).equals(table.drop(columns=varying))
-    assert again.accuracy.to_numpy() == pytest.approx(table.accuracy.to_numpy(), abs=1e-5)
+    assert 0 < len(trained) <= len(lost) + 1, "and what was kept is not, but for what fine-tuning starts from"
+    assert again.table.drop(columns="train_seconds").equals(table.drop(columns="train_seconds"))
+    assert (again.classes == answers.classes).all()
 
     save_table("digits-small", again)
-    pd.testing.assert_frame_equal(pd.read_csv(paths.ablations("digits-small"), dtype={"value": str}), again)
+    written = paths.results("digits-small") / "ablations.csv"
+    pd.testing.assert_frame_equal(pd.read_csv(written, dtype={"value": str}), again.table)
+    with np.load(project / "data" / "runs" / "digits-small-ablations" / "answers.npz", allow_pickle=False) as file:
+        assert ((file["classes"] == file["labels"]).sum(1) == again.table.right).all()
+        assert ((file["classes"] >= 0).sum(1) == again.table.images).all()
     assert not list(paths.checkpoint("x").parent.iterdir()), "nothing is kept once the table is written"
 
 
-def test_groups_at_full_length_are_trained_and_scored_like_the_experiments_own_networks(digits, project):
-    noises, modes = {"named": ["contrast", "brightness"]}, {"local": ["batch", "prior"]}
+def test_groups_at_full_length_are_trained_and_asked_like_the_experiments_own_networks(digits, project):
+    noises, statistics = {"named": ["contrast", "brightness"]}, {"ln": ["batch", "prior"]}
     choice = {"prior": [4, 64], "prior_noises": {"named": {"gaussian_multiplicative": 0.5}}}
-    sweep_config = SweepConfig(noises, modes, batch_size=64, max_levels=3, images=192, clean_images=256, **choice)
+    asked = AnswersConfig(noises, statistics, batch_size=64, max_levels=3, images=192, clean_images=256, **choice)
     config = AblationConfig(
         seeds=[1], noises={"named": ["contrast"]}, max_levels=2, images=32, train={"epochs": 1},
         groups_at_fixed_batch=[2], groups_at_full_length=[2],
     )  # fmt: skip
     train = replace(TRAIN, epochs=2)
-    table = run("digits-small", digits, train, sweep_config, config)
-    full = table[table.ablation == FULL_LENGTH]
-    assert set(table[table.ablation == FIXED_BATCH].noise) == {"contrast"}
-    assert set(full["mode"]) == {"batch", "single", "prior"}
+    answers = run("digits-small", digits, train, asked, config)
+    full = answers.table[answers.table.ablation == FULL_LENGTH]
+    assert set(answers.table[answers.table.ablation == FIXED_BATCH].noise) == {"clean", "contrast"}
+    assert set(full.statistics) == {"batch", "single", "prior"}
 
-    network = fit(digits, replace(train, num_groups=2), "local", 1).model
-    own, _ = sweep(network, digits, sweep_config, "local")
-    for mode in ("batch", "prior"):
-        expected, found = (rows[rows["mode"] == mode].reset_index() for rows in (own, full))
-        keys = ["suite", "noise", "level", "images"]
-        assert found[keys].equals(expected[keys])
-        assert found.accuracy.to_numpy() == pytest.approx(expected.accuracy.to_numpy(), abs=1e-5)
+    model = fit(digits, replace(train, num_groups=2), "ln", 1).model
+    own = answer(model, digits, asked, "ln", choose_strengths(measure_strengths(model, digits, asked, "ln")))
+    for kind in ("batch", "prior"):
+        expected, found = (rows[rows.statistics == kind] for rows in (own.table, full))
+        keys = ["suite", "noise", "level", "images", "right"]
+        assert found[keys].values.tolist() == expected[keys].values.tolist()
+        assert (answers.classes[found.index] == own.classes[expected.index]).all()
 
 
 def test_the_experiments_own_number_of_groups_is_not_trained_again_at_full_length():
@@ -151,18 +160,18 @@ def kept_files() -> list[Path]:
 
 
 def count_trainings(monkeypatch) -> list[str]:
-    """A list that gets the norm of every network that is trained."""
+    """A list that gets the key of every network that is trained."""
     trained = []
 
-    def counted(dataset, config, norm, *arguments, **options):
-        trained.append(norm)
-        return fit(dataset, config, norm, *arguments, **options)
+    def counted(dataset, config, network, *arguments, **options):
+        trained.append(network)
+        return fit(dataset, config, network, *arguments, **options)
 
     monkeypatch.setattr(ablations, "fit", counted)
     return trained
 
 
-ONE = AblationConfig(seeds=[0], noises={"named": ["contrast"]}, max_levels=2, images=32, norms=["group"])
+ONE = AblationConfig(seeds=[0], noises={"named": ["contrast"]}, max_levels=2, images=32, networks=["gn"])
 SHORT = replace(TRAIN, epochs=1)
 
 
@@ -170,10 +179,10 @@ def test_kept_variants_of_other_code_images_settings_or_seeds_are_trained_anew(p
     trained = count_trainings(monkeypatch)
     code = project / "data" / "sources" / "ablations.py"
 
-    def trains(config=ONE, train=SHORT, sweep=SWEEP, **prepared) -> bool:
+    def trains(config=ONE, train=SHORT, asked=ASKED, **prepared) -> bool:
         before = len(trained)
         data = load(prepare("digits", project / "prepared", **{"limit": 100, "seed": 0} | prepared))
-        run("digits-small", data, train, sweep, config)
+        run("digits-small", data, train, asked, config)
         return len(trained) > before
 
     assert trains()
@@ -186,26 +195,26 @@ def test_kept_variants_of_other_code_images_settings_or_seeds_are_trained_anew(p
     assert trains()
     assert not trains()
     assert trains(train=replace(SHORT, weight_decay=1e-3))
-    assert trains(sweep=replace(SWEEP, seed=1))
+    assert trains(asked=replace(ASKED, seed=1))
     assert trains(config=replace(ONE, seeds=[1]))
 
 
 def test_a_training_that_was_cut_off_under_other_code_is_not_continued(digits, project, monkeypatch):
     code = paths.write(project / "data" / "sources" / "ablations.py", "x = 1\n")
 
-    def cut_off(dataset, config, norm, seed, *, checkpoint):
-        fit(dataset, SHORT, norm, seed, checkpoint=checkpoint)
+    def cut_off(dataset, config, network, seed, *, checkpoint):
+        fit(dataset, SHORT, network, seed, checkpoint=checkpoint)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ablations, "fit", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        run("digits-small", digits, SHORT, SWEEP, ONE)
+        run("digits-small", digits, SHORT, ASKED, ONE)
     resumed = []
     monkeypatch.setattr(
         ablations, "fit", lambda *given, checkpoint: resumed.append(checkpoint.is_file()) or fit(*given)
     )
     paths.write(code, "x = 2\n")
-    run("digits-small", digits, SHORT, SWEEP, ONE)
+    run("digits-small", digits, SHORT, ASKED, ONE)
     paths.write(code, "x = 1\n")
-    run("digits-small", digits, SHORT, SWEEP, ONE)
+    run("digits-small", digits, SHORT, ASKED, ONE)
     assert resumed == [False, True]

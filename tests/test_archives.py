@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from localnorm.data import archives
+from localnorm.data import archives, images, readers
 
 NAMES = st.text(st.characters(categories=("Ll", "Lu", "Nd"), include_characters=" -_é"), min_size=1, max_size=8).filter(
     lambda name: name.strip() == name and name != "__MACOSX"
@@ -59,7 +59,7 @@ def test_every_layout_of_split_class_file_reads_the_same_from_every_container(tm
     stored = {f"{prefix}{name}": name.encode() for name in files}
     if junk:
         stored |= {f"{prefix}README.md": b"", f"{prefix}train/.DS_Store": b"", "__MACOSX/train/x/._1.png": b""}
-    listing = archives.read_image_folder([write_container(tmp_path / "mine", kind, stored)])
+    listing = readers.read_image_folder([write_container(tmp_path / "mine", kind, stored)])
     order = sorted(files)
     assert listing.names == [f"{prefix}{name}" for name in order]
     assert listing.classes == sorted({label for _, label in files.values()})
@@ -72,7 +72,7 @@ def test_every_layout_of_split_class_file_reads_the_same_from_every_container(tm
 
 @pytest.mark.parametrize("kind", [kind for kind in CONTAINERS if kind != "folder"])
 def test_an_archives_date_is_its_newest_images(tmp_path, kind):
-    assert archives.read_image_folder([write_container(tmp_path / "mine", kind, image_files())]).date == "2020-05-17"
+    assert readers.read_image_folder([write_container(tmp_path / "mine", kind, image_files())]).date == "2020-05-17"
 
 
 EVIL = ["../train/cat/1.png", "/train/cat/1.png", "train/../../cat/1.png", "C:/train/cat/1.png", "train\\..\\..\\1.png"]
@@ -199,14 +199,14 @@ def test_an_image_of_too_many_pixels_is_refused_undecoded():
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
         data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
         with pytest.raises(ValueError, match=r"bomb\.png is refused: .*(pixels|size)"):
-            archives.open_image(data, "bomb.png")
+            images.open_image(data, "bomb.png")
 
 
 def test_a_format_that_runs_another_program_is_no_image():
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "EPS")
     with pytest.raises(ValueError, match=r"1\.png is no image in one of BMP, GIF, JPEG"):
-        archives.open_image(buffer.getvalue(), "1.png")
+        images.open_image(buffer.getvalue(), "1.png")
 
 
 # Damage and wrong content
@@ -232,7 +232,7 @@ def test_a_flipped_bit_never_changes_an_image_or_loses_one(tmp_path_factory, kin
     data[int(share * len(data))] ^= 1 << bit
     path.write_bytes(data)
     try:
-        listing = archives.read_image_folder([path])
+        listing = readers.read_image_folder([path])
         contents = dict(listing.stream(range(len(listing.names))))
     except ValueError:
         return
@@ -263,7 +263,7 @@ def test_a_file_that_is_no_archive_is_refused_by_name(tmp_path, name):
 def test_a_wrong_layout_is_named_with_the_right_one(tmp_path, names, reason):
     path = write_container(tmp_path / "mine", "zip", {name: picture(0) for name in names})
     with pytest.raises(ValueError, match=reason):
-        archives.read_image_folder([path])
+        readers.read_image_folder([path])
 
 
 # Pickles
@@ -306,7 +306,7 @@ def test_cifar_batches_read_in_their_order_packed_or_not(tmp_path, kind):
     files, pixels, labels = cifar_batches()
     path = write_container(tmp_path / "cifar", kind, files)
     found = [path] if kind != "folder" else [path / name for name in files]
-    listing = archives.read_cifar_batches(found)
+    listing = readers.read_cifar_batches(found)
     assert listing.splits == ["train"] * 100 + ["test"] * 20
     assert listing.labels == labels.tolist()
     assert listing.classes[3] == "cat"
@@ -319,7 +319,7 @@ def test_an_archive_without_cifars_batches_is_named(tmp_path):
     files, _, _ = cifar_batches()
     del files["cifar-10-batches-py/batches.meta"]
     with pytest.raises(ValueError, match=r"does not hold CIFAR-10's batches: KeyError\('batches.meta'\)"):
-        archives.read_cifar_batches([write_container(tmp_path / "cifar", "tar.gz", files)])
+        readers.read_cifar_batches([write_container(tmp_path / "cifar", "tar.gz", files)])
 
 
 @pytest.mark.parametrize("column", ["img", "image"])
@@ -335,7 +335,7 @@ def test_parquet_reads_labels_names_classes_and_images_of_several_files(tmp_path
         write_parquet(tmp_path / f"{name}.parquet", column, images[rows], labels[rows], ["ant", "bee", "cow"])
         for name, rows in pieces.items()
     ]
-    listing = archives.read_parquet(paths)
+    listing = readers.read_parquet(paths)
     assert listing.splits == ["train"] * 40 + ["test"] * 10
     assert (listing.labels, listing.classes, listing.names[22]) == (labels, ["ant", "bee", "cow"], "2.png")
     wanted = [3, 19, 20, 41, 49]
@@ -346,7 +346,7 @@ def test_a_damaged_parquet_is_named(tmp_path):
     path = write_parquet(tmp_path / "train-0.parquet", "img", [picture(0)], [0], ["ant"])
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"train-0\.parquet is damaged, has no columns img"):
-        archives.read_parquet([path])
+        readers.read_parquet([path])
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz", "originals", "nested"])
@@ -367,7 +367,7 @@ def test_cars_read_the_same_from_torchvisions_folder_an_archive_and_the_original
         paths = [write_container(tmp_path / "cars", "tar.gz", nested)]
     else:
         paths = [write_container(tmp_path / "cars", kind, files)]
-    listing = archives.read_cars_devkit(paths)
+    listing = readers.read_cars_devkit(paths)
     assert listing.splits == ["train"] * 9 + ["test"] * 6
     assert listing.labels == [i % 3 for i in range(9)] + [i % 3 for i in range(6)]
     assert listing.classes == ["Car 0", "Car 1", "Car 2"]
@@ -378,7 +378,7 @@ def test_cars_read_the_same_from_torchvisions_folder_an_archive_and_the_original
 def test_cars_without_labelled_test_images_have_a_training_split_only(tmp_path):
     files = cars_files()
     del files["cars_test_annos_withlabels.mat"]
-    listing = archives.read_cars_devkit([write_container(tmp_path / "cars", "folder", files)])
+    listing = readers.read_cars_devkit([write_container(tmp_path / "cars", "folder", files)])
     assert listing.splits == ["train"] * 9
 
 
@@ -386,13 +386,13 @@ def test_a_car_that_is_annotated_but_missing_is_named(tmp_path):
     files = cars_files()
     del files["cars_train/00003.jpg"]
     with pytest.raises(ValueError, match=r"does not hold Stanford Cars.*00003\.jpg"):
-        archives.read_cars_devkit([write_container(tmp_path / "cars", "folder", files)])
+        readers.read_cars_devkit([write_container(tmp_path / "cars", "folder", files)])
 
 
 def test_mnists_files_read_as_their_arrays(tmp_path):
     files, pixels, labels = mnist_files()
     write_container(tmp_path, "folder", files)
-    listing = archives.read_mnist_idx([tmp_path / name for name in files])
+    listing = readers.read_mnist_idx([tmp_path / name for name in files])
     assert listing.splits == ["train"] * 30 + ["test"] * 10
     assert listing.labels == labels.tolist()
     for i, array in listing.stream(range(40)):
@@ -405,4 +405,4 @@ def test_a_damaged_mnist_file_is_named(tmp_path):
     path = tmp_path / "MNIST/raw/t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz is damaged"):
-        archives.read_mnist_idx([tmp_path / name for name in files])
+        readers.read_mnist_idx([tmp_path / name for name in files])

@@ -57,7 +57,7 @@ def test_without_a_trained_pair_the_message_names_the_command(project, tmp_path,
     for name in ("dvc.yaml", "params.yaml"):
         (tmp_path / name).write_text((project / name).read_text())
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"dvc repro train@cifar10-resnet32-batch-0 train@cifar10-resnet32-loc"):
+    with pytest.raises(FileNotFoundError, match=r"dvc repro train@cifar10-resnet32-bn-0 train@cifar10-resnet32-ln-0"):
         explore.load_pair("cifar10-resnet32")
 
 
@@ -69,13 +69,13 @@ def test_a_pair_that_the_pipeline_trained_is_loaded_as_it_is(project, pair, monk
     (tmp_path / "params.yaml").write_text((project / "params.yaml").read_text())
     monkeypatch.chdir(tmp_path)
     prepare(output=paths.prepared("digits-small"), **load_params("digits-small")["prepare"])
-    for norm, network in pair.networks.items():
-        file = paths.model("digits-small", paths.run_name("digits-small", norm, 0))
-        save_model(network, file, "small", norm, num_classes=10, in_channels=1, image_size=8, num_groups=4, eps=1e-5)
+    for network, model in pair.networks.items():
+        file = paths.model("digits-small", paths.run_name("digits-small", network, 0))
+        save_model(model, file, "small", network, num_classes=10, in_channels=1, image_size=8, num_groups=4, eps=1e-5)
     assert explore.available() == ["digits-small"]
     again = explore.look(explore.load_pair("digits-small"), 5, "named", "gaussian", 0.2)
-    for norm, probabilities in explore.look(pair, 5, "named", "gaussian", 0.2).probabilities.items():
-        np.testing.assert_allclose(again.probabilities[norm], probabilities, atol=1e-6)
+    for network, probabilities in explore.look(pair, 5, "named", "gaussian", 0.2).probabilities.items():
+        np.testing.assert_allclose(again.probabilities[network], probabilities, atol=1e-6)
 
 
 def test_a_clean_look_is_the_image_itself_and_the_networks_own_answer(pair):
@@ -84,10 +84,10 @@ def test_a_clean_look_is_the_image_itself_and_the_networks_own_answer(pair):
     np.testing.assert_allclose(view.noisy, view.clean, atol=1e-3)
     mean, std = (torch.tensor(values) for values in (pair.dataset.mean, pair.dataset.std))
     images = standardise(pair.images, mean, std)
-    for norm, mode in (("batch", "fixed"), ("local", "batch")):
-        expected = predict(pair.networks[norm], images, mode, batch_size=64).softmax(1)[7]
-        np.testing.assert_allclose(view.probabilities[norm], expected.numpy(), atol=1e-5)
-        assert view.probabilities[norm].sum() == pytest.approx(1, abs=1e-5)
+    for network, mode in (("bn", "fixed"), ("ln", "batch")):
+        expected = predict(pair.networks[network], images, mode, batch_size=64).softmax(1)[7]
+        np.testing.assert_allclose(view.probabilities[network], expected.numpy(), atol=1e-5)
+        assert view.probabilities[network].sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_named_noise_is_the_one_that_it_is_called(pair):
@@ -97,16 +97,15 @@ def test_named_noise_is_the_one_that_it_is_called(pair):
 
 @pytest.mark.parametrize("mode", list(explore.STATISTICS))
 def test_every_source_of_statistics_serves_both_networks(pair, mode):
-    view = explore.look(pair, 1, "named", "contrast", 0.8, {"batch": mode, "local": mode})
-    assert view.statistics == {"batch": mode, "local": mode}
+    view = explore.look(pair, 1, "named", "contrast", 0.8, {"bn": mode, "ln": mode})
+    assert view.statistics == {"bn": mode, "ln": mode}
     for probabilities in view.probabilities.values():
         assert np.isfinite(probabilities).all()
 
 
 def test_statistics_of_the_test_batch_save_a_network_from_low_contrast(pair):
     fixed, batch = (
-        explore.look(pair, 0, "named", "contrast", 0.8, {"batch": mode}).accuracy["batch"]
-        for mode in ("fixed", "batch")
+        explore.look(pair, 0, "named", "contrast", 0.8, {"bn": mode}).accuracy["bn"] for mode in ("fixed", "batch")
     )
     assert batch > fixed + 0.2
 
@@ -116,9 +115,10 @@ def test_statistics_of_the_test_batch_save_a_network_from_low_contrast(pair):
     [
         ({"image": 64}, "image must be from 0 to 63, got 64"),
         (
-            {"statistics": {"local": "companions"}},
-            "mode of fixed, batch, single, vote, prior, last_fixed; got 'local': 'companions'",
+            {"statistics": {"ln": "companions"}},
+            "unknown statistics 'companions'; choose one of fixed, batch, single, vote, prior, last_fixed",
         ),
+        ({"statistics": {"gn": "batch"}}, "unknown network 'gn'; choose one of bn, ln"),
         ({"name": "gauss"}, "unknown noise 'gauss'"),
     ],
 )
@@ -130,11 +130,11 @@ def test_a_wrong_question_is_answered_with_the_right_ones(pair, arguments, messa
 def test_the_figure_draws_the_largest_probabilities_and_marks_the_true_class(pair):
     view = explore.look(pair, 2, "named", "gaussian", 0.3)
     axes = {axis.get_label(): axis for axis in explore.plot_view(view).axes}
-    for norm in ("batch", "local"):
-        widths = [bar.get_width() for bar in axes[norm].patches]
-        assert widths == pytest.approx(sorted(view.probabilities[norm], reverse=True)[:5])
-        hatched = [bar.get_width() for bar in axes[norm].patches if bar.get_hatch()]
-        assert hatched == pytest.approx([view.probabilities[norm][view.label]]), "the true class is among the five"
+    for network in ("bn", "ln"):
+        widths = [bar.get_width() for bar in axes[network].patches]
+        assert widths == pytest.approx(sorted(view.probabilities[network], reverse=True)[:5])
+        hatched = [bar.get_width() for bar in axes[network].patches if bar.get_hatch()]
+        assert hatched == pytest.approx([view.probabilities[network][view.label]]), "the true class is among the five"
 
 
 def test_every_control_redraws_and_the_levels_are_those_of_the_noise(pair, monkeypatch):
@@ -145,8 +145,8 @@ def test_every_control_redraws_and_the_levels_are_those_of_the_noise(pair, monke
         ("level", 0.3),
         ("noise", ("released", "bernoulli")),
         ("image", 9),
-        ("batch", "single"),
-        ("local", "vote"),
+        ("bn", "single"),
+        ("ln", "vote"),
     ):
         before = box.picture.value
         box.controls[name].value = value

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import run
+from conftest import ROOT, run
 from data_fixtures import kill_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +27,7 @@ from stages import CALLS, EXPERIMENT, STAGES, TRAIN, remove_outputs
 from localnorm import paths
 from localnorm.checks import repair_dvc
 from localnorm.data import load, prepare
+from localnorm.pipeline import source_of
 from localnorm.train import fit, make_fabric
 
 
@@ -150,7 +151,7 @@ import resource, psutil; from localnorm.data import load; from localnorm.train i
 data = load({str(finished[0] / "data" / "prepared" / EXPERIMENT)!r})
 limit = psutil.Process().memory_info().vms + (64 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-fit(data, TrainConfig("resnet18", epochs=1, batch_size=256, num_groups=8, threads=1), "batch", 0)
+fit(data, TrainConfig("resnet18", epochs=1, batch_size=256, num_groups=8, threads=1), "bn", 0)
 """
     done = run([sys.executable, "-c", script], Path(__file__).parent.parent)
     assert "MemoryError: training resnet18 with batch_size=256" in done.stderr
@@ -160,24 +161,28 @@ fit(data, TrainConfig("resnet18", epochs=1, batch_size=256, num_groups=8, thread
 def test_a_damaged_checkpoint_starts_anew_and_says_so(finished, tmp_path, capsys):
     data = load(finished[0] / "data" / "prepared" / EXPERIMENT)
     (tmp_path / "run.safetensors").write_bytes(b"half")
-    assert fit(data, TRAIN, "local", 0, checkpoint=tmp_path / "run.safetensors").record["resumed_at_epoch"] == 0
+    assert fit(data, TRAIN, "ln", 0, checkpoint=tmp_path / "run.safetensors").record["resumed_at_epoch"] == 0
     assert "run.safetensors is damaged" in capsys.readouterr().err
 
 
-def test_a_kernel_that_dies_stops_the_stage_with_a_name(tmp_path):
+def test_a_kernel_that_dies_stops_the_stage_with_a_name(project):
     cell = {"cell_type": "code", "source": "import os\nos.kill(os.getpid(), 9)", "metadata": {}, "outputs": []}
     notebook = {"cells": [cell | {"execution_count": None, "id": "0a0b0c0d"}], "metadata": {}, "nbformat": 4}
-    (tmp_path / "dies.ipynb").write_text(json.dumps(notebook | {"nbformat_minor": 5}))
-    command = yaml.safe_load((Path(__file__).parent.parent / "dvc.yaml").read_text())["vars"][0]["papermill"]
-    done = run([*command.split(), "dies.ipynb", "out.ipynb"], tmp_path)
-    assert done.returncode != 0
-    assert "Kernel died" in done.stderr
+    for folder in ("notebooks", "data/sources"):
+        (project / folder).mkdir(parents=True)
+    (project / "notebooks" / "dies.ipynb").write_text(json.dumps(notebook | {"nbformat_minor": 5}))
+    (project / "data" / "sources" / "dies.py").write_text(source_of(project / "notebooks" / "dies.ipynb"))
+    done = run([sys.executable, "-m", "localnorm.stage", "dies"], project, PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "dies" in last
+    assert "Kernel died" in last
 
 
 # ------------------------------------------------------------------------------------------- DVC: killed, cut off, two at once
 
 
-LOCK = (Path(__file__).parent.parent / "dvc.lock").read_text().split("  train@")[0]  # what one run looks like is enough
+LOCK = (Path(__file__).parent.parent / "dvc.lock").read_text()[:3000]  # what a few stages look like is enough
 
 
 @given(cut=st.integers(0, len(LOCK)))
@@ -206,7 +211,7 @@ def test_files_that_a_living_dvc_is_writing_are_left_alone(tmp_path, monkeypatch
 
     (tmp_path / "dvc.yaml").touch()
     (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
-    (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages:\n  train@digits-small-lo")
+    (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages:\n  train@digits-small-l")
     monkeypatch.chdir(tmp_path)
     script = "import sys; from dvc.lock import make_lock; held = make_lock(sys.argv[1]); held.lock(); print(flush=True); input()"
     other = [sys.executable, "-c", script, str(tmp_path / ".dvc" / "tmp" / "lock")]
@@ -223,13 +228,13 @@ def test_after_a_cut_off_dvc_lock_nothing_trains_again(smoke_copy):
     lock.write_text(before[: before.index("- path:", len(before) // 2) + len("- path")])
     try:
         checked = run([sys.executable, "-m", "localnorm.pipeline", "check"], smoke_copy)
-        done = run(["dvc", "repro", "sweep@digits-small-local-0"], smoke_copy)
+        done = run(["dvc", "repro", "answers@digits-small-ln-0"], smoke_copy)
     finally:
         lock.write_text(before)
     assert "dvc.lock was cut off" in checked.stderr
     assert done.returncode == 0, done.stderr
-    assert "Stage 'train@digits-small-local-0' is cached - skipping run" in done.stdout
-    assert not re.search(r"Running stage '(train|sweep)@", done.stdout)
+    assert "Stage 'train@digits-small-ln-0' is cached - skipping run" in done.stdout
+    assert not re.search(r"Running stage '(train|answers)@", done.stdout)
     assert fingerprint(smoke_copy) == results_before
 
 
@@ -244,17 +249,17 @@ def test_a_second_dvc_says_who_holds_the_stage_and_a_notebook_saved_meanwhile_tr
     before = fingerprint(smoke_copy)
     notebook = smoke_copy / "notebooks" / "train.ipynb"
     text = notebook.read_text()
-    first = start(smoke_copy, ["dvc", "repro", "--force", "--single-item", "statistics@digits-small"])
+    first = start(smoke_copy, ["dvc", "repro", "--force", "--single-item", "scores@digits-small"])
     try:
-        wait_for_stage(smoke_copy, "statistics")
+        wait_for_stage(smoke_copy, "scores")
         notebook.write_text(text.replace('"execution_count": null', '"execution_count": 3'))
-        second = run(["dvc", "repro", "--force", "--single-item", "statistics@digits-small"], smoke_copy)
+        second = run(["dvc", "repro", "--force", "--single-item", "scores@digits-small"], smoke_copy)
         assert first.poll() is None, "the first was to be at work still"
         assert second.returncode != 0
         assert "is busy, it is being blocked by" in second.stderr
         assert str(first.pid) in second.stderr
         assert first.wait(300) == 0, printed(smoke_copy)
-        third = run(["dvc", "repro", "train@digits-small-local-0"], smoke_copy)
+        third = run(["dvc", "repro", "train@digits-small-ln-0"], smoke_copy)
     finally:
         notebook.write_text(text)
     assert third.returncode == 0, third.stderr
@@ -265,7 +270,7 @@ def test_a_second_dvc_says_who_holds_the_stage_and_a_notebook_saved_meanwhile_tr
 
 def test_dvc_killed_in_training_the_next_repro_finishes_with_equal_results(smoke_copy):
     expected = fingerprint(smoke_copy)
-    target = "train@digits-small-local-0"
+    target = "train@digits-small-ln-0"
     lock = yaml.safe_load((smoke_copy / "dvc.lock").read_text())
     del lock["stages"][target]
     (smoke_copy / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))

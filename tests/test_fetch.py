@@ -222,7 +222,7 @@ def test_the_next_source_is_tried_where_all_addresses_of_the_first_fail(raw, mon
         second = sources.Source("Second", "parquet", (published(server, "good"),))
         mine = sources.DataSet("cifar10", "none", 10, 3, (first, second))
         monkeypatch.setitem(sources.DATASETS, "cifar10", mine)
-        assert obtain("cifar10") == (second, [raw / "file.bin"])
+        assert obtain(sources.plan("cifar10")) == (second, [raw / "file.bin"])
 
 
 def test_where_everything_fails_each_address_stands_with_its_reason_and_the_way_out(raw, monkeypatch):
@@ -231,7 +231,7 @@ def test_where_everything_fails_each_address_stands_with_its_reason_and_the_way_
         source = sources.Source("Mine", "parquet", (published(server, "gone", "sick"),))
         monkeypatch.setitem(sources.DATASETS, "cifar10", sources.DataSet("cifar10", "none", 10, 3, (source,)))
         with pytest.raises(FileNotFoundError) as error:
-            obtain("cifar10")
+            obtain(sources.plan("cifar10"))
         message = str(error.value)
         for text in (f"{server.url('gone')}: HTTP 404", f"{server.url('sick')}: HTTP 500", str(raw), "LOCALNORM_DATA"):
             assert text in message
@@ -244,7 +244,7 @@ def test_offline_says_what_it_would_try_and_asks_nobody(raw, monkeypatch):
         source = sources.Source("Mine", "parquet", (published(server, "file"),))
         monkeypatch.setitem(sources.DATASETS, "cifar10", sources.DataSet("cifar10", "none", 10, 3, (source,)))
         with pytest.raises(FileNotFoundError, match="/file: not tried, LOCALNORM_OFFLINE is set"):
-            obtain("cifar10")
+            obtain(sources.plan("cifar10"))
     assert route.seen == []
 
 
@@ -258,5 +258,5 @@ def test_a_local_file_wins_over_any_download(raw, tmp_path, monkeypatch):
     with Server({"file": route}) as server:
         source = sources.Source("Mine", "parquet", (published(server, "file"),))
         monkeypatch.setitem(sources.DATASETS, "cifar10", sources.DataSet("cifar10", "none", 10, 3, (source,)))
-        assert obtain("cifar10") == (source, [mine / "file.bin"])
+        assert obtain(sources.plan("cifar10")) == (source, [mine / "file.bin"])
     assert route.seen == []

@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from localnorm.checks import check_params
-from localnorm.data import archives, load, prepare
-from localnorm.data.prepare import to_pixels
+from localnorm.data import load, prepare, readers
+from localnorm.data.images import to_pixels
 from localnorm.models import load_model, make_model, save_model
+from localnorm.params import grid
 
 FUZZ = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -165,7 +166,7 @@ def test_parquet_with_other_columns_is_read_or_refused_by_name(tmp_path_factory,
         table = table.replace_schema_metadata({"huggingface": metadata})
     pyarrow.parquet.write_table(table, path)
     try:
-        listing = archives.read_parquet([path])
+        listing = readers.read_parquet([path])
         pixels = [to_pixels(data, "row", 8, 3) for _, data in listing.stream(range(3))]
     except ValueError as error:
         assert name in str(error) or "row" in str(error)  # noqa: PT017 (a refusal is one of two right ends)
@@ -180,7 +181,7 @@ def test_parquet_without_rows_is_refused(tmp_path):
         pyarrow.table({"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], "int64")}), path
     )
     with pytest.raises(ValueError, match=r"train-0\.parquet"):
-        archives.read_parquet([path])
+        readers.read_parquet([path])
 
 
 # ---------------------------------------------------------------------------------------- params.yaml, as people mistype it
@@ -197,17 +198,17 @@ VALUES = st.recursive(
     | st.integers(-2, 3)
     | st.just(10**400)
     | st.floats()
-    | st.sampled_from(["", "1e-3", "batch", "small", "../up", "a b", "ü"]),
+    | st.sampled_from(["", "1e-3", "bn", "small", "../up", "a b", "ü"]),
     lambda inner: (
         st.lists(inner, max_size=2)
-        | st.dictionaries(st.sampled_from(["batch", "named", "flip", 3, ""]), inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["bn", "named", "flip", 3, ""]), inner, max_size=2)
     ),
     max_leaves=4,
 )
 EVERYTHING = yaml.safe_load((ROOT / "params.yaml").read_text())
-PARAMS = {key: EVERYTHING[key] for key in ("norms", "seeds", "digits-small")} | {"experiments": ["digits-small"]}
+PARAMS = {key: EVERYTHING[key] for key in ("networks", "seeds", "digits-small")} | {"experiments": ["digits-small"]}
 PLACES = [
-    *([key] for key in ("experiments", "norms", "seeds", "digits-small")),
+    *([key] for key in ("experiments", "networks", "seeds", "digits-small")),
     *(["digits-small", stage] for stage in PARAMS["digits-small"]),
     *(["digits-small", stage, key] for stage, block in PARAMS["digits-small"].items() for key in block),
 ]
@@ -217,16 +218,16 @@ PLACES = [
 @given(place=st.sampled_from(PLACES), value=VALUES)
 @example(place=["seeds"], value=[True])
 @example(place=["experiments"], value=["digits-small; touch gone"])
-@example(place=["digits-small", "sweep", "modes"], value=3)
-@example(place=["digits-small", "sweep", "modes"], value={"local": [""]})
-@example(place=["digits-small", "sweep", "noises"], value={"named": [""]})
-@example(place=["digits-small", "sweep", "noises"], value={"batch": [""]})
-@example(place=["digits-small", "sweep", "prior_noises"], value={"named": {"gaussian_multiplicative": -1}})
+@example(place=["digits-small", "answers", "statistics"], value=3)
+@example(place=["digits-small", "answers", "statistics"], value={"ln": [""]})
+@example(place=["digits-small", "answers", "noises"], value={"named": [""]})
+@example(place=["digits-small", "answers", "noises"], value={"batch": [""]})
+@example(place=["digits-small", "answers", "prior_noises"], value={"named": {"gaussian_multiplicative": -1}})
 @example(place=["digits-small", "ablations", "noises"], value={"named": [""]})
 @example(place=["digits-small", "train", "augment"], value=[1])
-@example(place=["digits-small", "sweep", "batches"], value=[])
-@example(place=["digits-small", "sweep", "batches"], value={"sizes": [1], "conditions": 3, "images": 8})
-@example(place=["digits-small", "statistics", "margin"], value="1e-3")
+@example(place=["digits-small", "answers", "streams"], value=[])
+@example(place=["digits-small", "answers", "streams"], value={"sizes": [1], "conditions": 3, "images": 8})
+@example(place=["digits-small", "answers", "prior"], value="1e-3")
 @example(place=["digits-small", "train", "learning_rate"], value=10**400)
 @example(place=["digits-small", "train", "batch_size"], value=10**400)
 def test_a_mistyped_value_in_params_is_accepted_or_refused_by_name(tmp_path, monkeypatch, place, value):
@@ -253,20 +254,20 @@ def test_a_mistyped_value_in_params_is_accepted_or_refused_by_name(tmp_path, mon
         ("- a", "params.yaml must map names to values, it is list"),
         ("!!python/object/apply:os.system [touch gone]", "params.yaml is not YAML"),
         (
-            "experiments: [a]\nnorms: [batch]\nseeds: [0]\nablated: [b]",
+            "experiments: [a]\nnetworks: [bn]\nseeds: [0]\nablated: [b]",
             r"ablated must be a list of experiments, empty for none, got \['b'\]",
         ),
         (
-            "experiments: [a]\nnorms: [batch]\nseeds: [0]\nablated: [a]",
+            "experiments: [a]\nnetworks: [bn]\nseeds: [0]\nablated: [a]",
             "a is in the list ablated and has no block ablations",
         ),
         ("experiments: digits-small", "experiments must be a list, each text, none of them twice, got 'digits-small'"),
-        ("experiments: [a]\nnorms: [layer]\nseeds: [0]", "unknown norm 'layer'; choose of batch, local"),
+        ("experiments: [a]\nnetworks: [layer]\nseeds: [0]", "layer.*bn, ln"),
         (
-            "experiments: [a]\nnorms: [batch]\nseeds: [0, 0]",
+            "experiments: [a]\nnetworks: [bn]\nseeds: [0, 0]",
             "seeds must be a list, each a whole number, none of them twice",
         ),
-        ("experiments: ['a; b']\nnorms: [batch]\nseeds: [0]", "an experiment's name is letters, digits"),
+        ("experiments: ['a; b']\nnetworks: [bn]\nseeds: [0]", "an experiment's name is letters, digits"),
     ],
 )
 def test_a_params_file_of_the_wrong_form_says_which_is_right(tmp_path, monkeypatch, text, message):
@@ -277,26 +278,34 @@ def test_a_params_file_of_the_wrong_form_says_which_is_right(tmp_path, monkeypat
     assert not (tmp_path / "gone").exists()
 
 
-def test_a_norm_that_no_mode_is_named_for_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+def test_a_network_that_no_statistics_are_named_for_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_params(tmp_path, yaml.safe_dump(PARAMS | {"norms": ["batch", "local", "group"]}))
-    with pytest.raises(ValueError, match="digits-small: sweep: norms lists group, and modes has none for it"):
+    write_params(tmp_path, yaml.safe_dump(PARAMS | {"networks": ["bn", "ln", "gn"]}))
+    with pytest.raises(ValueError, match=r"digits-small.*networks lists gn.*`gn: \[own\]`"):
         check_params()
-    params = deepcopy(PARAMS) | {"norms": ["batch", "local", "group"]}
-    params["digits-small"]["sweep"]["modes"]["group"] = ["batch"]
+    params = deepcopy(PARAMS) | {"networks": ["bn", "ln", "gn"]}
+    params["digits-small"]["answers"]["statistics"]["gn"] = ["own"]
     write_params(tmp_path, yaml.safe_dump(params))
     check_params()
 
 
-def test_two_norms_that_would_train_the_same_network_are_refused(tmp_path, monkeypatch):
+def test_an_experiment_may_name_some_of_the_networks_and_seeds_and_no_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    params = deepcopy(PARAMS) | {"norms": ["batch", "local", "drawn"]}
-    params["digits-small"]["sweep"]["modes"]["drawn"] = ["single"]
+    params = deepcopy(PARAMS)
+    params["digits-small"] |= {"networks": ["bn", "ln"], "seeds": [0, 1]}
     write_params(tmp_path, yaml.safe_dump(params))
     check_params()
-    params["digits-small"]["train"]["group_sizes"] = [1, 16]
+    assert grid("digits-small") == (["bn", "ln"], [0, 1])
+    params["digits-small"]["seeds"] = [0, 99]
     write_params(tmp_path, yaml.safe_dump(params))
-    with pytest.raises(ValueError, match=r"with group_sizes=\[1, 16\] the norms local and drawn are the same network"):
+    with pytest.raises(ValueError, match=r"digits-small.*seeds.*99"):
+        check_params()
+
+
+def test_what_is_published_is_an_experiment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, yaml.safe_dump(PARAMS | {"published": ["digits-large"]}))
+    with pytest.raises(ValueError, match=r"published.*digits-large"):
         check_params()
 
 
@@ -338,7 +347,7 @@ def test_no_module_of_the_package_loads_a_pickle_but_the_one_that_refuses_code()
 def test_a_damaged_network_loads_whole_or_is_refused_by_name(tmp_path, data):
     path = tmp_path / "model.safetensors"
     description = {"num_classes": 3, "in_channels": 1, "num_groups": 2}
-    save_model(make_model("small", "local", **description), path, "small", "local", **description)
+    save_model(make_model("small", "ln", **description), path, "small", "ln", **description)
     content = bytearray(path.read_bytes())
     for place in data.draw(st.lists(st.integers(0, min(len(content), 900) - 1), max_size=5)):
         content[place] = data.draw(st.integers(0, 255))

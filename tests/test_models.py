@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from localnorm import networks, settings
 from localnorm.layers import LocalNorm2d
-from localnorm.models import MODELS, NORMS, PRETRAINED, in_place_of_batchnorm, make_model
+from localnorm.models import LAYERS, MODELS, PRETRAINED, in_place_of_batchnorm, make_model
+from localnorm.networks import NETWORKS, Network
 
 # parameters: weights + biases of a 3x3 convolution, and 2 for each channel of a norm
 CONV3 = {(i, o): 9 * i * o + o for i in (1, 3, 16, 32, 64, 128, 256, 512) for o in (16, 32, 64, 128, 256, 512)}
@@ -135,13 +137,13 @@ def test_small_has_fewer_than_20_000_parameters_and_takes_any_image_size():
         assert model(torch.randn(4, 1, size, size)).shape == (4, 10)
 
 
-@pytest.mark.parametrize("norm", ["batch", "local"])
-def test_small_learns_digits_in_seconds(norm):
+@pytest.mark.parametrize("network", ["bn", "ln"])
+def test_small_learns_digits_in_seconds(network):
     images, labels = digits()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     train, test = order[:1437], order[1437:]
     torch.manual_seed(0)
-    model = make_model("small", norm, num_classes=10, in_channels=1)
+    model = make_model("small", network, num_classes=10, in_channels=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     for _ in range(8):
         for batch in train[torch.randperm(len(train))].split(64)[:-1]:
@@ -169,22 +171,22 @@ def test_own_networks_start_from_he_normal_weights_and_zero_biases():
 
 @pytest.mark.parametrize("name", ["small", "mnist", "resnet32", "resnet18"])
 @pytest.mark.parametrize(
-    ("norm", "layer", "groups"),
+    ("network", "layer", "groups"),
     [
-        ("batch", nn.BatchNorm2d, 1),
-        ("local", LocalNorm2d, 4),
-        ("ghost", LocalNorm2d, 4),
-        ("group", nn.GroupNorm, 1),
-        ("instance", nn.InstanceNorm2d, 1),
+        ("bn", nn.BatchNorm2d, 1),
+        ("ln", LocalNorm2d, 4),
+        ("gbn", LocalNorm2d, 4),
+        ("gn", nn.GroupNorm, 1),
+        ("in", nn.InstanceNorm2d, 1),
     ],
 )
-def test_every_norm_stands_in_every_place_and_costs_its_affines(name, norm, layer, groups):
+def test_every_norm_stands_in_every_place_and_costs_its_affines(name, network, layer, groups):
     channels = 1 if name == "mnist" else 3
     settings = {"num_classes": 10, "in_channels": channels, "num_groups": 4}
     torch.manual_seed(0)
-    batch = make_model(name, "batch", **settings)
+    batch = make_model(name, "bn", **settings)
     torch.manual_seed(0)
-    model = make_model(name, norm, **settings)
+    model = make_model(name, network, **settings)
     places = [path for path, m in batch.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert [path for path, m in model.named_modules() if type(m) is layer] == places
     affines = sum(p.numel() for place in places for p in batch.get_submodule(place).parameters())
@@ -196,16 +198,16 @@ def test_every_norm_stands_in_every_place_and_costs_its_affines(name, norm, laye
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("norm", ["local", "ghost", "group", "instance"])
+@pytest.mark.parametrize("network", ["ln", "gbn", "gn", "in"])
 @pytest.mark.parametrize("name", ["small", "resnet32", "resnet18"])
-def test_one_torch_seed_gives_every_norm_the_same_convolutions(name, norm):
-    def weights(norm: str, seed: int) -> dict[str, torch.Tensor]:
+def test_one_torch_seed_gives_every_norm_the_same_convolutions(name, network):
+    def weights(network: str, seed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(seed)
-        model = make_model(name, norm, num_classes=10)
+        model = make_model(name, network, num_classes=10)
         kinds = (nn.Conv2d, nn.Linear)
         return {path: m.weight.detach() for path, m in model.named_modules() if isinstance(m, kinds)}
 
-    ours, theirs, others = weights(norm, 3), weights("batch", 3), weights("batch", 4)
+    ours, theirs, others = weights(network, 3), weights("bn", 3), weights("bn", 4)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[path], theirs[path]) for path in theirs)
     assert not any(torch.equal(ours[path], others[path]) for path in others)
@@ -214,17 +216,17 @@ def test_one_torch_seed_gives_every_norm_the_same_convolutions(name, norm):
 def test_local_norm_with_one_group_computes_what_batch_norm_computes_in_training():
     outputs = []
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    for norm in ("batch", "local"):
+    for network in ("bn", "ln"):
         torch.manual_seed(0)
-        outputs.append(make_model("resnet32", norm, num_classes=10, num_groups=1).train()(images))
+        outputs.append(make_model("resnet32", network, num_classes=10, num_groups=1).train()(images))
     torch.testing.assert_close(*outputs, atol=1e-4, rtol=1e-4)
 
 
 def test_ghost_is_local_norm_with_one_affine_that_takes_the_gradients_of_all_groups():
     torch.manual_seed(0)
     images, labels = torch.randn(8, 3, 8, 8), torch.arange(8) % 2
-    ghost = make_model("small", "ghost", num_classes=2, num_groups=4).train()
-    local = make_model("small", "local", num_classes=2, num_groups=4).train()
+    ghost = make_model("small", "gbn", num_classes=2, num_groups=4).train()
+    local = make_model("small", "ln", num_classes=2, num_groups=4).train()
     local.load_state_dict(ghost.state_dict())
     for model in (ghost, local):
         nn.functional.cross_entropy(model(images), labels).backward()
@@ -245,28 +247,29 @@ def test_ghost_is_local_norm_with_one_affine_that_takes_the_gradients_of_all_gro
 
 
 def test_num_groups_and_eps_reach_every_layer():
-    model = make_model("resnet32", "local", num_classes=10, num_groups=5, eps=1e-3)
+    model = make_model("resnet32", "ln", num_classes=10, num_groups=5, eps=1e-3)
     layers = [m for m in model.modules() if isinstance(m, LocalNorm2d)]
     assert len(layers) == 31
     assert {(layer.num_groups, layer.eps) for layer in layers} == {(5, 1e-3)}
-    for norm in ("batch", "group", "instance"):
-        model = make_model("small", norm, num_classes=10, eps=1e-3)
+    for network in ("bn", "gn", "in"):
+        model = make_model("small", network, num_classes=10, eps=1e-3)
         assert {m.eps for m in model.modules() if hasattr(m, "eps")} == {1e-3}
-        model = make_model("small", norm, num_classes=10)
+        model = make_model("small", network, num_classes=10)
         assert {m.eps for m in model.modules() if hasattr(m, "eps")} == {1e-5}
 
 
 @pytest.mark.parametrize("num_features", [1, 2, 7, 16, 24, 32, 40, 64, 112, 1152])
 def test_group_norm_has_at_most_32_groups_of_at_least_two_channels(num_features):
-    model = NORMS["group"](nn.Sequential(nn.BatchNorm2d(num_features)), 8)
+    model = LAYERS["GN"](nn.Sequential(nn.BatchNorm2d(num_features)), 8)
     assert 1 <= model[0].num_groups <= 32
     assert num_features == 1 or num_features // model[0].num_groups >= 2
 
 
-def test_a_norm_of_ones_own_takes_three_lines(monkeypatch):
+def test_a_layer_of_ones_own_takes_four_lines(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "mine", Network("mine", "LayerNorm"))
     layer = in_place_of_batchnorm(lambda num_features, eps: nn.GroupNorm(1, num_features, eps))
-    monkeypatch.setitem(NORMS, "layer", layer)
-    model = make_model("resnet32", "layer", num_classes=10)
+    monkeypatch.setitem(LAYERS, "LayerNorm", layer)
+    model = make_model("resnet32", "mine", num_classes=10)
     layers = [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
     assert len(layers) == 31
     assert all(layer.num_groups == 1 for layer in layers)
@@ -274,12 +277,17 @@ def test_a_norm_of_ones_own_takes_three_lines(monkeypatch):
 
 def test_channels_last_gives_the_same_logits():
     torch.manual_seed(0)
-    model = make_model("resnet32", "local", num_classes=10, num_groups=2)
+    model = make_model("resnet32", "ln", num_classes=10, num_groups=2)
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         plain = model(images)
         strided = model.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
     torch.testing.assert_close(strided, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_every_network_and_model_that_params_yaml_may_name_can_be_built():
+    assert set(settings.MODELS) == set(MODELS)
+    assert set(networks.LAYERS) == set(LAYERS) >= {network.layer for network in NETWORKS.values()}
 
 
 # Standard networks and ImageNet weights
@@ -321,9 +329,9 @@ def test_pretrained_efficientnet_lite0_computes_the_logits_of_the_original_netwo
 
 def test_pretrained_arms_share_the_imagenet_weights_and_a_fresh_classifier(lite0):
     torch.manual_seed(0)
-    batch = make_model("efficientnet_lite0", "batch", num_classes=196, pretrained=True)
+    batch = make_model("efficientnet_lite0", "bn", num_classes=196, pretrained=True)
     torch.manual_seed(0)
-    local = make_model("efficientnet_lite0", "local", num_classes=196, num_groups=4, pretrained=True)
+    local = make_model("efficientnet_lite0", "ln", num_classes=196, num_groups=4, pretrained=True)
     norms = [m for m in batch.modules() if isinstance(m, nn.BatchNorm2d)]
     locals_ = [m for m in local.modules() if isinstance(m, LocalNorm2d)]
     assert len(norms) == len(locals_) == 49
@@ -336,14 +344,14 @@ def test_pretrained_arms_share_the_imagenet_weights_and_a_fresh_classifier(lite0
     assert torch.equal(batch.classifier.weight, local.classifier.weight)
     # with one group per batch LocalNorm is BatchNorm on the batch's own statistics
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    one_group = make_model("efficientnet_lite0", "local", num_classes=196, num_groups=1, pretrained=True)
+    one_group = make_model("efficientnet_lite0", "ln", num_classes=196, num_groups=1, pretrained=True)
     one_group.classifier = batch.classifier
     with torch.no_grad():
         torch.testing.assert_close(one_group.train()(images), batch.train()(images), atol=1e-3, rtol=1e-3)
 
 
-def test_other_norms_keep_the_activations_that_timm_fuses_into_batch_norm(lite0):
-    model = make_model("efficientnet_lite0", "group", num_classes=10)
+def test_other_layers_keep_the_activations_that_timm_fuses_into_batch_norm(lite0):
+    model = make_model("efficientnet_lite0", "gn", num_classes=10)
     assert sum(isinstance(m, nn.GroupNorm) for m in model.modules()) == 49
     fused = make_model("efficientnet_lite0", num_classes=10)
     activations = [sum(isinstance(m, nn.ReLU6) for m in network.modules()) for network in (model, fused)]
@@ -369,7 +377,7 @@ def test_resnet_weights_are_loaded_without_running_code_from_the_file(tmp_path, 
     torch.manual_seed(7)
     weights = torchvision.models.resnet18().state_dict()
     torch.save(weights, file)
-    model = make_model("resnet18", "local", num_classes=5, num_groups=2, pretrained=True)
+    model = make_model("resnet18", "ln", num_classes=5, num_groups=2, pretrained=True)
     assert torch.equal(model.layer1[0].conv1.weight, weights["layer1.0.conv1.weight"])
     assert model.fc.weight.shape == (5, 512)
 
@@ -381,7 +389,7 @@ def test_resnet_weights_are_loaded_without_running_code_from_the_file(tmp_path, 
     ("arguments", "message"),
     [
         ({"name": "resnet20"}, r"unknown model 'resnet20'; choose one of small, mnist, resnet32, vgg16, resnet18"),
-        ({"norm": "layer"}, r"unknown norm 'layer'; choose one of batch, local, drawn, ghost, group, instance"),
+        ({"network": "layer"}, r"unknown network 'layer'; choose one of bn, ln, ln_drawn, gbn, gn, in"),
         ({"name": "vgg16", "image_size": 28}, r"'vgg16' needs images of at least 32x32 pixels, got image_size=28"),
         ({"name": "mnist", "image_size": 8}, r"'mnist' needs images of at least 16x16 pixels, got image_size=8"),
         ({"pretrained": True}, r"no ImageNet weights for 'small'; set pretrained=False or choose one of resnet18"),
@@ -390,7 +398,7 @@ def test_resnet_weights_are_loaded_without_running_code_from_the_file(tmp_path, 
 )
 def test_what_cannot_be_built_is_refused_with_the_valid_choices(arguments, message):
     with pytest.raises(ValueError, match=message):
-        make_model(**{"name": "small", "norm": "batch", "num_classes": 10} | arguments)
+        make_model(**{"name": "small", "network": "bn", "num_classes": 10} | arguments)
 
 
 @pytest.mark.parametrize(
@@ -413,7 +421,7 @@ def test_the_smallest_image_sizes_named_in_the_errors_work():
 def test_importing_the_module_needs_neither_torchvision_nor_timm():
     code = (
         "import sys; sys.modules['torchvision'] = sys.modules['timm'] = None; "
-        "from localnorm.models import MODELS, make_model; make_model('resnet32', 'local', num_classes=10)"
+        "from localnorm.models import MODELS, make_model; make_model('resnet32', 'ln', num_classes=10)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert set(PRETRAINED) <= set(MODELS)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from timm.optim import Muon
 
-from localnorm.muon import BatchedMuon
-from localnorm.train import TrainConfig, _make_optimizer
+from localnorm.settings import TrainConfig
+from localnorm.train.muon import BatchedMuon
+from localnorm.train.optimizers import make_optimizer
 
 CONFIG = TrainConfig(
     "small",
@@ -39,7 +40,7 @@ def test_the_updates_are_timms(memory_format, nesterov):
     trained = {}
     for optimizer_class in (Muon, BatchedMuon):
         model = copy.deepcopy(start)
-        optimizer = _make_optimizer(model, CONFIG, capturable=optimizer_class is BatchedMuon)
+        optimizer = make_optimizer(model, CONFIG, capturable=optimizer_class is BatchedMuon)
         assert type(optimizer) is optimizer_class
         if optimizer_class is BatchedMuon:
             for group in optimizer.param_groups:

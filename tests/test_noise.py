@@ -1,5 +1,6 @@
 """Noise: every formula against a pixel-by-pixel reference, draws by their key alone, rescaling, bad input."""
 
+import inspect
 import io
 import os
 import subprocess
@@ -11,6 +12,7 @@ import torch
 
 from localnorm import noise
 from localnorm.bench import pixel_loop
+from localnorm.noise import draw
 
 EVERY = [(suite, name) for suite in noise.SUITES for name in noise.noises(suite)]
 SIMPLE = [(suite, name) for suite, name in EVERY if suite in ("released", "named")]
@@ -182,8 +184,7 @@ def diamond_square(decay: float, rng: np.random.Generator, size: int = 32) -> np
     return (field - field.min()) / (field.max() - field.min())
 
 
-def test_the_corruptions_are_the_fifteen_of_cifar_10_c_at_five_severities():
-    assert len(noise.noises("corruptions")) == 15
+def test_the_corruptions_have_five_severities():
     assert {noise.levels(name, "corruptions") for name in noise.noises("corruptions")} == {(0, 1, 2, 3, 4, 5)}
 
 
@@ -465,6 +466,26 @@ def test_released_levels_are_the_protocols():
         "mnist_foreground",
         "mnist_background",
     ]
+
+
+# The catalogue and the functions
+
+
+def test_every_record_has_the_function_of_its_name_and_every_function_a_record():
+    formulas = [module.__name__ for module in draw.FORMULAS.values()]
+    for suite, module in draw.FORMULAS.items():
+        own = {
+            name
+            for name, value in vars(module).items()
+            if inspect.isfunction(value) and not name.startswith("_") and value.__module__ in formulas
+        }
+        assert own == set(noise.noises(suite)), suite
+    assert set(draw.FORMULAS) == set(noise.SUITES)
+
+
+def test_the_catalogue_is_read_without_torch():
+    code = "import sys, localnorm.noise as n; n.levels('poisson'); n.check('fog', 2, 'corruptions'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # Draws

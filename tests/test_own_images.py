@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from PIL import Image
 
 from localnorm import paths
 from localnorm.data import load, prepare, sources
-from localnorm.own_images import pack_folder, write_sample_folder
+from localnorm.own_images import experiment_block, main, pack_folder, write_sample_folder
+from localnorm.params import check_keys
+from localnorm.settings import MODELS, AnswersConfig, TrainConfig
 
 
 @pytest.fixture
@@ -26,6 +29,10 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LOCALNORM_DATA", raising=False)
     return tmp_path
+
+
+def visible(folder):
+    return [file.name for file in folder.iterdir() if not file.name.startswith(".")]
 
 
 def draw(file, value):
@@ -66,7 +73,7 @@ def test_the_same_folder_gives_the_same_archive(project):
     before = archive.read_bytes()
     pack_folder(project / "x")
     assert archive.read_bytes() == before
-    assert [file.name for file in archive.parent.iterdir()] == [archive.name]
+    assert visible(archive.parent) == [archive.name]
     assert zipfile.ZipFile(archive).namelist() == ["train/a/1.png"]
 
 
@@ -87,7 +94,7 @@ def test_a_folder_that_lies_where_data_is_looked_for_does_not_hide_its_archive(p
         draw(place / place.name / "a" / "1.png", 3)
         name = pack_folder(place / place.name)
         assert name == f"{place.name}-packed"
-        assert sources.find(name)[1] == [paths.raw() / f"{name}.zip"]
+        assert sources.plan(name).files == (paths.raw() / f"{name}.zip",)
     draw(paths.raw() / "shells" / "a" / "1.png", 3)
     (paths.raw() / "shells-packed").mkdir()
     with pytest.raises(ValueError, match=r"the name 'shells-packed' must lead to .*, but .*shells-packed has it"):
@@ -97,28 +104,26 @@ def test_a_folder_that_lies_where_data_is_looked_for_does_not_hide_its_archive(p
 @pytest.mark.parametrize("builtin", [*sources.DATASETS, "Digits"])
 def test_a_folder_named_like_a_built_in_data_set_gets_a_name_that_leads_to_its_own_images(project, builtin):
     for number in range(10):
-        draw(project / builtin / "mine" / f"{number}.png", number)
+        for name in ("mine", "yours"):
+            draw(project / builtin / name / f"{number}.png", number)
     name = pack_folder(project / builtin)
     assert name == f"{builtin}-packed"
     data = load(prepare(name, project / "prepared"))
-    assert data.classes == ("mine",)
-    assert sum(data.counts.values()) == 10
+    assert data.classes == ("mine", "yours")
+    assert sum(data.counts.values()) == 20
 
 
-def test_images_of_another_folder_of_the_same_name_are_refused_and_the_first_ones_kept(project):
+def test_images_of_another_folder_of_the_same_name_are_refused_and_those_of_the_same_folder_packed_anew(project):
     for year in ("2023", "2024"):
         draw(project / year / "photos" / "a" / "1.png", int(year) % 100)
     pack_folder(project / "2023" / "photos")
-    (archive,) = paths.raw().iterdir()
+    archive = paths.raw() / "photos.zip"
     before = archive.read_bytes()
     message = "must lead to the images of .*2024/photos, but .*photos.zip has it and holds others; rename the folder, or remove"
     with pytest.raises(ValueError, match=message):
         pack_folder(project / "2024" / "photos")
     assert archive.read_bytes() == before
     draw(project / "2023" / "photos" / "a" / "2.png", 0)
-    with pytest.raises(ValueError, match="if it is an older copy of the folder"):
-        pack_folder(project / "2023" / "photos")
-    archive.unlink()
     pack_folder(project / "2023" / "photos")
     assert zipfile.ZipFile(archive).namelist() == ["train/a/1.png", "train/a/2.png"]
 
@@ -141,7 +146,7 @@ def test_an_archive_of_the_same_images_elsewhere_is_taken(project, monkeypatch):
     (paths.raw() / "photos.zip").rename(project / "mine" / "photos.zip")
     monkeypatch.setenv(sources.VARIABLE, str(project / "mine"))
     assert pack_folder(project / "photos") == "photos"
-    assert list(paths.raw().iterdir()) == []
+    assert visible(paths.raw()) == []
 
 
 @pytest.mark.parametrize(
@@ -185,35 +190,67 @@ def run(command: list[str], project: Path) -> str:
 def test_images_of_ones_own_go_from_a_folder_to_a_report_by_the_block_that_the_notebook_prints(tmp_path):
     project = copy_project(tmp_path / "localnorm")
     (project / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
-    for folder in ("data/statistics", "data/sweeps", "dvc.lock"):
-        shutil.rmtree(project / folder, ignore_errors=True)
+    shutil.rmtree(project / "data" / "results", ignore_errors=True)
     (project / "dvc.lock").unlink(missing_ok=True)
     pictures = write_sample_folder(tmp_path / "photos of mine", images=300, size=8)
+    (pictures / "0" / "notes.txt").write_text("no image")
     notebook = ["papermill", "-k", "python3", "--no-progress-bar", "notebooks/your-own-images.ipynb", "executed.ipynb"]
     run([*notebook, "-p", "folder", str(pictures), "-p", "image_size", "8", "-p", "epochs", "2"], project)
 
     outputs = [
         o for cell in json.loads((project / "executed.ipynb").read_text())["cells"] for o in cell.get("outputs", [])
     ]
+    assert any("left out of 0: 1 file (no image: .txt)" in "".join(o.get("text", "")) for o in outputs)
     (printed,) = ["".join(o["text"]) for o in outputs if "dvc repro report@" in "".join(o.get("text", ""))]
     text, _, command = printed.partition("then: ")
     (experiment,) = block = yaml.safe_load(text)
     params = yaml.safe_load((project / "params.yaml").read_text()) | block
-    params |= {"experiments": [experiment], "seeds": [0, 1]}
-    params[experiment]["sweep"] |= {
-        "noises": {"released": ["bernoulli"], "named": ["contrast"]},
-        "max_levels": 2,
-        "mode_images": {"vote": 16},
-    }
+    params |= {"experiments": [experiment], "published": [], "ablated": [], "seeds": [0, 1]}
+    params["networks"] = block[experiment].pop("networks")  # at the top, so that 2 seeds suffice here
+    del block[experiment]["seeds"]
+    params[experiment]["train"]["epochs"] = 2
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     run(command.split(), project)
-    summary = pd.read_csv(project / "data" / "statistics" / experiment / "summary.csv").set_index("arm")
-    assert {"BN fixed", "BN-batch", "LN batch", "LN vote"} <= set(summary.index)
-    assert (summary.seeds == 2).all()
-    assert summary.clean["BN-batch"] > 0.2, "two epochs reach more than chance (0.1)"
-    about = json.loads((project / "data" / "statistics" / experiment / "about.json").read_text())
+    table = pd.read_csv(project / "data" / "results" / experiment / "scores.csv")
+    assert {"BN fixed", "BN batch", "LN batch", "LN single"} <= set(table.arm)
+    assert set(table.seed) == {0, 1}
+    clean = table[(table.level == 0) & (table.arm == "BN batch")]
+    assert (clean.right / clean.images).mean() > 0.2, "two epochs reach more than chance (0.1)"
+    about = json.loads((project / "data" / "results" / experiment / "about.json").read_text())
     assert about["title"] == "photos-of-mine"
     assert about["provenance"]["source_counts"] == {"train": 300}
-    for name in (f"paper/figures/accuracy-{experiment}.pdf", f"data/executed/report-{experiment}.ipynb"):
-        assert (project / name).stat().st_size > 100
+    assert (project / "data" / "executed" / f"report-{experiment}.ipynb").stat().st_size > 100
+
+
+# ------------------------------------------------------------------------------------------------------- the block to copy
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("size", [16, 128])
+def test_the_block_to_copy_is_taken_whole_and_small(project, model, size):
+    (experiment,) = block = yaml.safe_load(experiment_block("flowers", model, size))
+    assert experiment == f"flowers-{model}"
+    given = block[experiment]
+    assert given["networks"] == ["bn", "ln"]
+    assert len(given["seeds"]) <= 3
+    assert given["prepare"]["dataset"] == "flowers"
+    check_keys("prepare", given["prepare"], prepare, ("output",))
+    train, asked = TrainConfig.from_params(given["train"]), AnswersConfig.from_params(given["answers"])
+    assert set(asked.statistics) == set(given["networks"])
+    assert asked.streams, "the stage figure-streams depends on them"
+    assert train.batch_size % train.num_groups == 0
+    assert not {"digits", "cars", "cifar10"} & set(re.findall(r"\w+", experiment_block("flowers", model, size)))
+
+
+def test_one_command_packs_a_folder_and_prints_its_block(project, capsys):
+    for name in ("robin", "wren"):
+        draw(project / "birds" / name / "1.png", 3)
+    assert main([str(project / "birds"), "--model", "small", "--image-size", "16"]) == 0
+    out, err = capsys.readouterr()
+    assert list(yaml.safe_load(out)) == ["birds-small"]
+    assert "dvc repro report@birds-small" in err
+    assert (paths.raw() / "birds.zip").is_file()
+    assert main(["birds", "--model", "small"]) == 0
+    assert main([str(project / "gone")]) == 1
+    assert "gone is not a folder" in capsys.readouterr().err

@@ -19,13 +19,16 @@ from conftest import ROOT, copy_project, environment, run
 
 from localnorm import paths
 from localnorm.params import load_params
-from localnorm.pipeline import check, closure, source_of, strip, strip_source
+from localnorm.pipeline import check, closure, current_source, parameters_of, source_of, strip, strip_source
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = DVC["stages"]
 RELEASED = ROOT / "params" / "released.yaml"  # unlike params.yaml the same in every tree
-PIPELINE = [n for n in NOTEBOOKS if any(f"notebooks/{n.name}" in str(stage["cmd"]) for stage in STAGES.values())]
+SOURCES = [
+    Path(next(iter(out))).stem for out in STAGES["strip"]["outs"]
+]  # a notebook's, or a module's that a stage runs
+PIPELINE = [notebook for notebook in NOTEBOOKS if notebook.stem in SOURCES]
 
 
 # ---------------------------------------------------------------------------------------------------- what a stage depends on
@@ -61,16 +64,40 @@ def test_stripped_library_still_parses_to_the_same_code():
         assert ast.dump(original) == ast.dump(stripped), file
 
 
+def modules(code: str) -> set[str]:
+    return {file.relative_to(ROOT / "localnorm").as_posix() for file in closure(code)}
+
+
 def test_closure_follows_imports_through_modules_and_functions_but_not_to_others():
-    names = {
-        file.relative_to(ROOT / "localnorm").as_posix() for file in closure("from localnorm.evaluate import sweep")
+    names = modules("from localnorm.answers import answer")
+    assert {"answers.py", "noise/draw.py", "prediction.py", "layers.py"} <= names
+    assert not {"train/loop.py", "scores.py", "stats.py"} & names
+    assert "convert.py" not in modules("from localnorm import LocalNorm2d")
+    fetching = {"data/fetch.py", "data/sources.py", "data/archives.py"}
+    assert not fetching & modules("from localnorm.data import load\nimport localnorm.train")
+    assert fetching <= modules("from localnorm.data import prepare")
+    assert "noise/draw.py" not in modules("from localnorm import noise"), "the catalogue alone"
+
+
+def test_right_of_the_scores_no_stage_has_a_module_that_imports_torch():
+    """A line plot of a table is not to be drawn anew because a layer changed."""
+    left = {"prepare", "train", "answers", "ablations", "shifts"} | {
+        "figure-groups",
+        "figure-network",
+        "figure-poor-light",
     }
-    assert {"evaluate.py", "noise.py", "predict.py", "layers.py"} <= names
-    assert not {"train.py", "figures.py", "stats.py"} & names
-    assert {file.name for file in closure("from localnorm import LocalNorm2d")} == {"layers.py"}
-    fetching = {"fetch.py", "sources.py", "archives.py"}
-    assert not fetching & {file.name for file in closure("from localnorm.data import load\nimport localnorm.train")}
-    assert fetching <= {file.name for file in closure("from localnorm.data import prepare")}
+    left |= {"figure-histograms", "figure-noises"}  # photographs under noise: of no table
+    stages = [name for name in SOURCES if name not in left]
+    assert len(stages) > 12
+    for name in stages:
+        imports = re.findall(r"^\s*(?:import|from) (torch\w*|timm|lightning_fabric)\b", current_source(name), re.M)
+        assert not imports, name
+
+
+def test_training_does_not_depend_on_what_asks_scores_or_draws():
+    names = set(re.findall(r"^# localnorm/(\S+)", current_source("train"), re.M))
+    assert {"train/loop.py", "layers.py", "models.py"} <= names
+    assert not {"answers.py", "arms.py", "scores.py", "comparisons.py", "noise/draw.py"} & names
 
 
 def test_saving_a_notebook_with_outputs_changes_no_dependency(tmp_path):
@@ -85,14 +112,29 @@ def test_saving_a_notebook_with_outputs_changes_no_dependency(tmp_path):
     assert source_of(saved) == source_of(ROOT / "notebooks" / "train.ipynb")
 
 
-def test_every_stage_depends_on_the_source_of_its_notebook_and_strip_writes_each():
+def notebook_of(stage: dict) -> str:
+    """The notebook that a stage runs, empty for one that runs a module."""
+    found = re.match(r"\$\{run\} ([\w-]+)", stage["cmd"])
+    return found[1] if found else ""
+
+
+def test_every_stage_depends_on_the_source_of_what_it_runs_and_strip_writes_each():
+    needed = set()
     for name, stage in STAGES.items():
-        if name == "strip":
-            continue
-        (notebook,) = re.findall(r"notebooks/([\w-]+)\.ipynb", stage["cmd"])
-        assert f"data/sources/{notebook}.py" in stage["deps"], name
-    written = {next(iter(out)) for out in STAGES["strip"]["outs"]}
-    assert written == {f"data/sources/{notebook.stem}.py" for notebook in PIPELINE}
+        if name != "strip":
+            module = re.match(r"python -m localnorm\.render (\w+)", stage["cmd"])
+            source = notebook_of(stage) or f"render-{module[1]}"
+            assert f"data/sources/{source}.py" in stage["deps"], name
+            needed.add(source)
+    assert set(SOURCES) == needed
+    assert {notebook.stem for notebook in PIPELINE} == {name for name in needed if not name.startswith("render-")}
+
+
+def test_each_figure_of_a_table_depends_on_its_module_and_one_table():
+    for name, stage in STAGES.items():
+        tables = [dep for dep in stage.get("deps", []) if dep.endswith(".csv")]
+        if name.startswith("figure-") and tables:
+            assert len(tables) == 1, name
 
 
 def write_notebook(file: Path, code: str) -> None:
@@ -125,11 +167,9 @@ def test_a_notebook_that_is_cut_off_is_named(tmp_path):
 
 def test_every_parameter_that_dvc_passes_is_in_the_notebook_cell_tagged_parameters():
     for name, stage in STAGES.items():
-        for notebook in re.findall(r"notebooks/([\w-]+)\.ipynb", stage["cmd"]):
-            cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
-            tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
-            known = {target.id for node in ast.parse("\n".join(tagged)).body for target in node.targets}
-            assert set(re.findall(r"-p (\w+)", stage["cmd"])) <= known, name
+        if notebook := notebook_of(stage):
+            passed = re.findall(r"-p (\w+)", stage["cmd"])
+            assert set(passed) <= set(parameters_of(ROOT / "notebooks" / f"{notebook}.ipynb")), name
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -194,10 +234,10 @@ def test_an_unknown_experiment_names_the_ones_there_are(project):
             "num_groups=101 needs at least 101 images in a training batch, got batch_size=100",
         ),
         ("train", "learning_rate", "1e-3", "learning_rate must be a finite number.*write 1.0e-3"),
-        ("sweep", "modes", {"batch": ["votes"]}, r"unknown arm \(batch, votes\)"),
-        ("sweep", "modes", {"layer": ["batch"]}, r"unknown arm \(layer, batch\)"),
-        ("sweep", "noises", {"named": ["gauss"]}, "unknown noise 'gauss' in suite 'named'; choose one of gaussian"),
-        ("sweep", "noises", {"name": ["gaussian"]}, "unknown noise suite 'name'; choose one of released, named"),
+        ("answers", "statistics", {"bn": ["votes"]}, r"votes.*fixed, batch"),
+        ("answers", "statistics", {"ghost": ["batch"]}, r"ghost.*bn, ln"),
+        ("answers", "noises", {"named": ["gauss"]}, "unknown noise 'gauss' in suite 'named'; choose one of gaussian"),
+        ("answers", "noises", {"name": ["gaussian"]}, "unknown noise suite 'name'; choose one of released, named"),
     ],
 )
 def test_a_wrong_value_is_refused_before_any_work_with_the_valid_ones(project, block, key, value, message):
@@ -210,11 +250,11 @@ def test_a_wrong_value_is_refused_before_any_work_with_the_valid_ones(project, b
 
 def test_a_missing_block_is_named(project):
     params = yaml.safe_load(RELEASED.read_text())
-    del params["mnist-released"]["sweep"]
+    del params["mnist-released"]["answers"]
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     with pytest.raises(
         ValueError,
-        match="mnist-released must have prepare, train, sweep, statistics and may have ablations; it has prepare, train, statistics",
+        match=r"mnist-released must have prepare, train, answers .* it has prepare, train",
     ):
         load_params("mnist-released")
 
@@ -242,7 +282,7 @@ def path_with(folder: Path) -> str:
 def runs_of(project: Path) -> list[str]:
     """Of the calls of `dvc`, the runs that they train."""
     calls = (project / "calls").read_text() if (project / "calls").exists() else ""
-    return re.findall(r"dvc --wait-for-lock repro --single-item train@(\S+) sweep@\1$", calls, re.M)
+    return re.findall(r"dvc --wait-for-lock repro --single-item train@(\S+) answers@\1$", calls, re.M)
 
 
 PIPELINE_RUNS = [sys.executable, "-m", "localnorm.pipeline", "runs"]
@@ -252,7 +292,9 @@ def test_ctrl_c_starts_no_further_run_and_ends_at_once(project):
     shutil.copy(RELEASED, project / "params.yaml")
     (project / ".git").mkdir()
     # like DVC, it takes a moment to end
-    write_command(project / "bin" / "dvc", "case $* in *train@*) trap 'sleep 0.3; exit 1' INT; sleep 60;; esac")
+    write_command(
+        project / "bin" / "dvc", "case $* in status*) exit 1;; *train@*) trap 'sleep 0.3; exit 1' INT; sleep 60;; esac"
+    )
     process = subprocess.Popen(
         [*PIPELINE_RUNS, "mnist-released", "--jobs", "2"],
         env=environment(ROOT, PATH=path_with(project / "bin")),
@@ -280,14 +322,16 @@ def test_without_a_name_all_experiments_have_their_turn_and_a_failed_one_stops_n
     params = yaml.safe_load(RELEASED.read_text()) | {"seeds": [3, 1]}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     (project / ".git").mkdir()
-    write_command(project / "bin" / "dvc", "case $* in *prepare@cars*|*train@mnist-released-local-3*) exit 1;; esac")
+    write_command(
+        project / "bin" / "dvc", "case $* in status*|*prepare@cars*|*train@mnist-released-ln-3*) exit 1;; esac"
+    )
     done = run([*PIPELINE_RUNS, "--jobs", "1"], project, PATH=path_with(project / "bin"), PYTHONPATH=str(ROOT))
     assert done.returncode == 1
     assert "error: mnist-released: 1 of 4 runs failed" in done.stderr
     assert "cars-resnet152-released: the images of cars-resnet152-released could not be prepared" in done.stderr
     trained = params["experiments"][:3]
     assert runs_of(project) == [
-        f"{name}-{norm}-{seed}" for name in trained for seed in (3, 1) for norm in params["norms"]
+        f"{name}-{network}-{seed}" for name in trained for seed in (3, 1) for network in params["networks"]
     ]
 
 
@@ -317,7 +361,7 @@ def test_variables_of_the_shell_choose_no_folder_to_remove_and_no_experiment(tre
     named = dict.fromkeys(("ENV", "EXPERIMENT", "JOBS", "PYTHON"), "of-the-shell")
     done = run(["make", "--dry-run", "clean", "repro", "quickstart"], tree, **named)
     assert "rm -rf .venv\n" in done.stdout
-    assert "runs digits-small" in done.stdout
+    assert "demonstrate digits-small" in done.stdout
     assert "of-the-shell" not in done.stdout
     assert "rm -rf elsewhere\n" in run(["make", "--dry-run", "clean", "ENV=elsewhere"], tree).stdout
 
@@ -354,7 +398,7 @@ def test_released_takes_the_place_of_committed_params_and_is_then_left_alone(com
     params, released = committed / "params.yaml", committed / "params" / "released.yaml"
     assert make(committed, "released").returncode == 0
     assert params.read_text() == released.read_text()
-    ran = ["dvc repro prepare@digits-small", "python -m localnorm.pipeline check", "dvc repro --keep-going"]
+    ran = ["python -m localnorm.pipeline check", "dvc repro --keep-going"]
     assert calls(committed) == ran
     written = params.stat().st_mtime_ns
     assert make(committed, "released").returncode == 0
@@ -386,6 +430,14 @@ def test_a_python_that_is_too_old_is_refused_before_anything_is_installed(tree):
         done.stderr
     )
     assert not (tree / ".venv").exists()
+
+
+def test_the_newest_python_that_runs_is_taken_and_named(tree):
+    """A name on PATH may be a shim of a Python that is not installed."""
+    write_command(tree / "bin" / "python3.13", "exit 127")
+    write_command(tree / "bin" / "python3.12", f'exec {sys.executable} "$@"')
+    done = run(["make", "--dry-run", ".venv/installed"], tree, PATH=path_with(tree / "bin"))
+    assert "python3.12 -m venv" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -430,52 +482,44 @@ def test_strip_notebooks_takes_out_what_opening_and_saving_left_and_nothing_else
 # ------------------------------------------------------------------------------------------ the whole branch, as a user runs it
 
 
-def test_the_digits_branch_runs_from_nothing_to_figures_and_paper(smoke_run):
-    for name in (
-        "figures/histograms.pdf",
-        "figures/noises.png",
-        "figures/accuracy-digits-small.pdf",
-        "figures/accuracy-digits-small.txt",
-        "figures/calibration-digits-small.pdf",
-        "figures/fixed-against-batch.pdf",
-        "figures/one-image.pdf",
-        "figures/strengths.pdf",
-        "figures/groups.pdf",
-        "figures/network.pdf",
-        "figures/poor-light-digits-small.pdf",
-        "numbers.tex",
-        "paper.pdf",
-    ):
-        assert (smoke_run / "paper" / name).stat().st_size > 100, name
-    table = pd.read_csv(smoke_run / "data" / "sweeps" / "digits-small.csv")
-    arms = {(norm, mode) for norm, mode in zip(table.norm, table["mode"], strict=True)}
-    assert arms >= {
-        ("batch", "fixed"),
-        ("batch", "batch"),
-        ("local", "batch"),
-        ("local", "single"),
-        ("local", "vote"),
-        ("local", "prior"),
-    }
-    assert set(table.suite) == {"released", "named"}
+def test_the_digits_branch_runs_from_nothing_to_scores_and_figures(smoke_run):
+    folder = smoke_run / "paper" / "figures" / "digits-small"
+    for name in ("accuracy", "calibration", "streams", "poor-light"):
+        for suffix in ("pdf", "png", "txt"):
+            assert (folder / f"{name}.{suffix}").stat().st_size > 50, name
+    table = pd.read_csv(smoke_run / "data" / "results" / "digits-small" / "scores.csv")
+    assert {"BN fixed", "BN batch", "LN batch", "LN single", "LN vote", "LN prior"} <= set(table.arm)
+    assert set(table.suite) == {"clean", "released", "named"}
     assert set(table.seed) == {0, 1}
-    clean = table[(table.level == 0) & (table.norm == "local") & (table["mode"] == "batch")].accuracy
-    assert clean.min() > 0.3, "two epochs reach far more than chance (0.1)"
+    clean = table[(table.level == 0) & (table.arm == "LN batch")]
+    assert (clean.right / clean.images).min() > 0.3, "two epochs reach far more than chance (0.1)"
+
+
+def test_the_demonstration_leaves_what_is_published_as_it_is(smoke_run):
+    """A run of one's own and the published results never mix: the paper and its tables are the committed ones to the byte."""
+    for name in ("paper/paper.pdf", "paper/supplement.pdf", "paper/numbers.json", "README.md", "REPRODUCING.md"):
+        assert (smoke_run / name).read_bytes() == (ROOT / name).read_bytes(), name
+    ignored = (ROOT / ".gitignore").read_text()
+    for kind in ("data/runs", "data/results", "paper/figures"):
+        assert f"/{kind}/*/" in ignored
+        assert not re.search(rf"^!/{kind}/digits", ignored, re.M)
 
 
 def test_a_second_run_finds_nothing_to_do(smoke_run):
-    done = run(["dvc", "repro", "report@digits-small"], smoke_run)
-    assert "Data and pipelines are up to date" in done.stdout
+    done = run([sys.executable, "-m", "localnorm.pipeline", "demonstrate", "digits-small"], smoke_run)
+    assert done.returncode == 0, done.stderr
+    assert "run/s" not in done.stderr, "no run is started"
+    done = run(["dvc", "repro", "--single-item", "scores@digits-small", "report@digits-small", "paper"], smoke_run)
     assert "Running stage" not in done.stdout
 
 
 def test_a_comment_in_the_library_and_a_saved_notebook_train_nothing(smoke_run):
-    library, notebook = smoke_run / "localnorm" / "train.py", smoke_run / "notebooks" / "train.ipynb"
+    library, notebook = smoke_run / "localnorm" / "train" / "loop.py", smoke_run / "notebooks" / "train.ipynb"
     before = library.read_text(), notebook.read_text()
     library.write_text(before[0] + "\n# a comment\n")
     notebook.write_text(before[1].replace('"execution_count": null', '"execution_count": 3'))
     try:
-        done = run(["dvc", "repro", "report@digits-small"], smoke_run)
+        done = run(["dvc", "repro", "strip", "train@digits-small-ln-0"], smoke_run)
     finally:
         library.write_text(before[0])
         notebook.write_text(before[1])
@@ -483,33 +527,38 @@ def test_a_comment_in_the_library_and_a_saved_notebook_train_nothing(smoke_run):
     assert "Running stage 'train@" not in done.stdout
 
 
-def test_the_closing_table_names_every_arm_and_the_paper(smoke_run):
-    done = run([sys.executable, "-m", "localnorm.results", "digits-small"], smoke_run)
+def test_the_closing_table_names_every_arm_and_where_things_are(smoke_run):
+    done = run([sys.executable, "-m", "localnorm.pipeline", "summary", "digits-small"], smoke_run)
     assert done.returncode == 0, done.stderr
-    for text in ("BN fixed", "BN-batch", "LN batch", "LN single", "LN vote", "paper/paper.pdf", "2 seeds"):
+    for text in (
+        "BN fixed",
+        "BN batch",
+        "LN batch",
+        "LN single",
+        "LN vote",
+        "paper/paper.pdf",
+        "2 seeds",
+        "report-digits-small.ipynb",
+    ):
         assert text in done.stdout
     assert re.search(r"LN batch +\d+\.\d \[\d", done.stdout), "accuracy with an interval"
 
 
-def test_notebooks_execute_from_top_to_bottom_where_jupyterlab_opens_them(smoke_run):
-    measured = run([sys.executable, "-m", "localnorm.cost", "--quick", "--repeats", "2"], smoke_run)  # figure-cost's
-    assert measured.returncode == 0, measured.stderr
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--nbval-lax",
-        "--nbval-current-env",
-        "notebooks",
+def test_notebooks_that_no_stage_of_the_demonstration_ran_execute_where_jupyterlab_opens_them(smoke_run):
+    ran = {file.stem.removesuffix("-digits-small") for file in (smoke_run / "data" / "executed").glob("*.ipynb")}
+    rest = [
+        notebook
+        for notebook in NOTEBOOKS
+        if notebook.stem not in ran and not notebook.stem.startswith(("train", "answers"))
     ]
+    assert {"tour", "explore", "your-own-images", "your-own-network", "shifts"} <= {notebook.stem for notebook in rest}
+    late = ("conversion", "figure-ablations")  # of the ablations' table
+    order = sorted(rest, key=lambda notebook: notebook.stem in late)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env"]
+    command += [f"notebooks/{notebook.name}" for notebook in order]
     done = run([*command, "--nbval-cell-timeout=300", "-c", os.devnull, "--rootdir=."], smoke_run)
     assert done.returncode == 0, done.stdout[-4000:]
-    cells = sum(
-        cell["cell_type"] == "code" for notebook in NOTEBOOKS for cell in json.loads(notebook.read_text())["cells"]
-    )
+    cells = sum(cell["cell_type"] == "code" for notebook in rest for cell in json.loads(notebook.read_text())["cells"])
     assert f"{cells} passed" in done.stdout
 
 
@@ -545,5 +594,5 @@ def test_the_released_protocol_is_one_file_that_the_pipeline_takes(tmp_path, mon
     (tmp_path / "data" / "sources").mkdir(parents=True)
     listed = run(["dvc", "stage", "list", "--name-only"], tmp_path)
     assert listed.returncode == 0, listed.stderr
-    assert "train@cars-resnet152-released-local-5" in listed.stdout.split()
+    assert "train@cars-resnet152-released-ln-5" in listed.stdout.split()
     assert load_params("cifar10-resnet32-released")["train"]["epochs"] == 200

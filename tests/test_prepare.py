@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -30,9 +31,10 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from localnorm import paths
-from localnorm.data import archives, load, prepare
+from localnorm.data import archives, load, prepare, readers
 from localnorm.data.__main__ import main
-from localnorm.data.prepare import CHUNK, WORKERS, _decode, _stratify, to_pixels
+from localnorm.data.images import to_pixels
+from localnorm.data.prepare import CHUNK, WORKERS, _decode, _stratify
 
 PARTS = ("train", "validation", "test")
 
@@ -304,15 +306,15 @@ def test_a_cut_off_picture_is_named_and_nothing_is_left_behind(raw, tmp_path):
 def test_sixteen_bits_a_channel_are_refused():
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(buffer, "PNG")
-    with pytest.raises(ValueError, match=r"1\.png has more than 8 bits a channel"):
+    with pytest.raises(ValueError, match=r"1\.png has 16 bits per pixel; .* sixteen_bit: true"):
         to_pixels(buffer.getvalue(), "1.png", None, 3)
 
 
 def test_only_a_few_pictures_are_in_memory_at_once():
     for data, most in ((picture(0), (2 * WORKERS + 2) * CHUNK), (picture(0, (300, 400)), 2 * WORKERS + 2)):
         source = iter([(i, data) for i in range(5000)])
-        listing = archives.Listing(["train"] * 5000, [0] * 5000, [""] * 5000, ["a"], lambda _, source=source: source)
-        decoded = _decode(listing, list(range(5000)), 4, 3)
+        listing = readers.Listing(["train"] * 5000, [0] * 5000, [""] * 5000, ["a"], lambda _, source=source: source)
+        decoded = _decode(listing, list(range(5000)), partial(to_pixels, size=4, channels=3))
         next(decoded)
         decoded.close()
         assert len(list(source)) >= 5000 - most

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from localnorm.evaluate import SweepConfig, noisy_images, test_images, training_range_of
+from localnorm.answers import noisy_images, test_images, training_range_of
 from localnorm.figures.shifts import plot_shifts
+from localnorm.settings import AnswersConfig
 from localnorm.shifts import beyond_clean, shifts
 
-CONFIG = SweepConfig(
+CONFIG = AnswersConfig(
     noises={"released": ["bernoulli"], "named": ["gaussian", "brightness"]},
-    modes={"batch": ["fixed"]},
+    statistics={"bn": ["fixed"]},
     batch_size=32,
     images=128,
     max_levels=3,
@@ -34,7 +35,7 @@ def test_a_batch_of_all_images_has_the_distance_of_the_formula(digits):
         np.testing.assert_allclose([row.distance, row.low, row.high], expected, rtol=1e-6)
 
 
-def test_every_noise_and_level_of_the_sweep_is_there_and_clean_images_once(table):
+def test_every_noise_and_level_is_there_and_clean_images_once(table):
     assert (table.level == 0).sum() == 1
     noisy = table[table.level > 0]
     assert noisy.groupby(["suite", "noise"]).size().to_dict() == {
@@ -56,7 +57,7 @@ def test_strong_noise_lies_beyond_clean_batches_and_clean_images_under_a_trifle_
     assert list(beyond_clean(trifle).index) == list(table.index[1:])
 
 
-def test_the_chart_has_a_dot_a_level_and_a_row_a_noise(table):
+def test_the_chart_has_one_dot_per_level_and_one_row_per_noise(table):
     (axis,) = plot_shifts(table).axes
     dots = [line for line in axis.lines if line.get_marker() == "o"]
     assert sorted(line.get_xdata()[0] for line in dots) == pytest.approx(sorted(table.distance[1:]))

@@ -7,7 +7,7 @@ import re
 import pytest
 from data_fixtures import CONTAINERS, enter_project, image_files, write_container
 
-from localnorm.data import archives, sources
+from localnorm.data import readers, sources
 from localnorm.data.sources import DATASETS, File, Source
 
 FILES = [
@@ -36,7 +36,7 @@ def test_every_download_of_cifar10_and_mnist_has_a_checksum_and_every_pickle_too
 def test_every_source_has_a_reader_counts_and_an_honest_title():
     titles = {"digits": "Digits", "cifar10": "CIFAR-10", "cars": "Stanford Cars", "mnist": "MNIST"}
     for name, source, _ in FILES:
-        assert source.format in archives.READERS
+        assert source.format in readers.READERS
         assert source.counts
         copy = {"cifar10": " (JPEG copy)", "cars": " (crops)"}[name] if source.lossy else ""
         assert source.title == titles[name] + copy
@@ -49,49 +49,50 @@ def test_originals_stand_before_lossy_copies():
 
 
 def test_digits_are_found_and_verified_without_any_folder(raw):
-    source, found = sources.find("digits")
-    assert sources.verify(source, found) == source.files[0].checksum
+    plan = sources.plan("digits")
+    assert sources.verify(plan.source, plan.files) == plan.source.files[0].checksum
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_a_folder_or_archive_of_ones_own_is_found_by_its_name(raw, kind):
     path = write_container(raw / "birds", kind, image_files())
-    source, found = sources.find("birds")
-    assert (source.title, source.format, found) == ("birds", "image-folder", [path])
+    plan = sources.plan("birds")
+    assert (plan.source.title, plan.source.format, plan.files) == ("birds", "image-folder", (path,))
+    assert plan.is_own
 
 
 def test_the_folders_of_the_variable_come_before_data_raw_in_their_order(raw, tmp_path, monkeypatch):
     folders = [tmp_path / name for name in ("first", "second")]
     for folder in (*folders, raw):
         write_container(folder / "birds", "folder", image_files())
-    assert sources.find("birds")[1] == [raw / "birds"]
+    assert sources.plan("birds").files == (raw / "birds",)
     monkeypatch.setenv("LOCALNORM_DATA", os.pathsep.join(map(str, reversed(folders))))
-    assert sources.find("birds")[1] == [folders[1] / "birds"]
+    assert sources.plan("birds").files == (folders[1] / "birds",)
 
 
 def test_a_source_counts_only_when_all_its_files_are_there(raw):
     (raw / "cifar10").mkdir()
     (raw / "cifar10" / "train-00000-of-00001.parquet").touch()
-    assert sources.find("cifar10") is None
+    assert sources.plan("cifar10").source is None
     (raw / "cifar10" / "test-00000-of-00001.parquet").touch()
-    assert sources.find("cifar10")[0].format == "parquet"
+    assert sources.plan("cifar10").source.format == "parquet"
 
 
 def test_the_original_is_taken_where_a_lossy_copy_lies_beside_it(raw):
     for name in ("CIFAR-10-images.tar.xz", "stanford-cars-crops.tar"):
         (raw / name).touch()
-    assert sources.find("cifar10")[0].title == "CIFAR-10 (JPEG copy)"
-    assert sources.find("cars")[0].title == "Stanford Cars (crops)"
+    assert sources.plan("cifar10").source.title == "CIFAR-10 (JPEG copy)"
+    assert sources.plan("cars").source.title == "Stanford Cars (crops)"
     (raw / "cifar-10-python.tar.gz").touch()
     (raw / "stanford_cars").mkdir()
-    assert sources.find("cifar10")[0].title == "CIFAR-10"
-    assert sources.find("cars")[0].title == "Stanford Cars"
+    assert sources.plan("cifar10").source.title == "CIFAR-10"
+    assert sources.plan("cars").source.title == "Stanford Cars"
 
 
 def test_an_unknown_data_set_names_the_valid_ones_the_places_and_the_way_in(raw, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALNORM_DATA", str(tmp_path / "nowhere"))
-    assert sources.find("bird") is None
-    message = str(sources.missing("bird", []))
+    assert sources.plan("bird").source is None
+    message = str(sources.missing(sources.plan("bird").dataset, []))
     for text in (
         "no data for 'bird': built in are digits, cifar10, cars, mnist",
         "bird/train/cat/1.jpg",
@@ -104,7 +105,7 @@ def test_an_unknown_data_set_names_the_valid_ones_the_places_and_the_way_in(raw,
 
 
 def test_missing_built_in_data_names_every_file_that_would_do(raw):
-    message = str(sources.missing("cars", ["https://example.org/cars: HTTP 404"]))
+    message = str(sources.missing(DATASETS["cars"], ["https://example.org/cars: HTTP 404"]))
     for _, _, file in (each for each in FILES if each[0] == "cars"):
         assert file.name in message
     assert "https://example.org/cars: HTTP 404" in message
@@ -113,7 +114,7 @@ def test_missing_built_in_data_names_every_file_that_would_do(raw):
 @pytest.mark.parametrize("name", ["", "../up", "/etc", "a/b", ".hidden", "a\nb"])
 def test_a_name_that_leads_elsewhere_is_refused(raw, name):
     with pytest.raises(ValueError, match="a data set's name is letters"):
-        sources.find(name)
+        sources.plan(name)
 
 
 def test_a_damaged_file_is_refused_with_both_checksums(raw):
@@ -127,10 +128,15 @@ def test_a_damaged_file_is_refused_with_both_checksums(raw):
         sources.verify(source, [raw / "file"])
 
 
+def verified(name: str) -> str:
+    plan = sources.plan(name)
+    return sources.verify(plan.source, plan.files)
+
+
 def test_the_checksum_of_a_folder_is_that_of_its_sha256sum_listing(raw):
     write_container(raw / "birds", "folder", {"b": b"2", "a/c": b"1"})
     one, two = (hashlib.sha256(data).hexdigest() for data in (b"1", b"2"))
     listing = f"{one}  birds/a/c\n{two}  birds/b\n"
-    assert sources.verify(*sources.find("birds")) == f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+    assert verified("birds") == f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
     (raw / "birds" / "b").write_bytes(b"3")
-    assert sources.verify(*sources.find("birds")) != f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+    assert verified("birds") != f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"

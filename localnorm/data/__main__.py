@@ -1,12 +1,15 @@
-"""The data package on the command line: list, fetch, verify, prepare; progress and errors go to stderr."""
+"""The data package on the command line: list, fetch, verify, prepare, changed; progress and errors go to stderr."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from localnorm import paths
 from localnorm.data import fetch, sources
 from localnorm.data.dataset import load
+from localnorm.data.images import FITS
 from localnorm.data.prepare import prepare
+from localnorm.data.report import changed, report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,12 +30,18 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("output", type=Path)
     command.add_argument("--image-size", type=int, help="side in pixels (default: the images' own)")
     command.add_argument(
+        "--fit", choices=FITS, default="squash", help="how an oblong image becomes a square (default: %(default)s)"
+    )
+    command.add_argument("--sixteen-bit", action="store_true", help="take grey images with 16 bits, by the upper 8")
+    command.add_argument(
         "--validation", type=float, default=0.1, help="share of the training images (default: %(default)s)"
     )
     command.add_argument("--test", type=float, default=0.1, help="the same, where the source has no test images")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--limit", type=int, help="at most so many images a part")
+    command.add_argument("--limit", type=int, help="at most so many images per part")
     command.add_argument("--channels", type=int, choices=(1, 3))
+    command = commands.add_parser("changed", help="which prepared experiments are not of the images that lie here now")
+    command.add_argument("experiments", nargs="*", metavar="experiment", help="default: all that are prepared")
     options = vars(parser.parse_args(arguments))
     try:
         _COMMANDS[options.pop("command")](**options)
@@ -44,12 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _list() -> None:
     for name, dataset in sources.DATASETS.items():
-        here = sources.find(name)
+        plan = sources.plan(name)
         print(f"{name}: {dataset.num_classes} classes, licence: {dataset.licence}")
         for source in dataset.sources:
             marks = [source.format, "lossy copy" if source.lossy else "", source.note]
-            if here is not None and here[0] is source:
-                marks.append(f"used, from {here[1][0].parent}")
+            if source is plan.source:
+                marks.append(f"used, from {plan.files[0].parent}")
             elif source.fetchable:
                 marks.append("can be downloaded")
             print(f"  {source.title} ({', '.join(mark for mark in marks if mark)})")
@@ -59,30 +68,32 @@ def _list() -> None:
 
 
 def _fetch(dataset: str) -> None:
-    source, found = fetch.obtain(dataset)
+    source, found = fetch.obtain(sources.plan(dataset))
     for path in found:
         print(f"{source.title}: {path}")
 
 
 def _verify(dataset: str) -> None:
-    here = sources.find(dataset)
-    if here is None:
-        raise sources.missing(dataset, [])
-    source, found = here
-    digest = sources.verify(source, found)
-    checked = "as published" if all(file.checksum for file in source.files) else "no checksum is published"
-    print(f"{source.title}: {digest} ({checked})")
+    plan = sources.plan(dataset)
+    if plan.source is None:
+        raise sources.missing(plan.dataset, [])
+    digest = sources.verify(plan.source, plan.files)
+    checked = "as published" if all(file.checksum for file in plan.source.files) else "no checksum is published"
+    print(f"{plan.source.title}: {digest} ({checked})")
 
 
 def _prepare(dataset: str, output: Path, **options) -> None:
-    data = load(prepare(dataset, output, **options))
-    counts = ", ".join(f"{count:,} {part}" for part, count in data.counts.items())
-    print(
-        f"{data.title}: {counts} images of {' x '.join(map(str, data.shape))}, {data.num_classes} classes, in {output}"
-    )
+    print(f"{report(load(prepare(dataset, output, **options)))}\nin {output}")
 
 
-_COMMANDS = {"list": _list, "fetch": _fetch, "verify": _verify, "prepare": _prepare}
+def _changed(experiments: list[str]) -> None:
+    there = paths.prepared("").iterdir() if paths.prepared("").is_dir() else ()
+    names = experiments or sorted(folder.name for folder in there if not folder.name.startswith("."))
+    if found := changed(names):
+        raise ValueError("\n".join(found.values()))
+
+
+_COMMANDS = {"list": _list, "fetch": _fetch, "verify": _verify, "prepare": _prepare, "changed": _changed}
 
 if __name__ == "__main__":
     sys.exit(main())

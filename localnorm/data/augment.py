@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["augment", "check_augmentation", "standardise"]
+from localnorm.settings import check_augmentation
+
+__all__ = ["augment", "standardise"]
 
 
 def standardise(
@@ -79,19 +81,6 @@ def augment(
     if flip or shift:
         images = _flip_and_shift(images, flip, shift, generator)
     return images.contiguous()
-
-
-def check_augmentation(*, flip: bool = False, shift: float = 0.0, rotation: float = 0.0, zoom: float = 0.0) -> None:
-    """Refuse parameters that `augment` would refuse, before there are images.
-
-    Raises:
-        TypeError: a parameter that `augment` has not.
-        ValueError: a parameter outside its range.
-    """
-    for name, value, limit in (("shift", shift, "1"), ("rotation", rotation, "180 degrees"), ("zoom", zoom, "1")):
-        if not 0 <= value <= float(limit.split()[0]) or (name == "zoom" and value == 1):
-            bound = "below" if name == "zoom" else "at most"
-            raise ValueError(f"{name} must be at least 0 and {bound} {limit}, got {value}")
 
 
 def _check_batch(images: Tensor) -> None:

@@ -42,28 +42,25 @@ class _Interrupted(_Failed):
     """An address that stopped half-way, and may go on from there."""
 
 
-def obtain(name: str) -> tuple[sources.Source, list[Path]]:
-    """A data set's source and the paths of its files: what lies on this machine, else a download into data/raw.
+def obtain(plan: sources.Plan) -> tuple[sources.Source, list[Path]]:
+    """Carry out a plan: the source and the paths of its files, after a download into data/raw where nothing lies here.
 
     Raises:
-        ValueError: the name could not be one.
         FileNotFoundError: neither works; the message lists every place and every address with its reason, and how to
             supply the data.
     """
-    found = sources.find(name)
-    if found is not None:
-        return found
-    fetchable = [source for source in sources.describe(name).sources if source.fetchable]
+    if plan.source is not None:
+        return plan.source, list(plan.files)
     if os.environ.get(OFFLINE, "") not in ("", "0"):
-        urls = [url for source in fetchable for file in source.files for url in file.urls]
-        raise sources.missing(name, [f"{url}: not tried, {OFFLINE} is set" for url in urls])
+        urls = [url for source in plan.downloads for file in source.files for url in file.urls]
+        raise sources.missing(plan.dataset, [f"{url}: not tried, {OFFLINE} is set" for url in urls])
     reasons: list[str] = []
-    for source in fetchable:
+    for source in plan.downloads:
         try:
             return source, [fetch(file, paths.raw()) for file in source.files]
         except ConnectionError as error:
             reasons += str(error).splitlines()
-    raise sources.missing(name, reasons)
+    raise sources.missing(plan.dataset, reasons)
 
 
 def fetch(file: sources.File, folder: Path) -> Path:

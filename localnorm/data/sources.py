@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,11 +21,11 @@ __all__ = [
     "VARIABLE",
     "DataSet",
     "File",
+    "Plan",
     "Source",
-    "describe",
-    "find",
     "mismatch",
     "missing",
+    "plan",
     "search_path",
     "verify",
 ]
@@ -53,11 +53,11 @@ class File:
 
 @dataclass(frozen=True)
 class Source:
-    """One way to get a data set: files of one format, read by `archives.READERS[format]`.
+    """One way to get a data set: files of one format, read by `readers.READERS[format]`.
 
     Args:
         title: the name that tables and captions use; it tells a lossy copy from the original.
-        counts: images a split that must be there, e.g. {"train": 50_000, "test": 10_000}; empty where unknown.
+        counts: images per split that must be there, e.g. {"train": 50_000, "test": 10_000}; empty where unknown.
         released: date of the release; empty takes the newest date inside the archive.
     """
 
@@ -335,8 +335,33 @@ DATASETS: dict[str, DataSet] = {
 }
 
 
-def describe(name: str) -> DataSet:
-    """The data set of this name: the table's, or the user's own image folder.
+@dataclass(frozen=True)
+class Plan:
+    """How a data set is to be obtained.
+
+    Args:
+        dataset: the table's record, or one for the user's own images.
+        source: the first source whose files all lie in one searched folder; None where there is none.
+        files: their paths.
+    """
+
+    dataset: DataSet
+    source: Source | None = None
+    files: tuple[Path, ...] = ()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the images are the user's own: in no table, so without published counts."""
+        return self.dataset.name not in DATASETS
+
+    @property
+    def downloads(self) -> list[Source]:
+        """The sources that can be downloaded, best first."""
+        return [source for source in self.dataset.sources if source.fetchable]
+
+
+def plan(name: str) -> Plan:
+    """Look for the data set of this name: one of the table, or the user's own folder or archive.
 
     Raises:
         ValueError: the name could not be a folder's name.
@@ -346,7 +371,21 @@ def describe(name: str) -> DataSet:
             f"a data set's name is letters, digits, '-', '_' and '.', got {name!r}; "
             f"built in are {', '.join(DATASETS)}, any other name is a folder or archive of images in data/raw"
         )
-    return DATASETS.get(name) or DataSet(name, "supplied by the user", None, 3, ())
+    dataset = DATASETS.get(name) or DataSet(name, "supplied by the user", None, 3, ())
+    if name == "digits":
+        return Plan(dataset, dataset.sources[0], (_digits(),))
+    own = [Source(name, "image-folder", (File(name + suffix),)) for suffix in ("", *ARCHIVE_SUFFIXES)]
+    for folder in search_path():
+        for source in dataset.sources or own:
+            found = tuple(folder / file.name for file in source.files)
+            if all(_is_there(path, source in own) for path in found):
+                return Plan(dataset, source, found)
+    return Plan(dataset)
+
+
+def _is_there(path: Path, own: bool) -> bool:
+    """Whether a source's file is there; of the user's own, an archive must be a file and the name alone a folder."""
+    return path.exists() and (not own or path.is_file() == path.name.endswith(ARCHIVE_SUFFIXES))
 
 
 def search_path() -> Iterator[Path]:
@@ -357,25 +396,6 @@ def search_path() -> Iterator[Path]:
     yield paths.raw()
 
 
-def find(name: str) -> tuple[Source, list[Path]] | None:
-    """The first source whose files all lie in one searched folder, with their paths; None where there is none."""
-    dataset = describe(name)
-    if name == "digits":
-        return dataset.sources[0], [_digits()]
-    for folder in search_path():
-        for source in dataset.sources:
-            found = [folder / file.name for file in source.files]
-            if all(path.exists() for path in found):
-                return source, found
-        if not dataset.sources:
-            if (folder / name).is_dir():
-                return Source(name, "image-folder", (File(name),)), [folder / name]
-            for suffix in ARCHIVE_SUFFIXES:
-                if (folder / f"{name}{suffix}").is_file():
-                    return Source(name, "image-folder", (File(f"{name}{suffix}"),)), [folder / f"{name}{suffix}"]
-    return None
-
-
 def _digits() -> Path:
     package = importlib.util.find_spec("sklearn")
     if package is None:
@@ -383,9 +403,9 @@ def _digits() -> Path:
     return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
-def missing(name: str, tried: list[str]) -> FileNotFoundError:
-    """The error that says where `name` was looked for, which downloads were `tried`, and how to supply the data."""
-    dataset = describe(name)
+def missing(dataset: DataSet, tried: list[str]) -> FileNotFoundError:
+    """The error that says where the data set was looked for, which downloads were `tried`, and how to supply it."""
+    name = dataset.name
     lines = [f"no data for {name!r}"]
     if dataset.sources:
         wanted = [" + ".join(file.name for file in source.files) for source in dataset.sources]
@@ -418,7 +438,7 @@ def mismatch(file: File, path: Path) -> str:
     return ""
 
 
-def verify(source: Source, found: list[Path]) -> str:
+def verify(source: Source, found: Sequence[Path]) -> str:
     """Check every file of a source against its published size and checksum.
 
     Returns:

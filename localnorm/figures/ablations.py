@@ -1,4 +1,4 @@
-"""Number of groups, images a group, fine-tuning, test batch size and mixed batches: clean and noisy accuracy against each."""
+"""Number of groups, images per group, fine-tuning, other layers: clean and noisy accuracy against each."""
 
 import textwrap
 from collections.abc import Sequence
@@ -7,63 +7,55 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from localnorm.figures.estimates import clean_and_noisy
-from localnorm.figures.style import ARM_STYLES, draw_arms, new_figure, sentence
-from localnorm.stats import by_arm
+from localnorm.arms import ARMS, NETWORKS, in_order
+from localnorm.figures.streams import estimates, ticks_at
+from localnorm.figures.style import draw_arms, figure_legend, new_figure
+from localnorm.words import describe, enumerate_words, seed_count
 
-__all__ = ["plot_ablations", "plot_batches"]
+__all__ = ["caption", "plot_ablations"]
 
 # what the table calls an ablation -> (title, what its values are); None where they are names, not numbers
 ABLATIONS = {
     "groups at fixed batch": ("groups K,\nthe batch fixed", "K"),
-    "groups at fixed group size": ("groups K, images\na group fixed", "K"),
+    "groups at fixed group size": ("groups K, images\nper group fixed", "K"),
     "fine-tuning epochs after conversion": ("fine-tuning after\nconversion", "epochs"),
-    "images a group drawn in training": ("images a group,\ndrawn in training", None),
-    "norm": ("other\nnorms", None),
-}
-# composition, part -> title
-BATCHES = {
-    ("uniform", "clean"): "clean",
-    ("uniform", "noisy"): "one noise a batch",
-    ("mixed", "clean"): "clean, among noisy",
-    ("mixed", "noisy"): "noisy, mixed noises",
+    "images per group drawn in training": ("images per group,\ndrawn in training", None),
+    "network": ("other\nlayers", None),
 }
 
 
-def plot_ablations(table: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure:
-    """A column an ablation, clean accuracy above and noisy below, a line or points an arm with the interval over seeds.
+def plot_ablations(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
+    """One column per ablation, clean accuracy above and noisy below, lines or points per arm with the interval over seeds.
 
     Args:
-        table: columns ablation, value (text), seed, norm, mode, suite, noise, level and accuracy.
-        arms: those to draw; None is all.
+        table: the experiment's ablations.
+        arms: those to draw, where the table has them.
 
     Raises:
         ValueError: an ablation that is not known, or a value that is no number where it counts something.
     """
     if unknown := set(table.ablation) - set(ABLATIONS):
-        raise ValueError(f"unknown ablation {', '.join(sorted(unknown))}; choose of {', '.join(ABLATIONS)}")
-    table = table.assign(value=table.value.astype(str))
+        raise ValueError(f"unknown ablation {', '.join(sorted(unknown))}; choose one of {', '.join(ABLATIONS)}")
     counted = table[[ABLATIONS[name][1] is not None for name in table.ablation]]
     if (wrong := ~np.isfinite(pd.to_numeric(counted.value, errors="coerce").astype(float))).any():
         row = counted[wrong].iloc[0]
         raise ValueError(f"a value of the ablation {row.ablation!r} must be a finite number, got {row.value!r}")
-    scores = by_arm(clean_and_noisy(table, ["ablation", "value"]), ["part", "ablation", "value"], "accuracy")
+    made = estimates(table, ["ablation", "value"])
     shown = [name for name in ABLATIONS if name in set(table.ablation)]
-    arms = _present(scores, arms)
+    arms = [arm for arm in in_order(arms) if arm in set(made.arm)]
     figure, axes = new_figure(2, len(shown), 3.4, sharey=True, sharex="col")
     for column, name in enumerate(shown):
-        title, counted = ABLATIONS[name]
+        title, counts = ABLATIONS[name]
         order = list(dict.fromkeys(table[table.ablation == name].value))
-        for row, part in enumerate(("clean", "noisy")):
-            panel = scores[(scores.part == part) & (scores.ablation == name)]
-            _draw_values(axes[row, column], panel, arms, order, numbers=counted is not None)
+        for row, metric in enumerate(("clean", "noisy")):
+            panel = made[(made.metric == metric) & (made.ablation == name)]
+            _draw_values(axes[row, column], panel, arms, order, numbers=counts is not None)
         axes[0, column].set_title(title)
-        axes[1, column].set_xlabel(counted)
-    for row, part in enumerate(("clean", "noisy")):
-        axes[row, 0].set(ylim=(0, 1.03), ylabel=f"{part} accuracy")  # a marker at 1 is whole
-    _legend(figure, axes)
+        axes[1, column].set_xlabel(counts)
+    for row, metric in enumerate(("clean", "noisy")):
+        axes[row, 0].set(ylim=(0, 1.03), ylabel=f"{metric} accuracy")  # a marker at 1 is whole
+    figure_legend(figure, axes, arms)
     return figure
 
 
@@ -72,70 +64,68 @@ def _draw_values(axis: Axes, panel: pd.DataFrame, arms: list[str], order: list[s
     if numbers:
         panel = panel.assign(value=panel.value.astype(float))
         draw_arms(axis, panel, arms, "value", "accuracy")
-        _ticks_at(axis, panel.value)
+        ticks_at(axis, panel.value)
         return
     present = {value: [arm for arm in arms if arm in set(rows.arm)] for value, rows in panel.groupby("value")}
-    for arm in arms:
-        rows = panel[panel.arm == arm]
-        colour, marker, _ = ARM_STYLES[arm]
+    for label in arms:
+        rows, arm = panel[panel.arm == label], ARMS[label]
         # side by side, since intervals may overlap
-        aside = [present[value].index(arm) - (len(present[value]) - 1) / 2 for value in rows.value]
+        aside = [present[value].index(label) - (len(present[value]) - 1) / 2 for value in rows.value]
         x = [order.index(value) + 0.14 * step for value, step in zip(rows.value, aside, strict=True)]
-        axis.vlines(x, rows.low, rows.high, color=colour, linewidth=1)
-        axis.plot(x, rows.accuracy, color=colour, marker=marker, linestyle="", label=arm if len(rows) else None)
+        axis.vlines(x, rows.low, rows.high, color=arm.colour, linewidth=1)
+        axis.plot(
+            x, rows.accuracy, color=arm.colour, marker=arm.marker, linestyle="", label=label if len(rows) else None
+        )
     axis.set(xlim=(-0.6, len(order) - 0.4))
-    axis.set_xticks(
-        range(len(order)), [textwrap.fill(value, 8) for value in order], fontsize=6 if len(order) < 4 else 5
+    names = [textwrap.fill(NETWORKS[value].label if value in NETWORKS else value, 8) for value in order]
+    axis.set_xticks(range(len(order)), names, fontsize=6 if len(order) < 4 else 5)
+
+
+def caption(table: pd.DataFrame, settings: dict, about: dict) -> str:
+    """The caption of `plot_ablations`.
+
+    Args:
+        settings: those of the training that differ from the experiment's own, from params.yaml; empty where none do.
+    """
+    noises = table[table.level > 0][["suite", "noise"]].drop_duplicates()
+    differ = [
+        f"{name} {value}" for name, value in (settings | settings.get("augment", {})).items() if name != "augment"
+    ]
+    trained = f"trained with {', '.join(differ)} and otherwise " if differ else ""
+    return (
+        "What the number of groups does, and what else: one setting varies per column. With the batch fixed, more "
+        "groups K leave fewer images "
+        "per group; fine-tuning follows the exchange of a trained BatchNorm network's layers. Where a line is flat, the setting does not "
+        f"matter. Noisy is the mean over {len(noises)} noise{'s' * (len(noises) > 1)}. Networks {trained}like the experiment's: "
+        f"{_seeds(table)}, {int(table[table.level > 0].images.max()):,} test images under noise, {trained_on(table)}. {describe(about)}."
     )
 
 
-def plot_batches(table: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure:
-    """Accuracy against the size of a test batch: clean, a noise and level a batch, and a noise and level an image.
+def _seeds(table: pd.DataFrame) -> str:
+    """Over how many seeds the means are; where that differs, each number with its ablations."""
+    counts = table.groupby("ablation", sort=False).seed.nunique()
+    if counts.nunique() == 1:
+        return seed_count(int(counts.iloc[0]))
+    said = [
+        f"{seed_count(int(n))} ({', '.join(counts.index[counts == n])})" for n in sorted(counts.unique(), reverse=True)
+    ]
+    return enumerate_words(said)
 
-    Args:
-        table: columns norm, mode, seed, composition, batch_size, suite, noise, level and accuracy.
-            Without rows a sentence says so.
-        arms: those to draw; None is all.
+
+def trained_on(table: pd.DataFrame) -> str:
+    """Where and how long the networks of a table of ablations were trained: "4 networks on CPU (x86_64), bf16-mixed; 21 minutes".
+
+    A network that no time is known of is counted: "time known of 5 of 18 networks: 3 minutes".
     """
-    if table.empty:
-        return sentence("This experiment has no study of test batches.")
-    by = ["composition", "batch_size"]
-    scores = by_arm(clean_and_noisy(table, by), ["part", *by], "accuracy")
-    arms = _present(scores, arms)
-    panels = [(scores[(scores.composition == c) & (scores.part == p)], title) for (c, p), title in BATCHES.items()]
-    panels = [(panel, title) for panel, title in panels if len(panel)]
-    figure, axes = new_figure(1, len(panels), 2.5, sharey=True)
-    for axis, (panel, title) in zip(axes.flat, panels, strict=True):
-        draw_arms(axis, panel, arms, "batch_size", "accuracy")
-        _ticks_at(axis, panel.batch_size)
-        axis.set(xlabel="images a test batch", title=title)
-    axes[0, 0].set(ylabel="accuracy", ylim=(0, 1))
-    _legend(figure, axes)
-    return figure
-
-
-def _present(scores: pd.DataFrame, arms: Sequence[str] | None) -> list[str]:
-    return [arm for arm in ARM_STYLES if arm in set(scores.arm) and (arms is None or arm in arms)]
-
-
-def _ticks_at(axis: Axes, values: pd.Series) -> None:
-    """A tick at every value that was run, and no others; a power of two is a step, and a zero has its place."""
-    ticks = sorted(set(values))
-    if 0 in ticks:
-        axis.set_xscale("symlog", base=2, linthresh=1)
-    else:
-        axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_locator(FixedLocator(ticks))
-    axis.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
-    axis.xaxis.set_minor_locator(NullLocator())
-
-
-def _legend(figure: Figure, axes: np.ndarray) -> None:
-    """One for all panels, each arm once."""
-    handles = {}
-    for axis in axes.flat:
-        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    order = [arm for arm in ARM_STYLES if arm in handles]
-    rows = -(-len(order) // 7)  # seven are as wide as the figure
-    columns = -(-len(order) // rows)
-    figure.legend([handles[arm] for arm in order], order, loc="outside lower center", ncols=columns, frameon=False)
+    networks = table.drop_duplicates(["ablation", "value", "seed"])
+    kinds = (networks.device + ", " + networks.precision).value_counts(sort=False)
+    where = enumerate_words([f"{count} network{'s' * (count > 1)} on {kind}" for kind, count in kinds.items()])
+    timed = int(networks.train_seconds.notna().sum()) if "train_seconds" in networks else 0
+    if not timed:
+        return f"{where}; no time was kept"
+    minutes = f"{networks.train_seconds.sum() / 60:.1f} minutes"
+    return (
+        f"{where}; {minutes}"
+        if timed == len(networks)
+        else f"{where}; time known of {timed} of {len(networks)} networks: {minutes}"
+    )

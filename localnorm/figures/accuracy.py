@@ -7,19 +7,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from localnorm import noise
-from localnorm.figures.style import ARM_STYLES, draw_arms, legend_below, new_figure, short
+from localnorm.figures.style import draw_arms, legend_below, new_figure, short
+from localnorm.words import describe, enumerate_words
 
-__all__ = ["plot_accuracy"]
+__all__ = ["caption", "plot_accuracy"]
 
 
-def plot_accuracy(curves: pd.DataFrame, arms: Sequence[str] | None = None) -> Figure:
-    """Accuracy against level: a panel a noise, a line an arm, a band for the interval over seeds.
+def plot_accuracy(curves: pd.DataFrame, arms: Sequence[str]) -> Figure:
+    """Accuracy against level: one panel per noise, one line per arm, with a band for the interval over seeds.
 
     Args:
-        curves: what `localnorm.stats.curves` gives.
-        arms: those to draw; None is all, in the order of `ARMS`.
+        curves: what `localnorm.scores.curves` gives.
+        arms: those to draw, where the table has them.
     """
-    arms = [arm for arm in ARM_STYLES if arm in set(curves.arm) and (arms is None or arm in arms)]
     panels = list(curves.groupby(["suite", "noise"], sort=False))
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
@@ -36,3 +36,11 @@ def plot_accuracy(curves: pd.DataFrame, arms: Sequence[str] | None = None) -> Fi
         axis.set_ylabel("accuracy")
     legend_below(figure, axes[0, 0])
     return figure
+
+
+def caption(curves: pd.DataFrame, arms: Sequence[str], about: dict) -> str:
+    drawn = [arm for arm in arms if arm in set(curves.arm)]
+    return (
+        "Accuracy falls with rising noise; how fast depends on where the statistics come from. One panel per noise, one line per arm "
+        f"({enumerate_words(drawn)}), the mean over seeds with its 95 % interval. {describe(about)}."
+    )

@@ -8,32 +8,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from localnorm import noise
+from localnorm import noise, scores
 from localnorm.figures.style import draw_arms, legend_below, new_figure, short
-from localnorm.stats import by_arm
+from localnorm.words import describe
 
-__all__ = ["plot_calibration"]
+__all__ = ["caption", "plot_calibration"]
 
 VOTE = "LN vote"
 SUITE_COLOURS = dict(zip(noise.SUITES, ("#000000", "#0072B2", "#E69F00"), strict=True))
 
 
-def plot_calibration(sweep: pd.DataFrame, arms: Sequence[str]) -> Figure:
-    """Expected calibration error against level, a panel a noise; then a panel with the vote's disagreement, a line a noise.
+def plot_calibration(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
+    """Expected calibration error against level, one panel per noise; then one panel with the vote's disagreement, one line per noise.
 
     Args:
-        sweep: the tidy table of an experiment. Without rows of the vote there is no panel of its disagreement.
+        table: the scores of an experiment. Without the arm LN vote there is no panel of its disagreement.
         arms: those whose calibration is drawn.
     """
-    errors = by_arm(sweep, ["suite", "noise", "level"], "ece")
-    split = by_arm(sweep, ["suite", "noise", "level"], "disagreement")
-    split = split[split.arm == VOTE]
+    errors = scores.curves(table[table.arm.isin(arms)], "ece")
+    split = table[table.arm == VOTE]
     panels = list(errors.groupby(["suite", "noise"], sort=False))
     count = len(panels) + (len(split) > 0)
     columns = min(4, count)
     rows = -(-count // columns)
     figure, axes = new_figure(rows, columns, 1.7 * rows + 0.6)
-    top = 1.05 * errors[errors.arm.isin(arms)].high.fillna(errors.ece).max()
+    top = 1.05 * errors.high.fillna(errors.ece).max()
     for axis, ((suite, name), panel) in zip(axes.flat, panels, strict=False):
         known = noise.noises(suite)[name]
         draw_arms(axis, panel, arms, "level", "ece")
@@ -41,7 +40,7 @@ def plot_calibration(sweep: pd.DataFrame, arms: Sequence[str]) -> Figure:
         axis.set(ylim=(0, top), xlabel=known.unit, ylabel="ECE" if axis in axes[:, 0] else None)
         axis.xaxis.label.set_fontsize(6.5)
     if len(split):
-        _draw_disagreement(axes.flat[len(panels)], split)
+        _draw_disagreement(axes.flat[len(panels)], scores.curves(split, "disagreement"))
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     legend_below(figure, axes[0, 0])
@@ -50,9 +49,8 @@ def plot_calibration(sweep: pd.DataFrame, arms: Sequence[str]) -> Figure:
 
 def _draw_disagreement(axis: Axes, table: pd.DataFrame) -> None:
     for (suite, _), rows in table.groupby(["suite", "noise"], sort=False):
-        rows = rows.sort_values("level")
         axis.plot(rows.level / rows.level.max(), rows.disagreement, color=SUITE_COLOURS[suite], linewidth=0.8)
-    # a vote that always agrees lies on zero, which is to be seen as such
+    # a vote that always agrees lies on zero, and must be seen there
     axis.set(
         xlabel="level / highest level", ylabel="disagreement", ylim=(-0.02, max(0.5, 1.3 * table.disagreement.max()))
     )
@@ -60,3 +58,14 @@ def _draw_disagreement(axis: Axes, table: pd.DataFrame) -> None:
     axis.set_title("Disagreement of the vote", fontsize=7)
     marks = [Line2D([], [], color=SUITE_COLOURS[suite], label=suite) for suite in table.suite.unique()]
     axis.legend(handles=marks, fontsize=6, frameon=False, handlelength=1.6, labelspacing=0.2, borderaxespad=0)
+
+
+def caption(table: pd.DataFrame, about: dict) -> str:
+    vote = about["images_of_arm"].get(VOTE)
+    disagreement = (
+        f"; last, the disagreement of the members of {VOTE} on {vote:,} images, one line per noise" if vote else ""
+    )
+    return (
+        "A network that fails should say so: the expected calibration error (15 bins of the confidence) against the level of each noise, "
+        f"the mean over seeds with its 95 % interval{disagreement}. {describe(about)}."
+    )

@@ -4,16 +4,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localnorm.figures.style import ARM_STYLES, new_figure
+from localnorm.arms import ARMS
+from localnorm.figures.style import new_figure
 
-__all__ = ["plot_cost"]
+__all__ = ["caption", "plot_cost"]
 
 # measure -> (title, colour, marker)
 MEASURES = {
-    "step": ("training step: time", *ARM_STYLES["LN batch"][:2]),
-    "memory": ("training step: memory", *ARM_STYLES["LN batch"][:2]),
-    "single": ("images alone: single", *ARM_STYLES["LN single"][:2]),
-    "vote": ("images alone: vote", *ARM_STYLES["LN vote"][:2]),
+    "step": ("training step: time", ARMS["LN batch"].colour, ARMS["LN batch"].marker),
+    "memory": ("training step: memory", ARMS["LN batch"].colour, ARMS["LN batch"].marker),
+    "single": ("images alone: single", ARMS["LN single"].colour, ARMS["LN single"].marker),
+    "vote": ("images alone: vote", ARMS["LN vote"].colour, ARMS["LN vote"].marker),
 }
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8}  # a label on a line is read all the same
@@ -21,8 +22,7 @@ LAYOUTS = {"contiguous": "NCHW", "channels_last": "channels last"}
 
 
 def plot_cost(costs: pd.DataFrame) -> Figure:
-    """LocalNorm over BatchNorm: panels of a device under each other, one a measure, with a row a network, number format, memory layout and
-    assignment to groups.
+    """LocalNorm over BatchNorm: one line of panels per device, one panel per measure, one row per network and setting.
 
     Args:
         costs: what `python -m localnorm.cost` writes; rows of single layers are left out.
@@ -73,3 +73,18 @@ def _draw(axis: Axes, costs: pd.DataFrame, rows: list[str], measure: str) -> Non
     largest, smallest = costs.upper_quartile.max(), min(1, costs.lower_quartile.min())
     margin = 0.12 * (largest - smallest) + 0.05
     axis.set_xlim(smallest - margin, largest + margin)
+
+
+def caption(costs: pd.DataFrame) -> str:
+    networks = costs[costs.subject != "layer"]
+    shapes = networks[networks.measure == "step"].drop_duplicates("subject")
+    batches = ", ".join(f"{row.subject} on {row.shape}" for row in shapes.itertuples())
+    alone = networks[networks.measure.isin(["single", "vote"])]["shape"].str.partition("x")[0].unique()
+    devices = costs.drop_duplicates("device").itertuples()
+    measured = "; ".join(f"{row.machine}, {row.threads} threads, {row.device}, torch {row.torch}" for row in devices)
+    return (
+        "What LocalNorm costs over BatchNorm (claims C7 and C8): the median ratio of runs in turn, with its quartiles. Training steps of "
+        f"{batches}; predictions of {' or '.join(alone)} images, each normalised alone: single under one group's "
+        f"affine, vote under every "
+        f"group's. Solid grey: the bound that a claim is judged by, and for a vote its forwards. {measured}."
+    )

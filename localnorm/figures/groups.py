@@ -8,7 +8,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from localnorm.figures.style import GROUP_COLOURS, GROUP_HATCHES, arrow, new_figure
 from localnorm.layers import ASSIGNMENTS, LocalNorm2d
 
-__all__ = ["group_of_each_image", "plot_groups"]
+__all__ = ["caption", "group_of_each_image", "plot_groups"]
 
 MARGIN = 1.75  # images wide
 
@@ -88,3 +88,13 @@ def _image(x: float, y: float, group: int) -> Rectangle:
 
 def _plate() -> dict:
     return {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+
+
+def caption(batch_size: int, num_groups: int) -> str:
+    return (
+        f"How LocalNorm splits a batch of B = {batch_size} images into K = {num_groups} groups. The mean and the "
+        "variance of a channel run over "
+        f"the {batch_size // num_groups} images of a group and all positions, and each group has its own gamma and "
+        "beta. Left: consecutive images, "
+        "as in the released experiments. Right: image i in group i mod K. Which image belongs where is read off the layer itself."
+    )

@@ -12,7 +12,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from localnorm.figures.style import arrow, new_figure
 from localnorm.layers import LocalNorm
 
-__all__ = ["Step", "plot_network", "trace_network"]
+__all__ = ["Step", "caption", "plot_network", "trace_network"]
 
 
 # what a drawing shows of an operation: its colour, edge, hatch and height as a share of the feature map's
@@ -228,3 +228,15 @@ def _connect(axis: Axes, start: tuple[float, float, float] | None, end: tuple[fl
 def _line(axis: Axes, points: list[tuple[float, float]]) -> None:
     axis.plot(*zip(*points[:-1], strict=True), color="0.3", linewidth=0.9, solid_joinstyle="miter")
     axis.add_patch(arrow(points[-2], points[-1]))
+
+
+def caption(steps: list[Step], num_groups: int, side: int) -> str:
+    norms, convolutions = (sum(step.kind == kind for step in steps) for kind in ("norm", "conv"))
+    return (
+        f"ResNet-32 for {side} by {side} pixels with its {norms} LocalNorm layers (blue), {convolutions} convolutions "
+        "(grey), ReLU and additions "
+        "(white). Above, the whole network, each operation as high as its feature map is wide; below, the framed "
+        "block. Each LocalNorm holds one "
+        f"gamma and one beta per channel for each of its K = {num_groups} groups; everything else is shared. Recorded "
+        "from the network that is trained."
+    )

@@ -6,41 +6,42 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from localnorm.figures.style import ARM_STYLES, new_figure
+from localnorm.arms import ARMS
+from localnorm.figures.style import new_figure
+from localnorm.words import describe, enumerate_words
 
-__all__ = ["plot_one_image"]
+__all__ = ["caption", "plot_one_image"]
 
 
-def plot_one_image(summaries: dict[str, pd.DataFrame], references: Sequence[str], arms: Sequence[str]) -> Figure:
-    """A panel an experiment, a row an arm: its accuracy under noise (filled) and on clean images (hollow), with intervals.
+def plot_one_image(summary: pd.DataFrame, references: Sequence[str], arms: Sequence[str]) -> Figure:
+    """One panel per experiment, one row per arm: its accuracy under noise (filled) and on clean images (hollow), with intervals.
 
     Args:
-        summaries: experiment's title -> what `localnorm.stats.summary` gives.
+        summary: columns title, arm, metric, estimate, low and high.
         references: arms to compare with, above the line; those whose statistics are no single image's.
         arms: those that look at one image; an experiment need not have all.
 
     Raises:
-        ValueError: there are no experiments, or one has none of the arms.
+        ValueError: an experiment has none of the arms.
     """
-    if not summaries:
-        raise ValueError("no experiment has results yet; run one first, e.g. dvc repro statistics@digits-small")
-    for title, summary in summaries.items():
-        if not set(arms) & set(summary.arm):
-            raise ValueError(f"{title} has no results of {', '.join(arms)}; it has {', '.join(summary.arm)}")
-    shown = [arm for arm in (*references, *arms) if any(arm in set(summary.arm) for summary in summaries.values())]
-    figure, axes = new_figure(1, len(summaries), 0.2 * len(shown) + 0.9, sharey=True)
-    for axis, (title, summary) in zip(axes.flat, summaries.items(), strict=True):
-        rows = summary.set_index("arm")
-        for height, arm in enumerate(shown):
-            if arm not in rows.index:
-                continue
-            (colour, marker, _), row = ARM_STYLES[arm], 100 * rows.loc[arm].drop("seeds")
-            for part, face in (("clean", "white"), ("noisy", colour)):
-                low, high = row[f"{part}_low"], row[f"{part}_high"]
-                axis.plot([low, high], [height] * 2, color=colour, linewidth=1)  # nothing of one seed
-                axis.plot(
-                    row[part], height, marker=marker, linestyle="", color=colour, markerfacecolor=face, markersize=5
-                )
+    titles = list(dict.fromkeys(summary.title))
+    for title in titles:
+        if not set(arms) & set(summary.arm[summary.title == title]):
+            has = dict.fromkeys(summary.arm[summary.title == title])
+            raise ValueError(f"{title} has no results of {', '.join(arms)}; it has {', '.join(has)}")
+    shown = [arm for arm in (*references, *arms) if arm in set(summary.arm)]
+    figure, axes = new_figure(1, len(titles), 0.2 * len(shown) + 0.9, sharey=True)
+    for axis, title in zip(axes.flat, titles, strict=True):
+        rows = summary[summary.title == title].set_index(["arm", "metric"])
+        for height, label in enumerate(shown):
+            arm = ARMS[label]
+            for metric, face in (("clean", "white"), ("noisy", arm.colour)):
+                if (label, metric) in rows.index:
+                    estimate, low, high = 100 * rows.loc[(label, metric), ["estimate", "low", "high"]].astype(float)
+                    axis.plot([low, high], [height] * 2, color=arm.colour, linewidth=1)  # nothing of one seed
+                    axis.plot(
+                        estimate, height, marker=arm.marker, linestyle="", color=arm.colour, markerfacecolor=face, markersize=5
+                    )  # fmt: skip
         axis.axhline(sum(arm in shown for arm in references) - 0.5, color="0.7", linewidth=0.6)
         axis.grid(axis="x", color="0.9", linewidth=0.6)
         axis.set(title=title, xlim=(-4, 104), xticks=range(0, 101, 25), xlabel="accuracy (%)")
@@ -52,3 +53,16 @@ def plot_one_image(summaries: dict[str, pd.DataFrame], references: Sequence[str]
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False, handletextpad=0.2)
     return figure
+
+
+def caption(summary: pd.DataFrame, references: Sequence[str], abouts: Sequence[dict]) -> str:
+    above = [arm for arm in references if arm in set(summary.arm)]
+    return (
+        "One test image at a time: accuracy under noise (filled) and on clean images (hollow) of every way to give it "
+        "statistics, and above the "
+        f"line, for comparison, of {enumerate_words(above)}. Means over seeds with 95 % intervals. The strength of a "
+        f"prior, and in last fixed "
+        "the number of layers, were chosen on validation images under noises that are not scored. An arm of fewer "
+        "images scored the first of "
+        "them, which moves its accuracy by several points. " + ". ".join(describe(about) for about in abouts) + "."
+    )

@@ -5,10 +5,18 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 
-from localnorm import noise
 from localnorm.figures.style import new_figure, short
+from localnorm.noise import draw, noises
 
-__all__ = ["noise_wall", "noisy_photographs", "photograph", "plot_noises", "rgb_histograms"]
+__all__ = [
+    "histograms_caption",
+    "noise_wall",
+    "noises_caption",
+    "noisy_photographs",
+    "photograph",
+    "plot_noises",
+    "rgb_histograms",
+]
 
 
 def photograph(name: str, height: int) -> torch.Tensor:
@@ -26,14 +34,14 @@ def _displayed(image: torch.Tensor) -> np.ndarray:
     return image[0].clamp(0, 1).movedim(0, -1).numpy()  # (H, W, 3)
 
 
-def noisy_photographs(name: str, noises: dict[str, float], seed: int) -> dict[str, np.ndarray]:
+def noisy_photographs(name: str, chosen: dict[str, float], seed: int) -> dict[str, np.ndarray]:
     """A photograph clean and under noises of the named suite: title -> (H, W, 3) in [0, 1]."""
-    clean = photograph(name, height=128)  # 170 pixels an inch in the figure; noise does not compress
+    clean = photograph(name, height=128)  # 170 pixels per inch in the figure; noise does not compress
     images = {"clean": _displayed(clean)}
-    for key, level in noises.items():
-        generator = noise.generator_for("named", key, level, 0, seed)
-        noisy = noise.apply(clean, key, level, generator, suite="named")
-        images[f"{noise.noises('named')[key].label}\n{level:g}"] = _displayed(noisy)
+    for key, level in chosen.items():
+        generator = draw.generator_for("named", key, level, 0, seed)
+        noisy = draw.apply(clean, key, level, generator, suite="named")
+        images[f"{noises('named')[key].label}\n{level:g}"] = _displayed(noisy)
     return images
 
 
@@ -44,14 +52,14 @@ def noise_wall(name: str, columns: int, size: int, seed: int) -> dict[str, list[
     clean = clean[..., left : left + size]
     wall = {}
     for suite in ("released", "named"):
-        for key, known in noise.noises(suite).items():
+        for key, known in noises(suite).items():
             if key.startswith("mnist"):
                 continue
             chosen = np.linspace(0, len(known.levels) - 1, columns).round().astype(int)
             wall[f"{short(known.label)}\n({suite})"] = [
                 (
                     f"{level:g}",
-                    _displayed(noise.apply(clean, key, level, noise.generator_for(suite, key, level, 0, seed), suite)),
+                    _displayed(draw.apply(clean, key, level, draw.generator_for(suite, key, level, 0, seed), suite)),
                 )
                 for level in (known.levels[index] for index in chosen)
             ]
@@ -87,7 +95,7 @@ def rgb_histograms(images: dict[str, np.ndarray], bins: int = 48) -> Figure:
 
 
 def plot_noises(wall: dict[str, list[tuple[str, np.ndarray]]]) -> Figure:
-    """A row a noise, rising levels from left to right.
+    """One row per noise, rising levels from left to right.
 
     Args:
         wall: row title -> [(level as text, (H, W, 3) in [0, 1])], as many in every row.
@@ -103,3 +111,19 @@ def plot_noises(wall: dict[str, list[tuple[str, np.ndarray]]]) -> Figure:
             sns.despine(ax=axis, left=True, bottom=True)
         axes[row, 0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=7)
     return figure
+
+
+def histograms_caption(name: str, seed: int) -> str:
+    return (
+        "Noise shifts the histograms of an image's colour channels (claim C1). One of scikit-learn's photographs "
+        f"({name}.jpg), clean and under "
+        f"noises of the named suite, one draw each (seed {seed}); the number is the level. Bars at the ends are cut off."
+    )
+
+
+def noises_caption(name: str, size: int, seed: int) -> str:
+    return (
+        f"The noises of both suites at rising levels on one of scikit-learn's photographs ({name}.jpg, {size} by "
+        f"{size} pixels), one draw each "
+        f"(seed {seed}). Released noises leave the range of pixel values and are cut to it for display."
+    )

@@ -12,24 +12,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from localnorm import noise, paths
-from localnorm.data.archives import IMAGE_SUFFIXES, read, scan
+from localnorm import paths
+from localnorm.answers import predict_arguments, training_batches
+from localnorm.arms import ARMS, NETWORKS, STATISTICS, in_order
+from localnorm.data.archives import read, scan
 from localnorm.data.augment import standardise
 from localnorm.data.dataset import Dataset
-from localnorm.data.prepare import to_pixels
-from localnorm.evaluate import ARMS, CHOSEN, STORED, predict_arguments, training_batches
-from localnorm.figures.style import ARM_STYLES, new_figure
+from localnorm.data.images import IMAGE_SUFFIXES, to_pixels
+from localnorm.figures.style import new_figure
 from localnorm.models import load_model
-from localnorm.prediction import estimate_statistics, predict
-from localnorm.stats import label_arms
+from localnorm.noise import draw
+from localnorm.prediction import Predictor, estimate_statistics
+from localnorm.strengths import choose_strengths
 from localnorm.tables import read_table
+from localnorm.words import describe
 
-__all__ = ["chosen_strengths", "darken", "folder_images", "plot_poor_light", "top_classes"]
+__all__ = ["caption", "chosen_strengths", "darken", "folder_images", "plot_poor_light", "top_classes"]
 
-ONE_IMAGE = ("fixed", "single", "vote", "prior", "last_fixed")  # modes in which an image meets no other
-STATISTICS_BATCHES = 64  # of training images: enough for a figure of a few images, where the sweep takes all
+ALONE = [
+    label for label, arm in ARMS.items() if STATISTICS[arm.statistics].one_image and arm.statistics != "companions"
+]
+STATISTICS_BATCHES = 64  # of training images: enough for a figure of a few images, where the answers take all
 TOP = 5
-PRINTED = 112  # pixels a side at most: 160 an inch, where photographs kept without loss would make a page of a megabyte
+PRINTED = (
+    112  # pixels per side at most: 160 per inch, where photographs kept without loss would make a page of a megabyte
+)
 LETTERS = 105  # of class names across the page
 
 
@@ -59,23 +66,28 @@ def folder_images(folder: str | Path, dataset: Dataset) -> tuple[list[str], Tens
 
 def darken(images: Tensor, level: float) -> Tensor:
     """Images with the share `level` of their light taken away: uint8 (N, C, H, W) -> float32 in [0, 1]."""
-    return noise.apply(images.float() / 255, "brightness", level, torch.Generator(), suite="named")
+    return draw.apply(images.float() / 255, "brightness", level, torch.Generator(), suite="named")
 
 
-def chosen_strengths(experiment: str, seed: int) -> dict[str, dict]:
-    """arm -> what the sweep of a network chose for it on validation images, `prior` (n0 in positions) and `fixed_last` (layers).
+def chosen_strengths(experiment: str, arms: Sequence[str], seed: int) -> dict[str, dict]:
+    """arm -> what its network chose for it on validation images, `prior` (n0 in positions) and `fixed_last` (layers).
+
+    Args:
+        experiment: its strengths are read.
+        arms: labels; those without a strength are left out.
+        seed: of the networks.
 
     Raises:
-        FileNotFoundError: the experiment has no sweep yet.
+        FileNotFoundError: the experiment has no strengths yet.
     """
-    sweep = label_arms(read_table("sweep", experiment).query("seed == @seed"))
-    chosen = sweep[sweep["mode"].isin(CHOSEN)].groupby("arm", observed=True).first()
-    # a sweep from before there was a choice of layers has no such column
-    layers = chosen.fixed_last if "fixed_last" in chosen else pd.Series(0, chosen.index)
-    return {
-        arm: {"prior": prior, "fixed_last": int(count)}
-        for arm, prior, count in zip(chosen.index, chosen.prior, layers.fillna(0), strict=True)
-    }
+    table = read_table("strengths", experiment)
+    chosen = {}
+    for label in in_order(arms):
+        arm = ARMS[label]
+        if STATISTICS[arm.statistics].chosen:
+            of_network = table[(table.network == arm.network) & (table.seed == seed)]
+            chosen[label] = choose_strengths(of_network)[arm.statistics]
+    return chosen
 
 
 def top_classes(
@@ -95,34 +107,34 @@ def top_classes(
         dataset: what they were trained on.
         images: uint8 (N, C, H, W).
         levels: shares of the light taken away.
-        arms: names of arms in which an image meets no other.
+        arms: labels of arms in which an image meets no other.
         batch_size: of the training images that give a LocalNorm network its stored statistics.
-        strengths: what `chosen_strengths` gives.
+        strengths: from `chosen_strengths`.
         seed: of the networks.
 
     Returns:
-        A row an image, level, arm and rank (0 is the likeliest), with `label`, the class's number, and `probability`.
+        One row per image, level, arm and rank (0 is the likeliest), with `label`, the class's number, and `probability`.
 
     Raises:
         ValueError: an arm that is unknown or needs more than one image.
         FileNotFoundError: the experiment has no trained network of the seed.
     """
-    keys = {label: key for key, label in ARMS.items() if key[1] in ONE_IMAGE}
-    if wrong := [arm for arm in arms if arm not in keys]:
-        raise ValueError(f"{', '.join(wrong)} cannot answer for one image alone; choose of {', '.join(keys)}")
+    if wrong := [arm for arm in arms if arm not in ALONE]:
+        raise ValueError(f"{', '.join(wrong)} cannot answer for one image alone; choose of {', '.join(ALONE)}")
     mean, std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
-    rows, networks = [], {}
+    rows, models = [], {}
     for arm in arms:
-        norm, mode = keys[arm]
-        if norm not in networks:
-            networks[norm] = load_model(paths.model(experiment, paths.run_name(experiment, norm, seed)))
-            if norm != "batch" and any(keys[each][0] == norm and keys[each][1] in STORED for each in arms):
+        network, statistics = ARMS[arm].network, ARMS[arm].statistics
+        if network not in models:
+            models[network] = load_model(paths.model(experiment, paths.run_name(experiment, network, seed)))
+            asked = [ARMS[each].statistics for each in arms if ARMS[each].network == network]
+            if NETWORKS[network].has_groups and any(STATISTICS[each].stored for each in asked):
                 batches = islice(training_batches(dataset, batch_size), STATISTICS_BATCHES)
-                estimate_statistics(networks[norm], batches)
-        arguments = predict_arguments(mode, **strengths.get(arm, {}))
+                estimate_statistics(models[network], batches)
+        ask = Predictor(models[network], **predict_arguments(statistics, **strengths.get(arm, {})))
         for level in levels:
             standardised = standardise(darken(images, level) * 255, mean, std)
-            probabilities = predict(networks[norm], standardised, **arguments).softmax(1)  # (N, num_classes)
+            probabilities = ask(standardised).softmax(1)  # (N, num_classes)
             best = probabilities.topk(min(TOP, dataset.num_classes), dim=1)
             rows += [
                 {"image": image, "level": level, "arm": arm, "rank": rank, "label": label, "probability": probability}
@@ -139,13 +151,13 @@ def plot_poor_light(
     classes: Sequence[str],
     labels: Sequence[int] | None = None,
 ) -> Figure:
-    """A row an image and level: the image that the networks get, printed with at most 112 pixels a side, then each arm's five likeliest
-    classes as bars.
+    """One row per image and level: the image that the networks get, printed with at most 112 pixels per side, then the five likeliest
+    classes of each arm as bars.
 
     Args:
         images: uint8 (N, C, H, W).
-        names: a title an image.
-        answers: what `top_classes` gives.
+        names: one title per image.
+        answers: from `top_classes`.
         classes: their names in label order.
         labels: (N,) the true classes, whose bars are coloured; None where nobody knows them.
     """
@@ -176,12 +188,30 @@ def plot_poor_light(
     return figure
 
 
+def caption(count: int, strengths: dict[str, dict], seed: int, about: dict, own: bool = False) -> str:
+    """The caption of `plot_poor_light`.
+
+    Args:
+        count: of the images.
+        strengths: from `chosen_strengths`.
+        seed: of the networks.
+        about: from `localnorm.tables.read_about`.
+        own: the images are photographs of the user's own.
+    """
+    which = "photographs of the user's own" if own else f"the first {count} of the test images, true class coloured"
+    n0 = ", ".join(f"{arm} {chosen['prior']:g}" for arm, chosen in strengths.items())
+    return (
+        f"Single images under poor light (claim C6) and the five likeliest classes of each arm: {which}. Networks of seed {seed}, each "
+        f"image alone{f'; n0 in positions: {n0}' if n0 else ''}. {describe(about)}."
+    )
+
+
 def _draw_bars(axis: Axes, answer: pd.DataFrame, classes: Sequence[str], true: int | None, longest: int) -> None:
     arm = answer.arm.iloc[0]
     for row in answer.itertuples():
         right = true is None or row.label == true
         # pale, so that a name on it is read without an outline, whose paths made half a megabyte of the names of cars
-        axis.barh(row.rank, row.probability, color=ARM_STYLES[arm][0] if right else "0.6", height=0.85, alpha=0.4)
+        axis.barh(row.rank, row.probability, color=ARMS[arm].colour if right else "0.6", height=0.85, alpha=0.4)
         name = re.sub(r"^\d+ (?=\D)", "", classes[row.label])  # some data sets number their classes
         name = name if len(name) <= longest else f"{name[: longest - 1]}…"
         weight = "bold" if row.label == true else "normal"

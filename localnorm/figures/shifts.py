@@ -10,7 +10,7 @@ __all__ = ["plot_shifts"]
 
 
 def plot_shifts(table: pd.DataFrame) -> Figure:
-    """A row a noise, a dot a level, darker at higher ones, with its batches' range; the band is where clean batches lie.
+    """One row per noise, one dot per level, darker at higher ones, with its batches' range; the band is where clean batches lie.
 
     Args:
         table: of `localnorm.shifts.shifts`.

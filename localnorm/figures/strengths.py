@@ -5,39 +5,41 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
+from localnorm.arms import NETWORKS
 from localnorm.figures.style import GROUP_COLOURS, new_figure, sentence
+from localnorm.words import describe
 
-__all__ = ["plot_strengths"]
+__all__ = ["caption", "plot_strengths"]
 
-NORMS = {"batch": "BN", "local": "LN", "drawn": "LN drawn"}
 MARKERS = ("o", "s", "^", "D")
 
 
-def plot_strengths(tables: dict[str, pd.DataFrame], norms: Sequence[str] = tuple(NORMS)) -> Figure:
-    """A row an experiment, a panel a norm: accuracy against n0, a colour a number of fixed last norms, clean dashed and noisy solid.
+def plot_strengths(tables: dict[str, pd.DataFrame], networks: Sequence[str]) -> Figure:
+    """One row per experiment, one panel per network: accuracy against n0, one colour per number of fixed last layers.
 
     Args:
-        tables: experiment's title -> its choice.csv, a row a run, n0 and number of last norms: means over seeds are drawn. A sentence
+        tables: experiment's title -> its strengths, one row per run, n0 and number of last layers; means over seeds are drawn. A sentence
             says so where there are none.
-        norms: those to draw, where an experiment has them.
+        networks: those to draw, where an experiment has them.
     """
-    norms = [norm for norm in norms if any((table.norm == norm).any() for table in tables.values())]
-    if not norms:  # a prior that is given needs no choice
-        return sentence("No sweep of this run had strengths to choose from.")
-    figure, axes = new_figure(len(tables), len(norms), 1.9 * len(tables) + 0.5, sharey="row")
+    tables = {title: table.dropna(subset="noisy") for title, table in tables.items()}
+    networks = [key for key in networks if any((table.network == key).any() for table in tables.values())]
+    if not networks:  # a prior that is given needs no choice
+        return sentence("No experiment had strengths to choose from.")
+    figure, axes = new_figure(len(tables), len(networks), 1.9 * len(tables) + 0.5, sharey="row")
     lines, named = (
         {},
         {},
     )  # rank of a number among an experiment's -> its lines, and the numbers, in the order of the experiments
     for row, (title, table) in zip(axes, tables.items(), strict=True):
-        means = table.groupby(["norm", "fixed_last", "prior"], as_index=False)[["clean", "noisy"]].mean()
-        for axis, norm in zip(row, norms, strict=True):
-            if norm not in set(means.norm):
+        means = table.groupby(["network", "fixed_last", "prior"], as_index=False)[["clean", "noisy"]].mean()
+        for axis, network in zip(row, networks, strict=True):
+            if network not in set(means.network):
                 axis.set_visible(False)
                 continue
             counts = sorted(means.fixed_last.unique())
             for count, colour, marker in zip(counts, GROUP_COLOURS, MARKERS, strict=False):
-                chosen = means[(means.norm == norm) & (means.fixed_last == count)]
+                chosen = means[(means.network == network) & (means.fixed_last == count)]
                 for part, style in (("clean", "--"), ("noisy", "-")):
                     # hollow, the fewest fixed the largest: lines of different numbers may coincide
                     (line,) = axis.plot(
@@ -51,9 +53,21 @@ def plot_strengths(tables: dict[str, pd.DataFrame], norms: Sequence[str] = tuple
             values = sorted(means.prior.unique())
             axis.set_xticks(values, [f"{value:g}" for value in values])
             axis.minorticks_off()
-            axis.set(title=f"{title}, {NORMS[norm]}", xlabel="n0 (positions)")
-        lowest = 100 * means[means.norm.isin(norms)][["clean", "noisy"]].min(axis=None)
+            axis.set(title=f"{title}, {NETWORKS[network].label}", xlabel="n0 (positions)")
+        lowest = 100 * means[means.network.isin(networks)][["clean", "noisy"]].min(axis=None)
         row[0].set(ylabel="accuracy (%)", ylim=(max(0, lowest - 5), 104))  # no more than the lines take: they lie close
     labels = [f"{', '.join(f'{n:g}' for n in named[rank])} fixed, {part}" for rank, part in lines]
     figure.legend(lines.values(), labels, loc="outside lower center", ncols=len(named), frameon=False)
     return figure
+
+
+def caption(abouts: Sequence[dict]) -> str:
+    return (
+        "How far to trust one image: accuracy of single validation images against the strength n0 of the prior, by the "
+        "number of layers at the "
+        "end of the network that keep the training statistics (colours), clean (dashed) and under noises that are not "
+        "scored (solid). Means "
+        "over seeds. n0 = 0, the image alone, is on offer with fixed layers only; where a colour stands for several "
+        "numbers, they are those of "
+        "the rows in turn. " + ". ".join(describe(about) for about in abouts) + "."
+    )

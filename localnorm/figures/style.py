@@ -1,7 +1,4 @@
-"""One style for all figures: a colour, marker and line an arm, and how a figure is written.
-
-Colours are Okabe and Ito's, which stay apart for colour-blind readers; line styles and markers keep the arms apart in grey too.
-"""
+"""One style for all figures, and how a figure is written. The colour, marker and line of each arm stand in `localnorm.arms`."""
 
 import io
 from collections.abc import Sequence
@@ -15,37 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from localnorm import paths
+from localnorm.arms import ARMS
+from localnorm.stats import ENOUGH_SEEDS
 
-__all__ = ["ARM_STYLES", "COLUMN", "WIDTH", "new_figure", "save"]
+__all__ = ["COLUMN", "WIDTH", "draw_arms", "new_figure", "save"]
 
 WIDTH = 6.75  # inches: a full text width
 COLUMN = 3.375  # inches: a column of two
-
-# arm -> (colour, marker, line style); BatchNorm dashed, LocalNorm solid, one image alone dotted; (3, 1, 0) is a star of three points
-ARM_STYLES = {
-    "BN fixed": ("#000000", "o", (0, (4, 1.5))),
-    "BN-batch": ("#E69F00", "s", (0, (4, 1.5))),
-    "LN batch": ("#0072B2", "D", "-"),
-    "LN single": ("#CC79A7", "v", (0, (1, 1))),
-    "LN vote": ("#009E73", "^", (0, (1, 1))),
-    "LN companions": ("#6A3D9A", "*", (0, (5, 1, 1, 1, 1, 1))),
-    "BN single": ("#882255", "d", (0, (1, 1))),
-    "BN companions": ("#C71585", (5, 1, 180), (0, (5, 1, 1, 1, 1, 1))),
-    "BN prior": ("#D55E00", "X", (0, (3, 1, 1, 1))),
-    "LN prior": ("#56B4E9", "P", (0, (3, 1, 1, 1))),
-    "BN last fixed": ("#8C6D31", "p", (0, (2, 1))),
-    "LN last fixed": ("#1B4F3A", "h", (0, (2, 1))),
-    "LN drawn batch": ("#7FB800", "8", "-"),
-    "LN drawn single": ("#B8002A", "H", (0, (1, 1))),
-    "LN drawn vote": ("#5B8C00", (3, 1, 0), (0, (6, 1, 1, 1))),
-    "LN drawn companions": ("#9A86C4", (4, 1, 0), (0, (6, 1, 1, 1))),
-    "LN drawn prior": ("#0B3C6F", (6, 1, 0), (0, (6, 1, 1, 1))),
-    "LN drawn last fixed": ("#6FA287", (8, 1, 0), (0, (6, 1, 1, 1))),
-    "GBN batch": ("#4D8FAC", (4, 0, 45), (0, (3, 1))),
-    "GBN single": ("#C9A0C9", (3, 0, 180), (0, (1, 1))),
-    "GN": ("#999999", "<", "-"),
-    "IN": ("#666666", ">", "-"),
-}
 
 # groups of a batch, in drawings: a colour and, for grey, a hatch each
 GROUP_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
@@ -83,7 +56,8 @@ def save(figure: Figure, name: str, caption: str) -> None:
     """Write paper/figures/<name>.pdf, .png and .txt, the caption; unchanged input gives unchanged bytes.
 
     Args:
-        caption: plain text: what is drawn, n, seeds and source, so that the figure can be cited as it is.
+        name: "teaser", or with its experiment "digits-small/accuracy".
+        caption: plain text: what to see, and the source, so that the figure can be cited as it is.
     """
     folder = paths.paper() / "figures"
     for suffix, metadata in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
@@ -103,20 +77,37 @@ def sentence(text: str) -> Figure:
 
 
 def draw_arms(axis: Axes, table: pd.DataFrame, arms: Sequence[str], x: str, y: str) -> None:
-    """A line an arm, `y` against `x`, with a band from `low` to `high`, in the arm's colour, marker and line style."""
-    for arm in arms:
-        rows = table[table.arm == arm].sort_values(x)
+    """One line per arm, `y` against `x`, in the arm's colour, marker and line style.
+
+    The band goes from `low` to `high`. Fewer than three seeds have no band: their interval would fill the panel and say nothing.
+    """
+    for label in arms:
+        rows = table[table.arm == label].sort_values(x)
         if len(rows):
-            colour, marker, line = ARM_STYLES[arm]
-            above = 2.5 if line != "-" else 2  # arms may coincide: a dashed line over a solid one shows both
-            axis.plot(rows[x], rows[y], color=colour, marker=marker, linestyle=line, label=arm, zorder=above)
-            axis.fill_between(rows[x], rows.low, rows.high, color=colour, alpha=0.2, linewidth=0)
+            arm = ARMS[label]
+            above = 2.5 if arm.line != "-" else 2  # arms may coincide: a dashed line over a solid one shows both
+            axis.plot(
+                rows[x], rows[y], color=arm.colour, marker=arm.marker, linestyle=arm.line, label=label, zorder=above
+            )
+            if "seeds" not in rows or rows.seeds.min() >= ENOUGH_SEEDS:
+                axis.fill_between(rows[x], rows.low, rows.high, color=arm.colour, alpha=0.2, linewidth=0)
 
 
 def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None:
     """One legend for all panels, of what `axis` shows."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns or min(len(labels), 7), frameon=False)
+
+
+def figure_legend(figure: Figure, axes: np.ndarray, arms: Sequence[str]) -> None:
+    """One legend below all panels, each arm once, in the order of `arms`."""
+    handles: dict[str, object] = {}
+    for axis in axes.flat:
+        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    order = [arm for arm in arms if arm in handles]
+    rows = -(-len(order) // 7)  # seven are as wide as the figure
+    columns = -(-len(order) // max(rows, 1))
+    figure.legend([handles[arm] for arm in order], order, loc="outside lower center", ncols=columns or 1, frameon=False)
 
 
 def arrow(start: tuple[float, float], end: tuple[float, float]) -> FancyArrowPatch:

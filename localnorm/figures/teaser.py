@@ -1,55 +1,62 @@
-"""The one figure that makes the point: what a noise does to an image, and under it what it does to three ways of normalising."""
+"""Clean accuracy against accuracy under noise: where each way of normalising stands, in one picture."""
 
-import matplotlib.pyplot as plt
+from collections.abc import Sequence
+
 import pandas as pd
-import seaborn as sns
-import torch
 from matplotlib.figure import Figure
 
-from localnorm import noise
-from localnorm.data.dataset import Dataset
-from localnorm.figures.style import STYLE, WIDTH, draw_arms, legend_below
+from localnorm.arms import ARMS
+from localnorm.figures.style import figure_legend, new_figure
+from localnorm.words import describe
 
-__all__ = ["plot_teaser"]
-
-ARMS = ("BN fixed", "BN-batch", "LN batch")
+__all__ = ["caption", "plot_clean_against_noisy"]
 
 
-def plot_teaser(dataset: Dataset, curves: pd.DataFrame, noises: list[str], image: int = 0, seed: int = 0) -> Figure:
-    """A column a noise of the named suite: a test image at the levels of the sweep, and accuracy against level.
+def plot_clean_against_noisy(summary: pd.DataFrame, arms: Sequence[str]) -> Figure:
+    """One panel per experiment, one point per arm with its intervals; the best corner is the upper right.
 
     Args:
-        dataset: see `localnorm.data.load`.
-        curves: what `localnorm.stats.curves` gives for an experiment on this data set.
-        noises: names in the suite "named", those of the sweep.
-        image: its number in the test part.
+        summary: columns title, arm, metric, estimate, low and high.
+        arms: those to draw, where an experiment has them.
 
     Raises:
-        ValueError: the sweep holds no such noise.
+        ValueError: an experiment has none of the arms.
     """
-    named = curves[(curves.suite == "named") & curves.arm.isin(ARMS)]
-    if missing := [name for name in noises if name not in set(named.noise)]:
-        raise ValueError(
-            f"the sweep has no {', '.join(missing)} of the named suite, only {', '.join(named.noise.unique())}"
-        )
-    pixels = dataset.images("test")[image][None].float() / 255  # (1, C, H, W)
-    sns.set_theme(style="ticks", rc=STYLE)
-    figure = plt.figure(figsize=(WIDTH, 3.4), layout="constrained")
-    for column, part in zip(noises, figure.subfigures(1, len(noises), squeeze=False)[0], strict=True):
-        _draw_noise(part, pixels, named[named.noise == column], column, seed)
-    legend_below(figure, figure.axes[-1])
+    titles = list(dict.fromkeys(summary.title))
+    figure, axes = new_figure(1, len(titles), 2.9)
+    for axis, title in zip(axes.flat, titles, strict=True):
+        rows = summary[(summary.title == title) & summary.arm.isin(arms)]
+        wide = rows.pivot(index="arm", columns="metric", values=["estimate", "low", "high"])
+        if wide.empty:
+            raise ValueError(
+                f"{title} has none of the arms {', '.join(arms)}; it has {', '.join(summary.arm.unique())}"
+            )
+        for label in (arm for arm in arms if arm in wide.index):
+            x, y = (100 * wide.loc[label, ("estimate", metric)] for metric in ("clean", "noisy"))
+            (left, right), (low, high) = (
+                [100 * wide.loc[label, (bound, metric)] for bound in ("low", "high")] for metric in ("clean", "noisy")
+            )
+            arm = ARMS[label]
+            axis.plot([left, right], [y, y], color=arm.colour, linewidth=0.8)
+            axis.plot([x, x], [low, high], color=arm.colour, linewidth=0.8)
+            axis.plot(x, y, marker=arm.marker, color=arm.colour, linestyle="", markersize=6, label=label)
+        axis.annotate("better", (0.99, 0.98), (0.84, 0.86), xycoords="axes fraction", fontsize=7, color="0.35",
+                      ha="center", va="center", arrowprops={"arrowstyle": "->", "color": "0.35"})  # fmt: skip
+        axis.set(title=title, xlabel="accuracy on clean images (%)")
+        axis.grid(color="0.93", linewidth=0.6)
+        axis.margins(0.12)
+    axes[0, 0].set_ylabel("accuracy under noise (%)")
+    figure_legend(figure, axes, arms)
     return figure
 
 
-def _draw_noise(part: plt.Figure, pixels: torch.Tensor, curves: pd.DataFrame, name: str, seed: int) -> None:
-    about = noise.noises("named")[name]
-    levels = sorted(curves.level.unique())
-    axes = part.subplot_mosaic([[f"{level}" for level in levels], ["curve"] * len(levels)], height_ratios=[1, 2.6])
-    for level in levels:
-        noisy = noise.apply(pixels, name, level, noise.generator_for("named", name, level, 0, seed), "named")
-        shown = noisy[0].movedim(0, -1).squeeze(-1).numpy()  # (H, W, 3), or (H, W) of a grey image
-        axes[f"{level}"].imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes[f"{level}"].set_title(f"{level:g}", fontsize=9)
-        axes[f"{level}"].axis("off")
-    draw_arms(axes["curve"], curves, ARMS, "level", "accuracy")
-    axes["curve"].set(ylim=(0, 1.02), xlabel=f"{about.label}: {about.unit}", ylabel="accuracy")
+def caption(abouts: Sequence[dict]) -> str:
+    return (
+        "BatchNorm with fixed statistics (BN fixed) is the best on clean images and the worst under noise; any use of "
+        "the test images' own "
+        "statistics moves up. LN batch and BN batch take them from a batch of test images of one condition; the other "
+        "arms see one image at a "
+        "time. Means over seeds and all noises, with 95 % intervals. "
+        + ". ".join(describe(about) for about in abouts)
+        + "."
+    )

@@ -1,0 +1,386 @@
+"""What the paper claims, as one table of comparisons, and what the results say of each: numbers, never text.
+
+A comparison is a difference of two arms in one metric, paired within seeds. Those that are *primary* were written down before
+anything was
+scored; they alone carry a verdict, after Holm's correction over all of them. Everything else is description: an estimate and its
+interval.
+To add a claim: one row in COMPARISONS.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from localnorm import scores, stats
+from localnorm.arms import ARMS, METRICS, STATISTICS, arm_of, find
+
+if TYPE_CHECKING:
+    from localnorm.gather import Runs
+
+__all__ = [
+    "CLAIMS",
+    "COLUMNS",
+    "COMPARISONS",
+    "PRIMARY",
+    "VERDICTS",
+    "Claim",
+    "Comparison",
+    "evaluate",
+    "evaluate_ablations",
+    "lacks_training",
+    "verdict",
+]
+
+MARGIN = 0.01  # clean accuracies closer than a point count as the same
+CONVERTED = "fine-tuning epochs after conversion"
+HOLDS, FAILS, UNDECIDED = VERDICTS = ("holds", "does not hold here", "undecided")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the original paper, or of this package, in words.
+
+    Args:
+        key: its name in tables.
+        statement: the claim itself.
+        ours: it is this package's, not the original's.
+    """
+
+    key: str
+    statement: str
+    ours: bool = False
+
+
+CLAIMS = {
+    claim.key: claim
+    for claim in (
+        Claim("C1", "Noise shifts the statistics of images."),
+        Claim(
+            "C2",
+            "BatchNorm with fixed statistics fails under noise. Statistics of the test batch help, and cost clean accuracy.",
+        ),
+        Claim("C3", "LocalNorm is far more robust than BatchNorm with fixed statistics."),
+        Claim("control", "LocalNorm is more robust than BatchNorm with the statistics of the test batch."),
+        Claim("C4", "LocalNorm is the same or slightly better on clean images."),
+        Claim("C5", "On large images LocalNorm works on a single test image."),
+        Claim("C6", "Poorly lit objects are recognised from one image."),
+        Claim("C7", "The extra cost of training is negligible."),
+        Claim("C8", "There is little or no extra cost at inference."),
+        Claim("C9", "LocalNorm can be put into many already-trained networks simply."),
+        Claim(
+            "prior",
+            "With a prior from the training set LocalNorm answers one image better than BatchNorm.",
+            ours=True,
+        ),
+        Claim("drawn", "Group sizes drawn for each training step improve LocalNorm on one image.", ours=True),
+        Claim("streams", "One image at a time does not suffer from a stream of mixed conditions.", ours=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One difference: accuracy of `first` minus that of `second`.
+
+    Args:
+        claim: a key of CLAIMS.
+        first, second: labels of arms.
+        metric: a key of `localnorm.arms.METRICS`.
+        threshold: the claim says that the difference is above it: 0, or minus the margin where "no worse" is meant.
+        primary: "P1" ... where it carries a verdict; empty for a description.
+        source: a key of SOURCES: where the accuracies are from.
+        value: of an ablation, where the source is one: "0" epochs of fine-tuning.
+        statement: what the difference means in words, for a reader who does not know the arms.
+        figure: the figure that shows it.
+    """
+
+    claim: str
+    first: str
+    second: str
+    metric: str
+    threshold: float = 0.0
+    primary: str = ""
+    source: str = "answers"
+    value: str = ""
+    statement: str = ""
+    figure: str = "forest"
+
+    def __post_init__(self):
+        find("claim", self.claim, CLAIMS)
+        find("arm", self.first, ARMS)
+        find("arm", self.second, ARMS)
+        find("metric", self.metric, METRICS)
+        find("source", self.source, SOURCES)
+
+
+Differences = tuple[pd.Series, float]  # one per seed, and the standard error over test images (nan: not known)
+
+
+def _of_answers(comparison: Comparison, runs: "Runs") -> Differences | None:
+    """Both arms count on the images that both have scored under every condition of the metric."""
+    first, second = (ARMS[label] for label in (comparison.first, comparison.second))
+    seeds = [s for network, s in runs.answers if network == first.network and (second.network, s) in runs.answers]
+    per_seed = []
+    for seed in seeds:
+        one, two = (
+            scores.per_image(runs.answers[arm.network, seed], arm.statistics, comparison.metric)
+            for arm in (first, second)
+        )
+        per_seed.append(one - two)
+    if not per_seed:
+        return None
+    images = np.stack(per_seed)  # (seeds, N)
+    images = images[:, ~np.isnan(images).any(0)]
+    if not images.size:
+        return None
+    return pd.Series(images.mean(1), pd.Index(seeds, name="seed")), stats.image_spread(images)
+
+
+def _of_mixed_streams(comparison: Comparison, runs: "Runs") -> Differences | None:
+    """The largest test batches, in which images of several conditions are mixed; an arm of one image is not moved by its company."""
+    if runs.streams.empty:
+        return None
+    mixed = runs.streams[runs.streams.composition == "mixed"]
+    mixed = mixed[mixed.batch_size == mixed.batch_size.max()]
+    return _of_table(comparison, mixed, mixed)
+
+
+def _of_conversion(comparison: Comparison, ablations: pd.DataFrame) -> Differences | None:
+    """Trained BatchNorm networks of the ablations, converted and fine-tuned, against the same networks as they were."""
+    converted = ablations[(ablations.ablation == CONVERTED) & (ablations.value == comparison.value)]
+    return _of_table(comparison, converted, ablations[(ablations.ablation == "network") & (ablations.value == "bn")])
+
+
+def _of_table(comparison: Comparison, of_first: pd.DataFrame, of_second: pd.DataFrame) -> Differences | None:
+    values = []
+    for label, table in ((comparison.first, of_first), (comparison.second, of_second)):
+        arm = ARMS[label]
+        rows = table[(table.network == arm.network) & (table.statistics == arm.statistics)]
+        values.append(
+            scores.per_seed(rows, comparison.metric, ["seed"]).droplevel([]) if len(rows) else pd.Series(dtype=float)
+        )
+    differences = (values[0] - values[1]).dropna()
+    differences.index = [key[0] if isinstance(key, tuple) else key for key in differences.index]
+    return (differences, np.nan) if len(differences) else None
+
+
+# source -> what gives the differences, of an experiment's runs or, for a conversion, of its ablations
+SOURCES: dict[str, Callable[..., Differences | None]] = {
+    "answers": _of_answers,
+    "mixed streams": _of_mixed_streams,
+    "conversion": _of_conversion,
+}
+
+
+def _rows() -> tuple[Comparison, ...]:
+    primary = [
+        Comparison(
+            "C3",
+            "LN batch",
+            "BN fixed",
+            "noisy",
+            0,
+            "P1",
+            statement="LocalNorm in batches is more robust than BatchNorm as it is used",
+        ),
+        Comparison(
+            "control",
+            "LN batch",
+            "BN batch",
+            "noisy",
+            0,
+            "P2",
+            statement="LocalNorm adds robustness to statistics of the test batch",
+        ),
+        Comparison(
+            "C4",
+            "LN batch",
+            "BN fixed",
+            "clean",
+            -MARGIN,
+            "P3",
+            statement="LocalNorm in batches is as good on clean images, to a point",
+        ),
+        Comparison(
+            "C5", "LN single", "BN fixed", "noisy", 0, "P4", statement="LocalNorm alone with one image is more robust"
+        ),
+        Comparison(
+            "C5",
+            "LN single",
+            "BN fixed",
+            "clean",
+            -MARGIN,
+            "P4",
+            statement="LocalNorm alone with one image is as good on clean images, to a point",
+        ),
+        Comparison(
+            "prior",
+            "LN prior",
+            "BN prior",
+            "noisy",
+            0,
+            "P5",
+            statement="with a prior, LocalNorm is more robust on one image",
+        ),
+        Comparison(
+            "prior",
+            "LN prior",
+            "BN fixed",
+            "clean",
+            -MARGIN,
+            "P5",
+            statement="with a prior, LocalNorm is as good on one clean image, to a point",
+        ),
+        Comparison(
+            "drawn",
+            "LN drawn single",
+            "BN prior",
+            "noisy",
+            0,
+            "P6",
+            statement="trained for one image, LocalNorm is more robust than BatchNorm with a prior",
+        ),
+        Comparison(
+            "streams",
+            "LN prior",
+            "BN batch",
+            "noisy",
+            0,
+            "P7",
+            "mixed streams",
+            statement="one image at a time beats test batches on a stream of mixed conditions",
+            figure="streams",
+        ),
+    ]
+    described = [
+        Comparison(
+            "C2", "BN batch", "BN fixed", "noisy", statement="statistics of the test batch help BatchNorm under noise"
+        ),
+        Comparison("C2", "BN fixed", "BN batch", "clean", statement="and cost it accuracy on clean images"),
+        Comparison(
+            "C4",
+            "LN batch",
+            "BN batch",
+            "clean",
+            -MARGIN,
+            statement="LocalNorm in batches is as good as BatchNorm in batches",
+        ),
+        Comparison(
+            "prior",
+            "LN prior",
+            "BN prior",
+            "clean",
+            -MARGIN,
+            statement="with a prior, LocalNorm is as good as BatchNorm with one",
+        ),
+        Comparison("prior", "BN prior", "BN fixed", "noisy", statement="a prior helps BatchNorm on one image"),
+        Comparison(
+            "drawn",
+            "LN drawn single",
+            "BN fixed",
+            "clean",
+            -MARGIN,
+            statement="trained for one image, LocalNorm is as good on clean images",
+        ),
+        Comparison("drawn", "LN drawn single", "BN prior", "clean", -MARGIN),
+        Comparison("C6", "LN drawn single", "BN prior", "dark", figure="poor-light"),
+    ]
+    alone = [key for key in ("single", "vote", "companions", "prior", "last_fixed") if STATISTICS[key].one_image]
+    for claim, metric in (("C5", "noisy"), ("C6", "dark")):
+        for network in ("ln", "ln_drawn"):
+            for key in alone:
+                first = arm_of(network, key).label
+                figure = "one-image" if claim == "C5" else "poor-light"
+                for second in ("BN fixed", arm_of("bn", key).label if key != "vote" else ""):
+                    if second:
+                        described.append(Comparison(claim, first, second, metric, figure=figure))
+    for key in ("batch", *alone):
+        for metric in ("noisy", "clean"):
+            described.append(
+                Comparison("drawn", arm_of("ln_drawn", key).label, arm_of("ln", key).label, metric, figure="one-image")
+            )
+    for value in ("0", "1", "5"):
+        for second, metric, threshold in (
+            ("BN fixed", "noisy", 0),
+            ("BN fixed", "clean", -MARGIN),
+            ("BN batch", "noisy", 0),
+        ):
+            described.append(
+                Comparison("C9", "LN batch", second, metric, threshold, "", "conversion", value, figure="ablations")
+            )
+    written = {(row.first, row.second, row.metric, row.source) for row in primary}
+    return (
+        *primary,
+        *(row for row in described if (row.first, row.second, row.metric, row.source) not in written or row.value),
+    )
+
+
+COMPARISONS = _rows()
+PRIMARY = tuple(row for row in COMPARISONS if row.primary)
+TRAINED = 0.05  # of training accuracy: an arm that is farther behind another one was not trained to the end
+KEYS = ["claim", "primary", "first", "second", "metric", "source", "value"]
+MEASURED = ["seeds", "train_gap", "deviation", "images_error", "estimate", "low", "high", "p", "p_holm", "p_sign_flip"]
+COLUMNS = [*KEYS, "threshold", *MEASURED]
+
+
+def evaluate(runs: "Runs") -> pd.DataFrame:
+    """Every comparison on one experiment, in the order of COMPARISONS, but for those of its ablations: see `evaluate_ablations`.
+
+    Args:
+        runs: what `localnorm.gather.collect` gives.
+
+    Returns:
+        One row per comparison with the columns COLUMNS. seeds is 0, and the numbers are empty, where the arms were not run: it was not
+        tested here. p is that of the difference being the threshold; p_holm is corrected over all primary comparisons, run or not.
+    """
+    trained = runs.table.groupby("network").train_accuracy.mean()
+    table = _table([each for each in COMPARISONS if each.source != "conversion"], runs)
+    networks = [[ARMS[label].network for label in table[column]] for column in ("first", "second")]
+    table["train_gap"] = trained.reindex(networks[0]).to_numpy() - trained.reindex(networks[1]).to_numpy()
+    tested = (table.primary != "") & table.p.notna()
+    table.loc[tested, "p_holm"] = stats.holm(table.p[tested], family=len(PRIMARY))
+    return table
+
+
+def evaluate_ablations(ablations: pd.DataFrame) -> pd.DataFrame:
+    """Claim C9: the comparisons of converted networks, from an experiment's ablations; columns as in `evaluate`."""
+    return _table([each for each in COMPARISONS if each.source == "conversion"], ablations)
+
+
+def _table(comparisons: list[Comparison], source: "Runs | pd.DataFrame") -> pd.DataFrame:
+    rows = []
+    for each in comparisons:
+        row = {key: getattr(each, key) for key in (*KEYS, "threshold")} | {"seeds": 0}
+        found = SOURCES[each.source](each, source)
+        if found is not None:
+            differences, over_images = found
+            made = stats.interval(differences, over_images, null=each.threshold)
+            spread = float(differences.std(ddof=1)) if len(differences) > 1 else np.nan
+            row |= {"seeds": len(differences), "deviation": spread, "images_error": over_images, **made._asdict()}
+            row["p_sign_flip"] = stats.sign_flip(differences - each.threshold)
+        rows.append(row)
+    numbers = {key: float for key in MEASURED if key != "seeds"}
+    return pd.DataFrame(rows, columns=COLUMNS).astype(numbers)
+
+
+def verdict(row) -> str:
+    """What a primary comparison says: one of VERDICTS; empty for a description, and for what was not tested here.
+
+    It is decided where the corrected p is below .05, and then the interval lies on one side of the threshold. A claim whose first arm is
+    behind on its own training images was not given a fair chance, so it is not said to fail: see `lacks_training`.
+    """
+    if not row.primary or not row.seeds:
+        return ""
+    if np.isnan(row.p_holm) or row.p_holm >= 1 - stats.CONFIDENCE:
+        return UNDECIDED
+    if row.estimate > row.threshold:
+        return HOLDS
+    return UNDECIDED if lacks_training(row) else FAILS
+
+
+def lacks_training(row) -> bool:
+    """Whether the first arm's network is more than 5 points behind the second's on the training images: it was not trained to the end."""
+    return bool(row.train_gap < -TRAINED)

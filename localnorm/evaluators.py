@@ -1,0 +1,148 @@
+"""What the results say where no difference of two arms says it: the largest ratio, McNemar's test, shifts and costs."""
+
+import json
+
+import numpy as np
+import pandas as pd
+
+from localnorm import paths, scores, stats
+from localnorm.arms import ARMS
+from localnorm.comparisons import evaluate
+from localnorm.gather import Runs
+
+__all__ = ["beyond_clean", "cost_summary", "largest_ratio", "mcnemar_table", "write"]
+
+CONDITION = ["suite", "noise", "level"]
+
+
+def largest_ratio(
+    table: pd.DataFrame, num_classes: int, first: str = "LN batch", second: str = "BN fixed"
+) -> dict | None:
+    """Claim C3's "up to three times": the condition where mean accuracy of `first` is the largest multiple of that of `second`.
+
+    Only conditions where `second` has at least twice the accuracy of guessing count: below that a ratio says how bad luck was.
+    The condition is picked on the same data, so the ratio is the best case and not what to expect of a new noise.
+
+    Args:
+        table: what `localnorm.scores.score` gives.
+        num_classes: guessing is right once in so many.
+
+    Returns:
+        suite, noise, level, seeds, first_accuracy, second_accuracy, control_accuracy (of BN batch), ratio, low, high; None where
+        no condition
+        counts.
+    """
+    table = table.assign(accuracy=table.right / table.images)
+    wide = table[table.level > 0].pivot_table(index=[*CONDITION, "seed"], columns="arm", values="accuracy")
+    if not {first, second} <= set(wide):
+        return None
+    pairs = wide[[first, second]].dropna()
+    means = pairs.groupby(CONDITION).mean()
+    means = means[means[second] >= 2 / num_classes]
+    if means.empty:
+        return None
+    best = (means[first] / means[second]).idxmax()
+    at_best = pairs.loc[best]
+    ratio, low, high = stats.ratio_interval(at_best[first], at_best[second])
+    control = wide.loc[best, "BN batch"].mean() if "BN batch" in wide else np.nan
+    return {
+        **dict(zip(CONDITION, best, strict=True)),
+        "seeds": len(at_best),
+        "first_accuracy": means.loc[best, first],
+        "second_accuracy": means.loc[best, second],
+        "control_accuracy": control,
+        "ratio": ratio,
+        "low": low,
+        "high": high,
+    }
+
+
+def mcnemar_table(runs: Runs, first: str = "LN batch", second: str = "BN batch") -> pd.DataFrame:
+    """McNemar's test of two arms, image by image, with Holm's correction over the conditions of a seed.
+
+    Returns:
+        One row per seed and condition: seed, suite, noise, level, images, only_first and only_second (images that one arm alone
+        got right), p
+        and p_holm. No rows without both arms.
+    """
+    one, two = ARMS[first], ARMS[second]
+    rows = []
+    for seed in sorted({seed for _, seed in runs.answers}):
+        if (one.network, seed) not in runs.answers or (two.network, seed) not in runs.answers:
+            continue
+        sides = [runs.answers[arm.network, seed] for arm in (one, two)]
+        right = [
+            dict(zip(each.conditions(arm.statistics), each.right(arm.statistics), strict=True))
+            for each, arm in zip(sides, (one, two), strict=True)
+        ]
+        family = []
+        for condition in right[0].keys() & right[1].keys():
+            a, b = right[0][condition], right[1][condition]
+            scored = ~np.isnan(a) & ~np.isnan(b)
+            counts = stats.mcnemar(a[scored] == 1, b[scored] == 1)
+            family.append((seed, *condition, int(scored.sum()), *counts))
+        family.sort()
+        adjusted = stats.holm(row[-1] for row in family)
+        rows += [(*row, p) for row, p in zip(family, adjusted, strict=True)]
+    return pd.DataFrame(rows, columns=["seed", *CONDITION, "images", "only_first", "only_second", "p", "p_holm"])
+
+
+def beyond_clean(shifts: pd.DataFrame) -> pd.Series:
+    """Claim C1: whether a noise moves the statistics visibly: 19 of 20 noisy batches lie farther out than 19 of 20 clean ones.
+
+    Args:
+        shifts: the table of `localnorm.shifts.shifts`.
+
+    Returns:
+        One value per noisy row, under its index.
+    """
+    clean = shifts[shifts.level == 0].iloc[0]
+    return shifts[shifts.level > 0].low > clean.high
+
+
+# claim -> what the cost table calls the measures that it speaks of
+COSTS = {"C7": ("step", "memory"), "C8": ("single", "prior", "vote")}
+
+
+def cost_summary(costs: pd.DataFrame) -> pd.DataFrame:
+    """Claims C7 and C8: per device, network and measure, in how many settings LocalNorm keeps its bound against BatchNorm.
+
+    A setting is within where the upper quartile of the ratio is, and beyond where the lower one is.
+
+    Returns:
+        claim, device, subject, measure, settings, within, beyond, bound, lowest and highest (ratio).
+    """
+    rows = []
+    for claim, measures in COSTS.items():
+        of_claim = costs[(costs.subject != "layer") & costs.measure.isin(measures)]
+        for key, rows_of in of_claim.groupby(["device", "subject", "measure"], sort=False):
+            within, beyond = (
+                (rows_of.upper_quartile <= rows_of.bound).sum(),
+                (rows_of.lower_quartile > rows_of.bound).sum(),
+            )
+            rows.append(
+                (
+                    claim,
+                    *key,
+                    len(rows_of),
+                    within,
+                    beyond,
+                    rows_of.bound.iloc[0],
+                    rows_of.ratio.min(),
+                    rows_of.ratio.max(),
+                )
+            )
+    columns = ["claim", "device", "subject", "measure", "settings", "within", "beyond", "bound", "lowest", "highest"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def write(runs: Runs) -> pd.DataFrame:
+    """Write comparisons.csv, mcnemar.csv and ratio.json of an experiment to data/results; returns the comparisons."""
+    folder = paths.results(runs.experiment)
+    table = evaluate(runs)
+    paths.write_table(folder / "comparisons.csv", table)
+    paths.write_table(folder / "mcnemar.csv", mcnemar_table(runs))
+    ratio = largest_ratio(scores.score(runs.answers.values()), runs.about["num_classes"])
+    plain = ratio and {key: value if isinstance(value, str) else round(float(value), 6) for key, value in ratio.items()}
+    paths.write(folder / "ratio.json", json.dumps(plain, indent=1) + "\n")
+    return table

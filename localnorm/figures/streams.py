@@ -1,0 +1,95 @@
+"""The test batch: how many images it needs, and what happens where its images do not share one condition."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from localnorm import scores, stats
+from localnorm.arms import arm_of, in_order
+from localnorm.figures.style import draw_arms, figure_legend, new_figure, sentence
+from localnorm.words import describe, enumerate_words, seed_count
+
+__all__ = ["caption", "estimates", "plot_streams", "ticks_at"]
+
+# composition, metric -> title
+PANELS = {
+    ("uniform", "clean"): "clean",
+    ("uniform", "noisy"): "one noise per batch",
+    ("mixed", "clean"): "clean, among noisy",
+    ("mixed", "noisy"): "noisy, mixed noises",
+}
+
+
+def estimates(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str] = ("clean", "noisy")) -> pd.DataFrame:
+    """Metrics of a table of networks and statistics: one row per arm, metric and combination of `by`, with its interval over seeds.
+
+    Args:
+        table: columns network, statistics, seed, suite, noise, level, images, right, and those of `by`.
+    """
+    if table.empty:
+        return pd.DataFrame(columns=["arm", "metric", *by, "seeds", "accuracy", "low", "high"])
+    arms = {key: arm_of(*key).label for key in set(zip(table.network, table.statistics, strict=True))}
+    table = table.assign(arm=[arms[key] for key in zip(table.network, table.statistics, strict=True)])
+    rows = []
+    for metric in metrics:
+        values = scores.per_seed(table, metric, ["arm", *by, "seed"])
+        for key, of_seeds in values.groupby(level=["arm", *by], sort=False):
+            found = stats.interval(of_seeds)
+            rows.append((key[0], metric, *key[1:], len(of_seeds), found.estimate, found.low, found.high))
+    return pd.DataFrame(rows, columns=["arm", "metric", *by, "seeds", "accuracy", "low", "high"])
+
+
+def plot_streams(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
+    """Accuracy against the size of a test batch: batches of one condition, and batches in which images of all conditions are mixed.
+
+    Args:
+        table: the experiment's streams. Without rows a sentence says so.
+        arms: those to draw, where the table has them.
+    """
+    if table.empty:
+        return sentence("This experiment has no study of test batches.")
+    made = estimates(table, ["composition", "batch_size"])
+    arms = [arm for arm in in_order(arms) if arm in set(made.arm)]
+    panels = [(made[(made.composition == c) & (made.metric == m)], title) for (c, m), title in PANELS.items()]
+    panels = [(panel, title) for panel, title in panels if len(panel)]
+    figure, axes = new_figure(1, len(panels), 2.5, sharey=True)
+    for axis, (panel, title) in zip(axes.flat, panels, strict=True):
+        draw_arms(axis, panel, arms, "batch_size", "accuracy")
+        ticks_at(axis, panel.batch_size)
+        axis.set(xlabel="images per test batch", title=title)
+    axes[0, 0].set(ylabel="accuracy", ylim=(0, 1))
+    figure_legend(figure, axes, arms)
+    return figure
+
+
+def ticks_at(axis: Axes, values: pd.Series) -> None:
+    """A tick at every value that was run, and no others; a power of two is a step, and a zero has its place."""
+    ticks = sorted(set(values))
+    if 0 in ticks:
+        axis.set_xscale("symlog", base=2, linthresh=1)
+    else:
+        axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    axis.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def caption(table: pd.DataFrame, arms: Sequence[str], about: dict) -> str:
+    if table.empty:
+        return "This experiment has no study of test batches."
+    drawn = [
+        arm
+        for arm in in_order(arms)
+        if arm in {arm_of(*key).label for key in zip(table.network, table.statistics, strict=True)}
+    ]
+    return (
+        f"Statistics of the test batch need company of one kind: accuracy of {enumerate_words(drawn)} against the "
+        f"number of images in a test "
+        "batch. Left, batches of one condition; right, batches that hold clean images and several noises in turn. BN "
+        "batch takes one statistic "
+        f"of the whole batch, LN batch one of each of its groups. Means over {seed_count(table.seed.nunique())}, "
+        f"{int(table.images.max()):,} test images. {describe(about)}."
+    )

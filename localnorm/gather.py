@@ -1,0 +1,220 @@
+"""The runs of an experiment, gathered from what its training and answers wrote, and checked to be comparable."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from localnorm import paths, scores
+from localnorm.arms import NETWORKS, arm_of
+from localnorm.scores import Answers, read_answers
+
+__all__ = ["Runs", "collect", "write_results"]
+
+PAIR = ("bn", "ln")  # what every experiment compares: a seed counts once both have it
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All runs of an experiment that can be compared.
+
+    Args:
+        experiment: its name in params.yaml.
+        answers: (network, seed) -> what the network answered.
+        table: one row per training run: how it was trained, how long, where, and its last accuracies.
+        streams: one row per network, seed, statistics, composition, batch size and condition.
+        strengths: one row per network, seed and strength that it was offered, with accuracies on validation images.
+        about: what the experiment's captions say of data and training.
+    """
+
+    experiment: str
+    answers: dict[tuple[str, int], Answers]
+    table: pd.DataFrame
+    streams: pd.DataFrame
+    strengths: pd.DataFrame
+    about: dict
+
+
+def collect(experiment: str, networks: list[str], seeds: list[int]) -> Runs:
+    """Read the runs of an experiment: the seeds that both BatchNorm and LocalNorm have been trained and asked with.
+
+    Another network is left out until it has all of these seeds, so that one more network never costs the pair its seeds.
+
+    Raises:
+        FileNotFoundError: no seed has all its runs yet.
+        ValueError: the runs were not trained alike on the same images, or not asked under the same conditions.
+    """
+    folders = {
+        (network, seed): paths.run(experiment, paths.run_name(experiment, network, seed))
+        for network in networks
+        for seed in seeds
+    }
+    done = {key for key, folder in folders.items() if (folder / "answers.csv").is_file()}
+    needed = [network for network in networks if network in PAIR] or networks
+    complete = [seed for seed in seeds if all((network, seed) in done for network in needed)]
+    if not complete:
+        raise FileNotFoundError(
+            f"no seed of {experiment} has been trained and asked with each of {', '.join(needed)}; "
+            f"run: dvc repro scores@{experiment}"
+        )
+    kept = [network for network in networks if all((network, seed) in done for seed in complete)]
+    if left := [network for network in networks if network not in kept]:
+        print(f"left out: {', '.join(left)}, which has not all of these seeds yet")
+    if len(complete) < len(seeds):
+        print(f"{len(complete)} of {len(seeds)} seeds are there: {', '.join(map(str, complete))}")
+    folders = {key: folder for key, folder in folders.items() if key[0] in kept and key[1] in complete}
+    answers = {key: read_answers(folder, *key) for key, folder in folders.items()}
+    records = {key: json.loads((folder / "record.json").read_text(encoding="utf-8")) for key, folder in folders.items()}
+    _check_trained_alike(experiment, records)
+    _check_asked_alike(experiment, answers)
+    histories = {key: pd.read_csv(folder / "history.csv") for key, folder in folders.items()}
+    table = pd.DataFrame([_run_row(experiment, key, records[key], histories[key]) for key in folders])
+    tables = {
+        name: _stacked({key: pd.read_csv(folder / f"{name}.csv") for key, folder in folders.items()})
+        for name in ("streams", "strengths")
+    }
+    return Runs(experiment, answers, table, about=_about(records, table, answers), **tables)
+
+
+def _run_row(experiment: str, key: tuple[str, int], record: dict, history: pd.DataFrame) -> dict:
+    network, seed = key
+    train, last = record["train"], history.iloc[-1]
+    return {
+        "run": paths.run_name(experiment, network, seed),
+        "model": train["model"],
+        "network": network,
+        "seed": seed,
+        "epochs": train["epochs"],
+        "num_groups": train["num_groups"],
+        "batch_size": train["batch_size"],
+        "precision": record.get("precision", train["precision"]),  # older records have only the one that was asked for
+        "parameters": record["parameters"],
+        "train_accuracy": last.train_accuracy,
+        "validation_accuracy": last.validation_accuracy,
+        "seconds": record["seconds"],
+        "images_per_second": record["images_per_second"],
+        "device": record["device"],
+        "torch": record["versions"]["torch"],
+        "revision": record["revision"],
+    }
+
+
+def _stacked(tables: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
+    """The tables of all runs under each other, with two columns in front that say whose a row is."""
+    tables = {key: table for key, table in tables.items() if len(table)}
+    if not tables:
+        return pd.DataFrame()
+    parts = [
+        pd.concat([pd.DataFrame({"network": key[0], "seed": key[1]}, table.index), table], axis=1)
+        for key, table in tables.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _about(records: dict, table: pd.DataFrame, answers: dict[tuple[str, int], Answers]) -> dict:
+    """What captions and tables say of an experiment: numbers and names, no sentences."""
+    data = next(iter(records.values()))["data"]
+    images: dict[str, int] = {}
+    for (network, _), each in answers.items():
+        for statistics, rows in each.table[each.table.level > 0].groupby("statistics", sort=False):
+            images[arm_of(network, statistics).label] = int(rows.images.max())
+    every = pd.concat(each.table for each in answers.values())
+    noisy = every[every.level > 0]
+    trained = {NETWORKS[network].label: rows for network, rows in table.groupby("network", sort=False)}
+    return {
+        **{key: data[key] for key in ("title", "provenance", "num_classes", "shape", "counts")},
+        "model": table.model[0],
+        "epochs": int(table.epochs[0]),
+        "batch_size": int(table.batch_size[0]),
+        "num_groups": int(table.num_groups[0]),
+        "seeds": int(table.seed.nunique()),
+        "devices": sorted(set(table.device)),
+        "torch": sorted(set(table.torch)),
+        "precision": sorted(set(table.precision)),
+        "minutes": round(float(table.seconds.sum()) / 60, 1),
+        "train_accuracy": {label: round(float(rows.train_accuracy.mean()), 6) for label, rows in trained.items()},
+        "validation_accuracy": {
+            label: round(float(rows.validation_accuracy.mean()), 6) for label, rows in trained.items()
+        },
+        "clean_images": int(every[every.level == 0].images.max()),
+        "noisy_images": max(images.values(), default=0),
+        "images_of_arm": images,
+        "conditions": len(noisy.drop_duplicates(["suite", "noise", "level"])),
+        "noises": {suite: int(rows.noise.nunique()) for suite, rows in noisy.groupby("suite", sort=False)},
+        "levels": {
+            suite: int(rows.groupby("noise")["level"].nunique().max())
+            for suite, rows in noisy.groupby("suite", sort=False)
+        },
+        "one_class": sorted(label for label, share in _commonest(answers).items() if share >= ONE_CLASS),
+    }
+
+
+ONE_CLASS = 0.9  # of an arm's answers: from there on its accuracy is little but that class's share of the images
+
+
+def _commonest(answers: dict[tuple[str, int], Answers]) -> dict[str, float]:
+    """arm -> the share of the commonest class among its answers, in the seed where that is smallest."""
+    least: dict[str, float] = {}
+    for (network, _), each in answers.items():
+        for statistics in each.table.statistics.unique():
+            label = arm_of(network, statistics).label
+            least[label] = min(least.get(label, 1.0), scores.commonest(each, statistics))
+    return least
+
+
+def _check_trained_alike(experiment: str, records: dict[tuple[str, int], dict]) -> None:
+    """Runs made at different times, or on different machines, are one experiment only with the same settings and images."""
+    first, one = next(iter(records.items()))
+    for other, two in records.items():
+        for part in ("train", "data"):
+            a, b = _without_date(one[part]), _without_date(two[part])
+            if changed := sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)):
+                names = [paths.run_name(experiment, *key) for key in (first, other)]
+                raise ValueError(
+                    f"the runs of {experiment} must be trained with the same settings on the same images, but {' and '.join(names)} "
+                    f"differ in {', '.join(f'{part}.{key}' for key in changed)}; run: dvc repro scores@{experiment}"
+                )
+
+
+def _without_date(part: dict) -> dict:
+    provenance = {key: value for key, value in part.get("provenance", {}).items() if key != "date"}
+    return part | {"provenance": provenance}
+
+
+def _check_asked_alike(experiment: str, answers: dict[tuple[str, int], Answers]) -> None:
+    """The same test images in the same order, and for each arm the same conditions on as many images in every seed."""
+    first, one = next(iter(answers.items()))
+    expected: dict[tuple[str, str], tuple[tuple[str, int], list]] = {}
+    for key, each in answers.items():
+        if not np.array_equal(one.labels, each.labels):
+            raise ValueError(
+                f"the runs of {experiment} must be asked about the same test images in the same order, but the true classes of "
+                f"{paths.run_name(experiment, *first)} and {paths.run_name(experiment, *key)} differ; run: dvc repro scores@{experiment}"
+            )
+        for statistics, rows in each.table.groupby("statistics", sort=False):
+            asked = sorted(rows[["suite", "noise", "level", "images"]].itertuples(index=False, name=None))
+            other, known = expected.setdefault((key[0], statistics), (key, asked))
+            if changed := sorted(set(known) ^ set(asked)):
+                suite, noise, level, images = changed[0]
+                raise ValueError(
+                    f"the runs of {experiment} must be asked under the same conditions, but of {paths.run_name(experiment, *other)} and "
+                    f"{paths.run_name(experiment, *key)} only one has {noise} ({suite}) at level {level:g} on {images} images with "
+                    f"{statistics} statistics; run: dvc repro scores@{experiment}"
+                )
+
+
+def write_results(runs: Runs) -> None:
+    """Write the tidy tables of an experiment to data/results/<experiment>."""
+    folder = paths.results(runs.experiment)
+    table = scores.score(runs.answers.values())
+    tables = {
+        "scores": table,
+        "summary": scores.summarise(table, runs.answers),
+        "runs": runs.table,
+        "streams": runs.streams,
+        "strengths": runs.strengths,
+    }
+    for name, rows in tables.items():
+        paths.write_table(folder / f"{name}.csv", rows)
+    paths.write(folder / "about.json", json.dumps(runs.about, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,144 @@
+"""Every number that the paper prints, in one file: paper/numbers.json. Numbers, not text; the manuscript formats them."""
+
+import json
+import math
+
+import pandas as pd
+
+from localnorm import paths, scores, stats
+from localnorm.arms import arm_of
+from localnorm.comparisons import CLAIMS, PRIMARY, lacks_training, verdict
+from localnorm.evaluators import beyond_clean, cost_summary
+from localnorm.tables import read_table
+
+__all__ = ["collect", "write"]
+
+DIGITS = 6
+
+
+def collect() -> dict:
+    """The published results as one dictionary.
+
+    Returns:
+        experiments: name -> {title, about, arms: {arm: {metric: {estimate, low, high, seeds, images}}}, comparisons: a list of rows
+            with their verdict and whether the first arm was not trained to the end, streams and ablations: lists of rows {arm, metric,
+            estimate, low, high, seeds} with what they vary, ratio, mcnemar, shifts}; see `localnorm.comparisons`.
+        claims: key -> {statement, ours}.
+        primary: the primary comparisons, in the order in which they were written down.
+        costs: what `localnorm.comparisons.cost_summary` gives.
+        figures: path below paper/figures without its ending -> caption.
+    """
+    abouts = json.loads((paths.results("published") / "about.json").read_text(encoding="utf-8"))
+    summary, compared = read_table("summary", "published"), read_table("comparisons", "published")
+    folder = paths.paper() / "figures"
+    return {
+        "experiments": {
+            name: _experiment(name, abouts[name], summary, compared) for name in dict.fromkeys(summary.experiment)
+        },
+        "claims": {claim.key: {"statement": claim.statement, "ours": claim.ours} for claim in CLAIMS.values()},
+        "primary": [
+            {key: getattr(row, key) for key in ("primary", "claim", "first", "second", "metric", "statement")}
+            for row in PRIMARY
+        ],
+        "costs": _rows(cost_summary(read_table("cost"))),
+        "figures": {
+            file.relative_to(folder).with_suffix("").as_posix(): file.read_text(encoding="utf-8").strip()
+            for file in sorted(folder.rglob("*.txt"))
+            if file.parent == folder or file.parent.name in abouts
+        },
+    }
+
+
+def _experiment(name: str, about: dict, summary: pd.DataFrame, compared: pd.DataFrame) -> dict:
+    own = summary[summary.experiment == name]
+    rows = compared[compared.experiment == name]
+    return {
+        "title": own.title.iloc[0],
+        "about": about,
+        "arms": {
+            arm: {
+                row["metric"]: {key: row[key] for key in ("estimate", "low", "high", "seeds", "images")}
+                for row in _rows(table)
+            }
+            for arm, table in own.groupby("arm", sort=False)
+        },
+        "comparisons": [
+            made | {"verdict": verdict(row), "untrained": bool(row.primary) and lacks_training(row)}
+            for made, row in zip(_rows(rows.drop(columns=["experiment", "title"])), rows.itertuples(), strict=True)
+        ],
+        "streams": _varied(name, "streams", ["composition", "batch_size"]),
+        "ablations": _varied(name, "ablations", ["ablation", "value"]),
+        "ratio": _ratio(name),
+        "mcnemar": _mcnemar(name),
+        "shifts": _shifts(name),
+    }
+
+
+def _varied(name: str, kind: str, by: list[str]) -> list[dict]:
+    """Clean and noisy accuracy of each arm for each combination of what a table varies; empty where it was not measured."""
+    if not (paths.results(name) / f"{kind}.csv").is_file():
+        return []
+    table = read_table(kind, name)
+    table["arm"] = [arm_of(*key).label for key in zip(table.network, table.statistics, strict=True)]
+    rows = []
+    for metric in ("clean", "noisy"):
+        values = scores.per_seed(table, metric, ["arm", *by, "seed"])
+        for key, found in values.groupby(level=["arm", *by], sort=False):
+            made = stats.interval(found)
+            bounds = {"low": max(0.0, made.low), "high": min(1.0, made.high)}
+            rows.append(
+                dict(zip(("arm", *by), key, strict=True))
+                | {"metric": metric, "estimate": made.estimate}
+                | bounds
+                | {"seeds": len(found)}
+            )
+    return _rows(pd.DataFrame(rows))
+
+
+def _ratio(name: str) -> dict | None:
+    file = paths.results(name) / "ratio.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _mcnemar(name: str) -> dict | None:
+    """Of all conditions and seeds, how many set LN batch and BN batch apart on single images, after Holm's correction."""
+    if not (paths.results(name) / "mcnemar.csv").read_text(encoding="utf-8").count("\n") > 1:
+        return None  # an experiment without both arms
+    table = read_table("mcnemar", name)
+    apart = table[table.p_holm < 0.05]
+    return {
+        "tests": len(table),
+        "first": int((apart.only_first > apart.only_second).sum()),
+        "second": int((apart.only_first < apart.only_second).sum()),
+    }
+
+
+def _shifts(name: str) -> dict | None:
+    """Claim C1: how many noises and levels move the statistics of a test batch beyond those of clean batches."""
+    if not (paths.results(name) / "shifts.csv").is_file():
+        return None
+    table = read_table("shifts", name)
+    beyond, clean = beyond_clean(table), table[table.level == 0].iloc[0]
+    return {
+        "conditions": len(beyond),
+        "beyond": int(beyond.sum()),
+        "batch_size": int(clean.batch_size),
+        "clean": round(float(clean.distance), DIGITS),
+        "noisy": round(float(table[table.level > 0].distance.median()), DIGITS),
+    }
+
+
+def _rows(table: pd.DataFrame) -> list[dict]:
+    """Rows as JSON takes them: numbers of six digits, and null where there is none."""
+    return [{key: _plain(value) for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _plain(value):
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.{DIGITS}g}")
+    return value.item() if hasattr(value, "item") else value
+
+
+def write() -> None:
+    """Write paper/numbers.json."""
+    paths.write(paths.paper() / "numbers.json", json.dumps(collect(), indent=1, ensure_ascii=False) + "\n")

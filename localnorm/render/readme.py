@@ -1,0 +1,181 @@
+"""The README's results: what each way of normalising brings by situation, and the claims of the original with their marks."""
+
+import math
+
+import pandas as pd
+
+from localnorm import paths, scores
+from localnorm.arms import ARMS, METRICS, STATISTICS
+from localnorm.comparisons import CLAIMS, verdict
+from localnorm.evaluators import COSTS, beyond_clean, cost_summary
+from localnorm.render.verdicts import MARKS
+from localnorm.tables import read_table
+from localnorm.words import percent
+
+__all__ = ["between", "claims", "replace_between", "situations", "write"]
+
+MARKERS = "<!-- {0}: written by `python -m localnorm.render {1}` -->", "<!-- /{0} -->"
+# (situation, arm, one line of code); an empty situation is that of the row above
+SITUATIONS = (
+    ("many test images of one condition", "BN batch", 'predict(model, images, "batch")'),
+    ("", "LN batch", 'predict(model, images, "batch")'),
+    ("one image at a time", "BN prior", 'predict(model, image, "prior", prior=512)'),
+    ("", "LN prior", 'predict(model, image, "prior", prior=512)'),
+    ("", "LN drawn single", 'predict(model, image, "single")'),
+    ("a stream of mixed conditions", "BN batch", 'predict(model, images, "batch")'),
+    ("", "LN drawn single", 'predict(model, image, "single")'),
+    ("clean images alone", "BN fixed", "model.eval()(images)"),
+)
+STREAM = "a stream of mixed conditions"
+# claims without a primary comparison -> what is said of them: first and second arm, metric, and epochs of fine-tuning of a conversion
+DESCRIBED = {
+    "C2": (("BN batch", "BN fixed", "noisy", ""), ("BN fixed", "BN batch", "clean", "")),
+    "C6": (("LN single", "BN fixed", "dark", ""), ("LN prior", "BN fixed", "dark", "")),
+    "C9": (("LN batch", "BN fixed", "noisy", "0"), ("LN batch", "BN batch", "noisy", "0")),
+}
+COST_WORDS = {"step": "time", "memory": "memory", "single": "time of images alone"}  # as a multiple of BatchNorm's
+
+
+def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame]) -> str:
+    """A Markdown table: one row per situation and arm, the code, and per experiment clean and noisy accuracy in percent.
+
+    Args:
+        summary: the published summary.
+        streams: title -> its study of test batches, for the row of mixed conditions.
+    """
+    titles = list(dict.fromkeys(summary.title))
+    value = summary.set_index(["title", "arm", "metric"]).estimate
+    lines = [
+        f"| you have | use | code | {' | '.join(f'{title}: clean / noisy' for title in titles)} |",
+        f"|---|---|---|{'--:|' * len(titles)}",
+    ]
+    block = shown = ""
+    for situation, arm, code in SITUATIONS:
+        block = situation or block
+        if block == STREAM:
+            pairs = [_in_stream(streams[title], arm) for title in titles]
+        else:
+            pairs = [[value.get((title, arm, metric), math.nan) for metric in ("clean", "noisy")] for title in titles]
+        if all(math.isnan(number) for pair in pairs for number in pair):
+            continue  # no experiment ran the arm
+        cells = [" / ".join(map(percent, pair)) for pair in pairs]
+        lines.append(f"| {'' if block == shown else block} | {arm} | `{code}` | {' | '.join(cells)} |")
+        shown = block
+    return "\n".join(lines) + "\n"
+
+
+def _in_stream(table: pd.DataFrame, label: str) -> list[float]:
+    """Clean and noisy accuracy on a mixed stream: an arm of one image in batches of one, another in the largest batches."""
+    arm = ARMS[label]
+    alone = STATISTICS[arm.statistics].one_image
+    statistics = (
+        "batch" if arm.statistics == "single" else arm.statistics
+    )  # a batch of one image has that image's statistics
+    rows = table[(table.composition == "mixed") & (table.network == arm.network) & (table.statistics == statistics)]
+    rows = rows[rows.batch_size == (rows.batch_size.min() if alone else rows.batch_size.max())]
+    return [scores.per_seed(rows, metric, ["seed"]).mean() for metric in ("clean", "noisy")]
+
+
+def claims(compared: pd.DataFrame, shifts: dict[str, pd.DataFrame], costs: pd.DataFrame) -> str:
+    """One line per claim: what was measured, and per experiment the differences in points, those of primary comparisons with their mark.
+
+    Args:
+        compared: the published comparisons.
+        shifts: experiment -> its shifts, where they were measured.
+        costs: the table of costs.
+    """
+    names = dict(zip(compared.experiment, compared.title, strict=True))  # in order, each once
+    lines = [f"| claim | measured | {' | '.join(names.values())} |", f"|---|---|{'---|' * len(names)}"]
+    for key, claim in CLAIMS.items():
+        if key in COSTS:
+            what, cells = _costs(costs, key), [""] * len(names)
+        elif key == "C1":
+            what, cells = "noises and levels that do", [_shifted(shifts.get(name)) for name in names]
+        else:
+            what, cells = _found(key, compared, list(names))
+        ours = " (ours)" if claim.ours else ""
+        lines.append(
+            f"| [**{key}**](REPRODUCING.md#what-to-expect){ours} {claim.statement} | {what} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _found(key: str, compared: pd.DataFrame, names: list[str]) -> tuple[str, list[str]]:
+    """What was compared, and one cell per experiment: the primary comparisons of a claim, or those of DESCRIBED."""
+    columns = ["first", "second", "metric", "value"]
+    rows = compared[compared.claim == key]
+    chosen = DESCRIBED.get(key) or rows.loc[rows.primary != "", columns].drop_duplicates().itertuples(
+        index=False, name=None
+    )
+    said, cells = [], [[] for _ in names]
+    for each in chosen:
+        first, second, metric, epochs = each
+        said.append(f"{first} - {second}, {METRICS[metric].label}{f', {epochs} epochs later' if epochs else ''}")
+        for name, cell in zip(names, cells, strict=True):
+            own = rows[(rows.experiment == name) & (rows[columns] == list(each)).all(axis=1) & (rows.seeds > 0)]
+            for row in own.itertuples():
+                cell.append(
+                    f"{MARKS[verdict(row)]} {100 * row.estimate:+.1f}" if row.primary else f"{100 * row.estimate:+.1f}"
+                )
+            if own.empty:
+                cell.append("not tested here")
+    return "<br>".join(said), ["<br>".join(cell) for cell in cells]
+
+
+def _shifted(shifts: pd.DataFrame | None) -> str:
+    if shifts is None:
+        return "not tested here"
+    beyond = beyond_clean(shifts)
+    return f"{int(beyond.sum())} of {len(beyond)}"
+
+
+def _costs(costs: pd.DataFrame, claim: str) -> str:
+    """The range of the ratio to BatchNorm over networks and settings, on CPUs and on GPUs."""
+    table = cost_summary(costs)
+    said = []
+    for measure, words in COST_WORDS.items():
+        rows = table[(table.claim == claim) & (table.measure == measure)]
+        for where, on in (("CPU", rows.device == "cpu"), ("GPU", rows.device != "cpu")):
+            if on.any():
+                said.append(f"{words}, {where}: {rows.lowest[on].min():.2f} to {rows.highest[on].max():.2f}")
+    return "<br>".join(said) or "not tested here"
+
+
+def replace_between(text: str, name: str, renderer: str, block: str) -> str:
+    """A text with the block between two markers replaced.
+
+    Raises:
+        ValueError: the markers are not there.
+    """
+    first, last = (marker.format(name, renderer) for marker in MARKERS)
+    if first not in text or last not in text:
+        raise ValueError(f"the text needs the lines {first} and {last}, between which the stage {renderer!r} writes")
+    before, _, rest = text.partition(first)
+    return f"{before}{first}\n{block}{last}{rest.partition(last)[2]}"
+
+
+def between(text: str, name: str, renderer: str) -> str:
+    """The block that stands between the markers now."""
+    first, last = (marker.format(name, renderer) for marker in MARKERS)
+    return text.partition(f"{first}\n")[2].partition(last)[0]
+
+
+def blocks() -> dict[str, str]:
+    """Name of a block of README.md -> its text."""
+    summary, compared = read_table("summary", "published"), read_table("comparisons", "published")
+    names = list(dict.fromkeys(compared.experiment))
+    shifts = {name: read_table("shifts", name) for name in names if (paths.results(name) / "shifts.csv").is_file()}
+    streams = {
+        title: read_table("streams", name)
+        for name, title in dict(zip(compared.experiment, compared.title, strict=True)).items()
+    }
+    return {"situations": situations(summary, streams), "claims": claims(compared, shifts, read_table("cost"))}
+
+
+def write() -> None:
+    """Put the blocks into README.md."""
+    readme = paths.project() / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    for name, block in blocks().items():
+        text = replace_between(text, name, "readme", block)
+    paths.write(readme, text)

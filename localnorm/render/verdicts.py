@@ -1,0 +1,26 @@
+"""The verdict of a comparison in words and as a mark."""
+
+import math
+
+from localnorm.comparisons import FAILS, HOLDS, UNDECIDED, lacks_training, verdict
+from localnorm.words import percent
+
+__all__ = ["MARKS", "verdict_words"]
+
+MARKS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}
+
+
+def verdict_words(row) -> str:
+    """The verdict of a comparison, and where it is undecided the smallest effect that the interval excludes.
+
+    Args:
+        row: a row of `localnorm.comparisons.evaluate`.
+    """
+    if not row.seeds:
+        return "not tested here"
+    word = verdict(row)
+    if word != UNDECIDED or math.isnan(row.high):
+        return word
+    if row.estimate <= row.threshold and lacks_training(row):
+        return f"{word}: not trained to the end, {percent(-row.train_gap)} points behind on its training images"
+    return f"{word}: less than {100 * row.low:+.1f} and more than {100 * row.high:+.1f} points are excluded"

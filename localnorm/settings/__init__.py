@@ -1,0 +1,35 @@
+"""The settings of an experiment, without torch: the blocks train, answers and ablations of params.yaml, checked, and what they ask for.
+
+A mistake is refused where a block is read, before any image is. One file per block: what changes the settings of answers makes no
+training stale.
+"""
+
+from localnorm.settings.ablations import (
+    FINE_TUNING,
+    FIXED_BATCH,
+    FIXED_SIZE,
+    FULL_LENGTH,
+    NETWORK,
+    TRAINED_SIZES,
+    AblationConfig,
+)
+from localnorm.settings.answers import DOMAINS, AnswersConfig, Streams, conditions, conditions_of
+from localnorm.settings.train import MODELS, TrainConfig, check_augmentation
+
+__all__ = [
+    "DOMAINS",
+    "FINE_TUNING",
+    "FIXED_BATCH",
+    "FIXED_SIZE",
+    "FULL_LENGTH",
+    "MODELS",
+    "NETWORK",
+    "TRAINED_SIZES",
+    "AblationConfig",
+    "AnswersConfig",
+    "Streams",
+    "TrainConfig",
+    "check_augmentation",
+    "conditions",
+    "conditions_of",
+]

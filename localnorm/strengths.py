@@ -1,0 +1,94 @@
+"""How far the statistics of one image are trusted: each network chooses by validation images, and no test image has a say.
+
+Two strengths are chosen: n0, the number of positions that the training statistics count for, and how many of the last layers keep the
+training statistics.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from localnorm import paths
+from localnorm.answers import noisy_images, predict_arguments, store_statistics, training_range_of
+from localnorm.arms import CLEAN, STATISTICS
+from localnorm.data.dataset import Dataset
+from localnorm.machine import use_cpu
+from localnorm.prediction import Predictor
+from localnorm.settings import AnswersConfig, conditions_of
+
+__all__ = ["choose_strengths", "measure_strengths", "save_strengths"]
+
+
+def measure_strengths(model: torch.nn.Module, dataset: Dataset, config: AnswersConfig, network: str) -> pd.DataFrame:
+    """Accuracy on validation images for every candidate of n0 and of the number of last layers.
+
+    A LocalNorm network has its training statistics from then on.
+
+    Args:
+        model: on the device that is to be used.
+        dataset: the part "validation" is used, and "train" for statistics.
+        config: `prior` and `fixed_last` are the candidates, `prior_noises` the noises; none of them is scored.
+        network: its key.
+
+    Returns:
+        One row per pair of candidates: prior, fixed_last (0 is the statistics "prior"), clean, and noisy (the plain mean over
+        `prior_noises`). The accuracies are empty where there is nothing to choose by, and there is no row where nothing is to be chosen.
+    """
+    kinds = config.statistics_of(network)
+    use_cpu(config.threads)
+    candidates = sorted(config.prior) if isinstance(config.prior, list) else [config.prior]
+    grid = [(prior, 0) for prior in candidates] if "prior" in kinds else []
+    if "last_fixed" in kinds:
+        grid += [(prior, count) for count in sorted(config.fixed_last) for prior in dict.fromkeys([0, *candidates])]
+    store_statistics(model, dataset, config, network)
+    table = pd.DataFrame(grid, columns=["prior", "fixed_last"]).assign(clean=np.nan, noisy=np.nan)
+    if table.empty or not config.prior_noises:
+        return table
+    device = next(model.parameters()).device
+    labels = torch.as_tensor(dataset.labels("validation"))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))[: config.images]
+    images, labels = torch.as_tensor(dataset.images("validation"))[order].to(device), labels[order].to(device)
+    training_range = training_range_of(dataset, device)
+    ask = [
+        Predictor(model, batch_size=config.batch_size, **predict_arguments("last_fixed", prior, count))
+        for prior, count in grid
+    ]
+    accuracy = {}
+    for condition in [CLEAN, *conditions_of(config.prior_noises)]:
+        pixels = noisy_images(images, dataset, *condition, config, training_range)
+        accuracy[condition] = [(each(pixels).argmax(1) == labels).double().mean().item() for each in ask]
+    table["clean"] = accuracy.pop(CLEAN)
+    table["noisy"] = np.mean(list(accuracy.values()), axis=0)
+    return table
+
+
+def choose_strengths(table: pd.DataFrame) -> dict[str, dict]:
+    """What each kind of statistics takes of the candidates: the best mean of clean and noisy.
+
+    This is a rule of choice on validation images, and no metric. Of equal ones the first is taken, with the fewest layers fixed; where
+    nothing was measured, the first n0, and the last n0 and number of layers.
+
+    Args:
+        table: from `measure_strengths`.
+
+    Returns:
+        statistics -> prior and fixed_last, as `localnorm.answers.predict_arguments` takes them, for the statistics that have candidates.
+    """
+    chosen = {}
+    for statistics in (key for key, each in STATISTICS.items() if each.chosen):
+        rows = table[(table.fixed_last > 0) == (statistics == "last_fixed")]
+        if rows.empty:
+            continue
+        if rows.noisy.isna().all():
+            best = rows.iloc[-1] if statistics == "last_fixed" else rows.iloc[0]
+        else:
+            best = rows.loc[(rows.clean + rows.noisy).idxmax()]
+        chosen[statistics] = {"prior": float(best.prior), "fixed_last": int(best.fixed_last)}
+    return chosen
+
+
+def save_strengths(table: pd.DataFrame, folder: Path) -> None:
+    """Write strengths.csv, the table of `measure_strengths`, to `folder`."""
+    paths.write_table(folder / "strengths.csv", table)

@@ -1,0 +1,216 @@
+"""What people read is the rendering of the tables: README's and REPRODUCING's blocks, the paper's numbers, LaTeX."""
+
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+import typst
+import yaml
+from conftest import ROOT
+from results_fixtures import EXPERIMENT, write_experiment
+
+from localnorm import evaluators, paths
+from localnorm.arms import ARMS
+from localnorm.comparisons import CLAIMS, COMPARISONS
+from localnorm.gather import collect, write_results
+from localnorm.publish import publish
+from localnorm.render import latex, numbers, readme, reproducing
+from localnorm.render.verdicts import verdict_words
+from localnorm.tables import read_table
+from localnorm.words import difference, percent, share
+
+PUBLISHED = yaml.safe_load((ROOT / "params.yaml").read_text())["published"]
+
+
+@pytest.fixture
+def toy(project):
+    """A project with the published results of one toy experiment."""
+    write_experiment(project)
+    runs = collect(EXPERIMENT, ["bn", "ln"], list(range(6)))
+    write_results(runs)
+    evaluators.write(runs)
+    publish([EXPERIMENT])
+    (project / "data" / "results" / "cost.csv").write_bytes((ROOT / "data" / "results" / "cost.csv").read_bytes())
+    (project / "paper" / "figures" / EXPERIMENT).mkdir(parents=True)
+    (project / "paper" / "figures" / EXPERIMENT / "accuracy.txt").write_text("A caption, 5 % & more_.\n")
+    return project
+
+
+def test_the_blocks_of_readme_are_the_rendering_of_the_published_tables(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, block in readme.blocks().items():
+        assert readme.between(text, name, "readme") == block, f"{name}: python -m localnorm.render readme"
+
+
+def test_the_blocks_of_reproducing_are_the_rendering_of_the_published_tables(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "REPRODUCING.md").read_text(encoding="utf-8")
+    for name, block in reproducing.blocks().items():
+        assert readme.between(text, name, "reproducing") == block, f"{name}: python -m localnorm.render reproducing"
+
+
+def test_the_papers_numbers_and_latex_are_the_rendering_of_the_published_tables(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    collected = numbers.collect()
+    assert json.loads((ROOT / "paper" / "numbers.json").read_text(encoding="utf-8")) == collected
+    assert (ROOT / "paper" / "numbers.tex").read_text(encoding="utf-8") == latex.commands(collected)
+    written = {file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "paper" / "tables").glob("*.tex")}
+    assert written == latex.tables(collected)
+
+
+def test_the_published_tables_are_those_of_their_experiments(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    summary = read_table("summary", "published")
+    assert list(dict.fromkeys(summary.experiment)) == PUBLISHED
+    for name in PUBLISHED:
+        own = summary[summary.experiment == name].drop(columns=["experiment", "title"]).reset_index(drop=True)
+        pd.testing.assert_frame_equal(own, read_table("summary", name))
+
+
+def test_scores_of_the_published_experiments_follow_from_their_answers(monkeypatch, tmp_path):
+    """The committed runs, gathered again elsewhere, give the committed tables to the byte."""
+    (tmp_path / "dvc.yaml").touch()
+    name = PUBLISHED[-1]
+    shutil.copytree(ROOT / "data" / "runs" / name, tmp_path / "data" / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    runs = collect(name, ["bn", "ln", "ln_drawn"], list(range(6)))
+    write_results(runs)
+    evaluators.write(runs)
+    made = sorted(file.name for file in paths.results(name).iterdir())
+    expected = (
+        "about.json comparisons.csv mcnemar.csv ratio.json runs.csv scores.csv streams.csv strengths.csv summary.csv"
+    )
+    assert made == expected.split()
+    for file in made:
+        assert (paths.results(name) / file).read_bytes() == (ROOT / "data" / "results" / name / file).read_bytes(), file
+
+
+def test_a_share_and_a_difference_are_written_in_percent_and_points_with_their_interval():
+    assert percent(0.8685) == "86.9"
+    assert share(0.8685, 0.86, 0.88) == "86.9 [86.0, 88.0]"
+    assert difference(-0.005, -0.02, 0.01) == "-0.5 [-2.0, +1.0]"
+    nothing = float("nan")
+    assert (percent(nothing), share(0.5, nothing, nothing), difference(nothing, nothing, nothing)) == ("-", "50.0", "-")
+
+
+def test_every_claim_has_a_row_and_what_was_not_run_says_so(toy):
+    block = readme.blocks()["claims"]
+    for claim in CLAIMS.values():
+        assert claim.statement in block
+    assert block.count("not tested here") >= 3
+    assert "| LN batch - BN fixed, noisy | ✓ +40.0 |" in block
+
+
+def test_situations_show_the_accuracies_of_the_summary(toy):
+    rows = readme.blocks()["situations"].splitlines()
+    value = read_table("summary", "published").set_index(["arm", "metric"]).estimate
+    row = next(line for line in rows if "| LN batch |" in line)
+    assert row.endswith(f"| {percent(value['LN batch', 'clean'])} / {percent(value['LN batch', 'noisy'])} |")
+    assert all(line.count("|") == rows[0].count("|") for line in rows)
+
+
+def test_a_block_is_replaced_between_its_markers_and_nothing_else_moves():
+    first, last = (marker.format("claims", "readme") for marker in readme.MARKERS)
+    text = f"before\n{first}\nold\n{last}\nafter\n"
+    assert readme.replace_between(text, "claims", "readme", "new\n") == f"before\n{first}\nnew\n{last}\nafter\n"
+    with pytest.raises(ValueError, match="claims"):
+        readme.replace_between("no markers", "claims", "readme", "new\n")
+
+
+def test_an_undecided_verdict_says_what_is_excluded_or_that_training_was_too_short(toy):
+    row = read_table("comparisons", EXPERIMENT).iloc[0].copy()
+    row.p_holm, row.low, row.high = 0.5, -0.02, 0.03
+    assert verdict_words(row).startswith("undecided")
+    assert "-2.0" in verdict_words(row)
+    assert "+3.0" in verdict_words(row)
+    row.p_holm, row.estimate, row.train_gap = 0.001, -0.1, -0.13
+    assert "13.0 points behind" in verdict_words(row)
+    row.seeds = 0
+    assert verdict_words(row) == "not tested here"
+
+
+def test_numbers_hold_numbers_and_name_what_was_not_measured_null(toy):
+    made = numbers.collect()["experiments"][EXPERIMENT]
+    assert made["arms"]["LN batch"]["noisy"]["estimate"] == pytest.approx(0.7, abs=0.01)
+    assert len(made["comparisons"]) == sum(row.source != "conversion" for row in COMPARISONS)
+    missing = next(row for row in made["comparisons"] if row["first"] == "LN prior" and row["primary"])
+    assert (missing["estimate"], missing["seeds"], missing["verdict"]) == (None, 0, "")
+    assert made["shifts"] is None
+
+
+def test_numbers_give_the_accuracy_of_each_arm_by_what_a_study_varied(toy):
+    made = numbers.collect()["experiments"][EXPERIMENT]
+    mixed = {"arm": "LN batch", "composition": "mixed", "batch_size": 8, "metric": "noisy"}
+    (row,) = [row for row in made["streams"] if mixed.items() <= row.items()]
+    assert row["estimate"] == pytest.approx(0.35, abs=0.01), "half of 0.7: see right_share"
+    assert row["seeds"] == 6
+    assert made["ablations"] == [], "this experiment has none"
+
+
+def test_latex_names_hold_letters_only_and_its_own_characters_are_escaped(toy):
+    text = latex.commands(numbers.collect())
+    names = re.findall(r"\\newcommand\{\\(\w+)\}", text)
+    assert names
+    assert all(name.isalpha() for name in names)
+    assert len(set(names)) == len(names)
+    assert r"A caption, 5 \% \& more\_." in text
+    primary = latex.tables(numbers.collect())["primary"]
+    assert primary.count(r"\\") == 10, "a header and nine rows"
+
+
+def test_the_paper_is_set_from_its_numbers_to_the_same_bytes(tmp_path):
+    """Without the fonts of this machine: two machines give one file."""
+    shutil.copytree(ROOT / "paper", tmp_path / "paper")
+    for name in ("paper", "supplement"):
+        made = typst.compile(tmp_path / "paper" / f"{name}.typ", ignore_system_fonts=True)
+        assert made == (ROOT / "paper" / f"{name}.pdf").read_bytes(), f"dvc repro --single-item paper ({name})"
+
+
+def test_the_paper_has_at_most_ten_pages():
+    pages = typst.compile(ROOT / "paper" / "paper.typ", format="png", ppi=20, ignore_system_fonts=True)
+    assert len(pages) <= 10
+
+
+@pytest.mark.parametrize(
+    "path", [("experiments", "cars-efficientnet_lite0", "arms"), ("figures", "teaser"), ("claims", "C3")]
+)
+def test_the_paper_is_not_set_where_a_number_is_missing(tmp_path, path):
+    shutil.copytree(ROOT / "paper", tmp_path / "paper")
+    file = tmp_path / "paper" / "numbers.json"
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    place = whole
+    for key in path[:-1]:
+        place = place[key]
+    del place[path[-1]]
+    file.write_text(json.dumps(whole))
+    with pytest.raises(Exception, match=r"(?s)."):
+        typst.compile(tmp_path / "paper" / "paper.typ", ignore_system_fonts=True)
+
+
+def test_every_figure_of_paper_and_supplement_comes_from_a_stage(monkeypatch):
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    outs = {next(iter(out)) for stage in stages.values() for out in stage.get("outs", []) if isinstance(out, dict)}
+    made = {
+        out.replace("${item.experiment}", name)
+        for out in outs
+        for name in PUBLISHED
+        if out.startswith("paper/figures/")
+    }
+    there = {
+        file.relative_to(ROOT).as_posix()
+        for file in (ROOT / "paper" / "figures").rglob("*.pdf")
+        if "digits" not in str(file.parent)
+    }
+    assert {name for name in there if name.split("/")[2] in PUBLISHED or name.count("/") == 2} <= made
+
+
+def test_texts_name_arms_as_the_vocabulary_does():
+    """An arm of an earlier vocabulary in a text is a label that no table has."""
+    for name in ("README.md", "REPRODUCING.md", "paper/paper.typ", "paper/supplement.typ"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert "BN-batch" not in text, name
+        assert not re.search(r"last_fixed\b.*\bmode", text)
+    assert "BN batch" in ARMS

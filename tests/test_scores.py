@@ -1,0 +1,133 @@
+"""Answers in, accuracies out: every metric is the weighted mean that its definition says, over images and over tables alike."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from results_fixtures import CONDITIONS, EXPERIMENT, IMAGES, right_share, write_experiment, write_run
+
+from localnorm import paths, scores
+from localnorm.arms import METRICS
+from localnorm.gather import collect, write_results
+from localnorm.tables import read_about, read_table
+
+
+@pytest.fixture
+def runs(project):
+    write_experiment(project)
+    return collect(EXPERIMENT, ["bn", "ln"], list(range(6)))
+
+
+def test_a_noise_counts_once_and_each_of_its_levels_the_same():
+    assert scores.weights(CONDITIONS, "noisy").tolist() == [0, 0.25, 0.25, 0.5]
+    assert scores.weights(CONDITIONS, "clean").tolist() == [1, 0, 0, 0]
+    assert scores.weights(CONDITIONS, "dark").tolist() == [0, 0, 0, 1]
+    assert not scores.weights(CONDITIONS, "released").any()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_weights_of_a_metric_sum_to_one_or_nothing_belongs_to_it(metric):
+    assert scores.weights(CONDITIONS, metric).sum() in (0, pytest.approx(1))
+
+
+def test_an_unknown_metric_names_those_that_there_are():
+    with pytest.raises(ValueError, match=r"unknown metric 'loud'.*clean, noisy"):
+        scores.weights(CONDITIONS, "loud")
+
+
+def test_single_images_and_the_table_give_the_same_accuracy(runs):
+    table = scores.score(runs.answers.values())
+    for metric in ("clean", "noisy", "dark"):
+        of_table = scores.per_seed(table, metric)
+        for (network, seed), answers in runs.answers.items():
+            for statistics, label in (("fixed", "BN fixed"), ("batch", "BN batch" if network == "bn" else "LN batch")):
+                if answers.conditions(statistics):
+                    of_images = scores.per_image(answers, statistics, metric)
+                    assert of_images.shape == (IMAGES,)
+                    assert np.nanmean(of_images) == pytest.approx(of_table[label, seed])
+
+
+def test_accuracy_is_the_share_that_was_right(runs):
+    table = scores.per_seed(scores.score(runs.answers.values()), "clean")
+    assert table["BN fixed", 0] == round(right_share("bn", "fixed", 0, 0) * IMAGES) / IMAGES
+
+
+def test_an_image_that_was_not_scored_under_every_condition_counts_for_no_metric_of_them(project):
+    write_run(project, "ln", 0, ["batch"], images=30)
+    answers = scores.read_answers(paths.run(EXPERIMENT, f"{EXPERIMENT}-ln-s0"), "ln", 0)
+    assert np.isnan(scores.per_image(answers, "batch", "noisy")[30:]).all()
+    assert not np.isnan(scores.per_image(answers, "batch", "noisy")[:30]).any()
+    assert not np.isnan(scores.per_image(answers, "batch", "clean")).any()
+
+
+def test_answers_that_do_not_fit_their_table_are_refused(project):
+    folder = write_run(project, "ln", 0, ["batch"])
+    table = pd.read_csv(folder / "answers.csv")
+    table.loc[0, "right"] += 1
+    paths.write_table(folder / "answers.csv", table)
+    with pytest.raises(ValueError, match=r"answers.csv and answers.npz"):
+        scores.read_answers(folder, "ln", 0)
+
+
+def test_the_summary_has_every_metric_of_every_arm_with_an_interval_around_its_estimate(runs):
+    write_results(runs)
+    summary = read_table("summary", EXPERIMENT)
+    assert list(dict.fromkeys(summary.arm)) == ["BN fixed", "BN batch", "LN batch", "LN single"], (
+        "in the order of the vocabulary"
+    )
+    assert set(summary.metric) == {"clean", "noisy", "named", "dark"}
+    assert (summary.low <= summary.estimate).all()
+    assert (summary.estimate <= summary.high).all()
+    assert summary.low.between(0, 1).all()
+    noisy = summary.set_index(["arm", "metric"]).estimate
+    expected = np.mean([round(right_share("ln", "batch", seed, 1) * IMAGES) / IMAGES for seed in range(6)])
+    assert noisy["LN batch", "noisy"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_curves_begin_on_clean_images_for_every_noise(runs):
+    curves = scores.curves(scores.score(runs.answers.values()))
+    clean = curves[curves.level == 0]
+    assert set(clean.noise) == {"gaussian", "brightness"}
+    assert clean.groupby("arm").accuracy.nunique().eq(1).all()
+
+
+def test_the_commonest_answer_is_a_share_of_all_answers(runs):
+    answers = runs.answers["bn", 0]
+    given = answers.classes[(answers.table.statistics == "fixed").to_numpy()]
+    assert scores.commonest(answers, "fixed") == max(np.bincount(given.ravel())) / given.size
+
+
+# ------------------------------------------------------------------------------------------------- the runs that are gathered
+
+
+def test_a_missing_run_is_said_and_costs_no_other_seed(project, capsys):
+    write_experiment(project, range(2))
+    write_run(project, "bn", 2, ["fixed", "batch"])
+    write_run(project, "ln_drawn", 0, [])
+    runs = collect(EXPERIMENT, ["bn", "ln"], [0, 1, 2])
+    assert sorted(runs.table.seed.unique()) == [0, 1]
+    assert "2 of 3 seeds" in capsys.readouterr().out
+
+
+def test_without_a_single_whole_seed_the_command_is_named(project):
+    write_run(project, "bn", 0, ["fixed"])
+    with pytest.raises(FileNotFoundError, match=f"dvc repro scores@{EXPERIMENT}"):
+        collect(EXPERIMENT, ["bn", "ln"], [0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"train": {"epochs": 3}}, "train.epochs"), ({"images": 30}, "gaussian|brightness")]
+)
+def test_runs_that_were_trained_or_asked_otherwise_do_not_join(project, changes, named):
+    write_experiment(project, range(2))
+    write_run(project, "ln", 1, ["batch", "single"], **changes)
+    with pytest.raises(ValueError, match=named):
+        collect(EXPERIMENT, ["bn", "ln"], [0, 1])
+
+
+def test_what_captions_say_of_an_experiment_is_counted_from_its_runs(runs):
+    write_results(runs)
+    about = read_about(EXPERIMENT)
+    assert (about["seeds"], about["epochs"], about["conditions"]) == (6, 2, 3)
+    assert about["images_of_arm"]["LN single"] == IMAGES
+    assert about["train_accuracy"] == {"BN": 0.97, "LN": 0.97}
+    assert about["one_class"] == []
