@@ -7,7 +7,7 @@ interval.
 To add a claim: one row in COMPARISONS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from localnorm import scores, stats
-from localnorm.arms import ARMS, METRICS, STATISTICS, arm_of, find
+from localnorm.arms import ARMS, METRICS, arm_of, find
 
 if TYPE_CHECKING:
     from localnorm.gather import Runs
@@ -94,7 +94,6 @@ class Comparison:
         source: a key of SOURCES: where the accuracies are from.
         value: of an ablation, where the source is one: "0" epochs of fine-tuning.
         statement: what the difference means in words, for a reader who does not know the arms.
-        figure: the figure that shows it.
     """
 
     claim: str
@@ -106,7 +105,6 @@ class Comparison:
     source: str = "answers"
     value: str = ""
     statement: str = ""
-    figure: str = "forest"
 
     def __post_init__(self):
         find("claim", self.claim, CLAIMS)
@@ -148,7 +146,7 @@ def _of_mixed_streams(comparison: Comparison, runs: "Runs") -> Differences | Non
     return _of_table(comparison, mixed, mixed)
 
 
-def _of_conversion(comparison: Comparison, ablations: pd.DataFrame) -> Differences | None:
+def _of_ablations(comparison: Comparison, ablations: pd.DataFrame) -> Differences | None:
     """Trained BatchNorm networks of the ablations, converted and fine-tuned, against the same networks as they were."""
     converted = ablations[(ablations.ablation == CONVERTED) & (ablations.value == comparison.value)]
     return _of_table(comparison, converted, ablations[(ablations.ablation == "network") & (ablations.value == "bn")])
@@ -171,154 +169,81 @@ def _of_table(comparison: Comparison, of_first: pd.DataFrame, of_second: pd.Data
 SOURCES: dict[str, Callable[..., Differences | None]] = {
     "answers": _of_answers,
     "mixed streams": _of_mixed_streams,
-    "conversion": _of_conversion,
+    "conversion": _of_ablations,
 }
 
 
-def _rows() -> tuple[Comparison, ...]:
-    primary = [
-        Comparison(
-            "C3",
-            "LN batch",
-            "BN fixed",
-            "noisy",
-            0,
-            "P1",
-            statement="LocalNorm in batches is more robust than BatchNorm as it is used",
-        ),
-        Comparison(
-            "control",
-            "LN batch",
-            "BN batch",
-            "noisy",
-            0,
-            "P2",
-            statement="LocalNorm adds robustness to statistics of the test batch",
-        ),
-        Comparison(
-            "C4",
-            "LN batch",
-            "BN fixed",
-            "clean",
-            -MARGIN,
-            "P3",
-            statement="LocalNorm in batches is as good on clean images, to a point",
-        ),
-        Comparison(
-            "C5", "LN single", "BN fixed", "noisy", 0, "P4", statement="LocalNorm alone with one image is more robust"
-        ),
-        Comparison(
-            "C5",
-            "LN single",
-            "BN fixed",
-            "clean",
-            -MARGIN,
-            "P4",
-            statement="LocalNorm alone with one image is as good on clean images, to a point",
-        ),
-        Comparison(
-            "prior",
-            "LN prior",
-            "BN prior",
-            "noisy",
-            0,
-            "P5",
-            statement="with a prior, LocalNorm is more robust on one image",
-        ),
-        Comparison(
-            "prior",
-            "LN prior",
-            "BN fixed",
-            "clean",
-            -MARGIN,
-            "P5",
-            statement="with a prior, LocalNorm is as good on one clean image, to a point",
-        ),
-        Comparison(
-            "drawn",
-            "LN drawn single",
-            "BN prior",
-            "noisy",
-            0,
-            "P6",
-            statement="trained for one image, LocalNorm is more robust than BatchNorm with a prior",
-        ),
-        Comparison(
-            "streams",
-            "LN prior",
-            "BN batch",
-            "noisy",
-            0,
-            "P7",
-            "mixed streams",
-            statement="one image at a time beats test batches on a stream of mixed conditions",
-            figure="streams",
-        ),
-    ]
-    described = [
-        Comparison(
-            "C2", "BN batch", "BN fixed", "noisy", statement="statistics of the test batch help BatchNorm under noise"
-        ),
-        Comparison("C2", "BN fixed", "BN batch", "clean", statement="and cost it accuracy on clean images"),
-        Comparison(
-            "C4",
-            "LN batch",
-            "BN batch",
-            "clean",
-            -MARGIN,
-            statement="LocalNorm in batches is as good as BatchNorm in batches",
-        ),
-        Comparison(
-            "prior",
-            "LN prior",
-            "BN prior",
-            "clean",
-            -MARGIN,
-            statement="with a prior, LocalNorm is as good as BatchNorm with one",
-        ),
-        Comparison("prior", "BN prior", "BN fixed", "noisy", statement="a prior helps BatchNorm on one image"),
-        Comparison(
-            "drawn",
-            "LN drawn single",
-            "BN fixed",
-            "clean",
-            -MARGIN,
-            statement="trained for one image, LocalNorm is as good on clean images",
-        ),
-        Comparison("drawn", "LN drawn single", "BN prior", "clean", -MARGIN),
-        Comparison("C6", "LN drawn single", "BN prior", "dark", figure="poor-light"),
-    ]
-    alone = [key for key in ("single", "vote", "companions", "prior", "last_fixed") if STATISTICS[key].one_image]
+# fmt: off
+_PRIMARY = (  # of one image and of streams, the second arm is BatchNorm's best way to do the same
+    ("P1", "C3", "LN batch", "BN fixed", "noisy", 0.0, "LocalNorm in batches is more robust than BatchNorm as it is used"),
+    ("P2", "control", "LN batch", "BN batch", "noisy", 0.0, "LocalNorm adds robustness to statistics of the test batch"),
+    ("P3", "C4", "LN batch", "BN fixed", "clean", -MARGIN, "LocalNorm in batches is as good on clean images, to a point"),
+    ("P4", "C5", "LN single", "BN fixed", "noisy", 0.0, "LocalNorm alone with one image is more robust"),
+    ("P4", "C5", "LN single", "BN fixed", "clean", -MARGIN, "LocalNorm alone with one image is as good on clean images, to a point"),
+    ("P5", "prior", "LN prior", "BN prior", "noisy", 0.0, "with a prior, LocalNorm is more robust on one image"),
+    ("P5", "prior", "LN prior", "BN fixed", "clean", -MARGIN, "with a prior, LocalNorm is as good on one clean image, to a point"),
+    ("P6", "drawn", "LN drawn single", "BN prior", "noisy", 0.0, "trained for one image, LocalNorm beats BatchNorm with a prior"),
+    ("P7", "streams", "LN prior", "BN batch", "noisy", 0.0, "one image at a time beats test batches on a stream of mixed conditions"),
+)
+_DESCRIBED = (
+    ("C2", "BN batch", "BN fixed", "noisy", 0.0),
+    ("C2", "BN fixed", "BN batch", "clean", 0.0),
+    ("C4", "LN batch", "BN batch", "clean", -MARGIN),
+    ("prior", "LN prior", "BN prior", "clean", -MARGIN),
+    ("prior", "BN prior", "BN fixed", "noisy", 0.0),
+    ("drawn", "LN drawn single", "BN fixed", "clean", -MARGIN),
+    ("drawn", "LN drawn single", "BN prior", "clean", -MARGIN),
+    ("C6", "LN drawn single", "BN prior", "dark", 0.0),
+)
+# fmt: on
+
+
+def _of_one_image() -> Iterator[Comparison]:
+    """Every way to answer one image, against BN fixed and against BatchNorm in the same way; drawn groups against LocalNorm's own."""
+    alone = ("single", "vote", "companions", "prior", "last_fixed")
     for claim, metric in (("C5", "noisy"), ("C6", "dark")):
         for network in ("ln", "ln_drawn"):
-            for key in alone:
-                first = arm_of(network, key).label
-                figure = "one-image" if claim == "C5" else "poor-light"
-                for second in ("BN fixed", arm_of("bn", key).label if key != "vote" else ""):
-                    if second:
-                        described.append(Comparison(claim, first, second, metric, figure=figure))
-    for key in ("batch", *alone):
+            for statistics in alone:
+                yield Comparison(claim, arm_of(network, statistics).label, "BN fixed", metric)
+                if statistics != "vote":  # BatchNorm has one affine, so no jury
+                    yield Comparison(claim, arm_of(network, statistics).label, arm_of("bn", statistics).label, metric)
+    for statistics in ("batch", *alone):
         for metric in ("noisy", "clean"):
-            described.append(
-                Comparison("drawn", arm_of("ln_drawn", key).label, arm_of("ln", key).label, metric, figure="one-image")
-            )
-    for value in ("0", "1", "5"):
+            yield Comparison("drawn", arm_of("ln_drawn", statistics).label, arm_of("ln", statistics).label, metric)
+
+
+def _of_conversion() -> Iterator[Comparison]:
+    """A trained BatchNorm network that gets LocalNorm's layers, after so many epochs of fine-tuning."""
+    for epochs in ("0", "1", "5"):
         for second, metric, threshold in (
-            ("BN fixed", "noisy", 0),
+            ("BN fixed", "noisy", 0.0),
             ("BN fixed", "clean", -MARGIN),
-            ("BN batch", "noisy", 0),
+            ("BN batch", "noisy", 0.0),
         ):
-            described.append(
-                Comparison("C9", "LN batch", second, metric, threshold, "", "conversion", value, figure="ablations")
-            )
-    written = {(row.first, row.second, row.metric, row.source) for row in primary}
-    return (
-        *primary,
-        *(row for row in described if (row.first, row.second, row.metric, row.source) not in written or row.value),
-    )
+            yield Comparison("C9", "LN batch", second, metric, threshold, source="conversion", value=epochs)
 
 
-COMPARISONS = _rows()
+def _all() -> tuple[Comparison, ...]:
+    primary = [
+        Comparison(
+            claim,
+            first,
+            second,
+            metric,
+            threshold,
+            name,
+            "mixed streams" if name == "P7" else "answers",
+            statement=statement,
+        )
+        for name, claim, first, second, metric, threshold, statement in _PRIMARY
+    ]
+    asked = {(row.first, row.second, row.metric) for row in primary}
+    described = [*(Comparison(*row) for row in _DESCRIBED), *_of_one_image()]
+    described = [row for row in described if (row.first, row.second, row.metric) not in asked]
+    return (*primary, *described, *_of_conversion())
+
+
+COMPARISONS = _all()
 PRIMARY = tuple(row for row in COMPARISONS if row.primary)
 TRAINED = 0.05  # of training accuracy: an arm that is farther behind another one was not trained to the end
 KEYS = ["claim", "primary", "first", "second", "metric", "source", "value"]

@@ -55,8 +55,8 @@ def collect(experiment: str, networks: list[str], seeds: list[int]) -> Runs:
     complete = [seed for seed in seeds if all((network, seed) in done for network in needed)]
     if not complete:
         raise FileNotFoundError(
-            f"no seed of {experiment} has been trained and asked with each of {', '.join(needed)}; "
-            f"run: dvc repro scores@{experiment}"
+            f"no seed of {experiment} has been trained and asked with each of {', '.join(needed)}; run: dvc repro "
+            f"scores@{experiment}"
         )
     kept = [network for network in networks if all((network, seed) in done for seed in complete)]
     if left := [network for network in networks if network not in kept]:
@@ -172,8 +172,9 @@ def _check_trained_alike(experiment: str, records: dict[tuple[str, int], dict]) 
             if changed := sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)):
                 names = [paths.run_name(experiment, *key) for key in (first, other)]
                 raise ValueError(
-                    f"the runs of {experiment} must be trained with the same settings on the same images, but {' and '.join(names)} "
-                    f"differ in {', '.join(f'{part}.{key}' for key in changed)}; run: dvc repro scores@{experiment}"
+                    f"the runs of {experiment} must be trained with the same settings on the same images, but "
+                    f"{' and '.join(names)} differ in {', '.join(f'{part}.{key}' for key in changed)}; run: dvc repro "
+                    f"scores@{experiment}"
                 )
 
 
@@ -189,8 +190,9 @@ def _check_asked_alike(experiment: str, answers: dict[tuple[str, int], Answers])
     for key, each in answers.items():
         if not np.array_equal(one.labels, each.labels):
             raise ValueError(
-                f"the runs of {experiment} must be asked about the same test images in the same order, but the true classes of "
-                f"{paths.run_name(experiment, *first)} and {paths.run_name(experiment, *key)} differ; run: dvc repro scores@{experiment}"
+                f"the runs of {experiment} must be asked about the same test images in the same order, but the true "
+                f"classes of {paths.run_name(experiment, *first)} and {paths.run_name(experiment, *key)} differ; run: "
+                f"dvc repro scores@{experiment}"
             )
         for statistics, rows in each.table.groupby("statistics", sort=False):
             asked = sorted(rows[["suite", "noise", "level", "images"]].itertuples(index=False, name=None))
@@ -198,9 +200,10 @@ def _check_asked_alike(experiment: str, answers: dict[tuple[str, int], Answers])
             if changed := sorted(set(known) ^ set(asked)):
                 suite, noise, level, images = changed[0]
                 raise ValueError(
-                    f"the runs of {experiment} must be asked under the same conditions, but of {paths.run_name(experiment, *other)} and "
-                    f"{paths.run_name(experiment, *key)} only one has {noise} ({suite}) at level {level:g} on {images} images with "
-                    f"{statistics} statistics; run: dvc repro scores@{experiment}"
+                    f"the runs of {experiment} must be asked under the same conditions, but of "
+                    f"{paths.run_name(experiment, *other)} and {paths.run_name(experiment, *key)} only one has "
+                    f"{noise} ({suite}) at level {level:g} on {images} images with {statistics} statistics; run: dvc "
+                    f"repro scores@{experiment}"
                 )
 
 

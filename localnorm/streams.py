@@ -78,8 +78,10 @@ def answer_streams(
         ask = Predictor(model, "batch", batch_size=size) if in_batches else None
         for composition in COMPOSITIONS:
             found = dict(of_image)
+            if ask and (size > 1 or composition == "uniform"):  # one image is its own company
+                in_batch = _right(ask, noisy, labels, mixed=composition == "mixed")
             if ask:
-                found["batch"] = _right(ask, noisy, labels, mixed=composition == "mixed")
+                found["batch"] = in_batch
             for statistics, right in found.items():
                 for condition, hits in zip(studied, right, strict=True):
                     rows.append((statistics, composition, size, *condition, len(images), int(hits.sum())))

@@ -11,8 +11,8 @@ from localnorm.arms import ARMS, METRICS, NETWORKS, STATISTICS
 __all__ = ["read_about", "read_table"]
 
 COMPARED = (
-    "claim primary first second metric source value threshold seeds train_gap deviation images_error estimate "
-    "low high p p_holm p_sign_flip"
+    "claim primary first second metric source value threshold seeds train_gap deviation images_error estimate low "
+    "high p p_holm p_sign_flip"
 )
 # kind -> (file below data/results, columns that its readers use)
 TABLES = {
@@ -47,8 +47,8 @@ NUMBERS = _set(
     "train_seconds images_per_second batchnorm localnorm ratio lower_quartile upper_quartile bound"
 )
 MAY_BE_EMPTY = _set(  # one seed has no interval, and not every pair of arms was run
-    "train_seconds prior fixed_last primary value nll brier ece disagreement clean noisy estimate low high "
-    "p p_holm p_sign_flip deviation train_gap images_error"
+    "train_seconds prior fixed_last primary value nll brier ece disagreement clean noisy estimate low high p p_holm "
+    "p_sign_flip deviation train_gap images_error"
 )
 # column -> what may stand in it
 KNOWN = {

@@ -64,10 +64,10 @@ def describe(about: dict) -> str:
     source = f" ({about['provenance']['note']})" if about["provenance"]["lossy"] else ""
     epochs = f"{about['epochs']} epoch{'s' if about['epochs'] > 1 else ''}"
     return (
-        f"{about['title']}{source}: {counts['train']:,} training and {counts['test']:,} test images of {width} x {height} pixels, "
-        f"{scored_images(about)} of them scored; {about['model']}, {epochs}, batches of {about['batch_size']} in "
-        f"{about['num_groups']} groups; "
-        f"{seed_count(about['seeds'])}; {' or '.join(about['devices'])}, torch {' or '.join(about['torch'])}"
+        f"{about['title']}{source}: {counts['train']:,} training and {counts['test']:,} test images of {width} x "
+        f"{height} pixels, {scored_images(about)} of them scored; {about['model']}, {epochs}, batches of "
+        f"{about['batch_size']} in {about['num_groups']} groups; {seed_count(about['seeds'])}; "
+        f"{' or '.join(about['devices'])}, torch {' or '.join(about['torch'])}"
     )
 
 

@@ -94,10 +94,11 @@ def caption(table: pd.DataFrame, settings: dict, about: dict) -> str:
     trained = f"trained with {', '.join(differ)} and otherwise " if differ else ""
     return (
         "What the number of groups does, and what else: one setting varies per column. With the batch fixed, more "
-        "groups K leave fewer images "
-        "per group; fine-tuning follows the exchange of a trained BatchNorm network's layers. Where a line is flat, the setting does not "
-        f"matter. Noisy is the mean over {len(noises)} noise{'s' * (len(noises) > 1)}. Networks {trained}like the experiment's: "
-        f"{_seeds(table)}, {int(table[table.level > 0].images.max()):,} test images under noise, {trained_on(table)}. {describe(about)}."
+        "groups K leave fewer images per group; fine-tuning follows the exchange of a trained BatchNorm network's "
+        f"layers. Where a line is flat, the setting does not matter. Noisy is the mean over {len(noises)} "
+        f"noise{'s' * (len(noises) > 1)}. Networks {trained}like the experiment's: {_seeds(table)}, "
+        f"{int(table[table.level > 0].images.max()):,} test images under noise, {trained_on(table)}. "
+        f"{describe(about)}."
     )
 
 

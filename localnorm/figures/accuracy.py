@@ -41,6 +41,6 @@ def plot_accuracy(curves: pd.DataFrame, arms: Sequence[str]) -> Figure:
 def caption(curves: pd.DataFrame, arms: Sequence[str], about: dict) -> str:
     drawn = [arm for arm in arms if arm in set(curves.arm)]
     return (
-        "Accuracy falls with rising noise; how fast depends on where the statistics come from. One panel per noise, one line per arm "
-        f"({enumerate_words(drawn)}), the mean over seeds with its 95 % interval. {describe(about)}."
+        "Accuracy falls with rising noise; how fast depends on where the statistics come from. One panel per noise, "
+        f"one line per arm ({enumerate_words(drawn)}), the mean over seeds with its 95 % interval. {describe(about)}."
     )

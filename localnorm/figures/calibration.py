@@ -66,6 +66,6 @@ def caption(table: pd.DataFrame, about: dict) -> str:
         f"; last, the disagreement of the members of {VOTE} on {vote:,} images, one line per noise" if vote else ""
     )
     return (
-        "A network that fails should say so: the expected calibration error (15 bins of the confidence) against the level of each noise, "
-        f"the mean over seeds with its 95 % interval{disagreement}. {describe(about)}."
+        "A network that fails should say so: the expected calibration error (15 bins of the confidence) against the "
+        f"level of each noise, the mean over seeds with its 95 % interval{disagreement}. {describe(about)}."
     )

@@ -83,8 +83,8 @@ def caption(costs: pd.DataFrame) -> str:
     devices = costs.drop_duplicates("device").itertuples()
     measured = "; ".join(f"{row.machine}, {row.threads} threads, {row.device}, torch {row.torch}" for row in devices)
     return (
-        "What LocalNorm costs over BatchNorm (claims C7 and C8): the median ratio of runs in turn, with its quartiles. Training steps of "
-        f"{batches}; predictions of {' or '.join(alone)} images, each normalised alone: single under one group's "
-        f"affine, vote under every "
-        f"group's. Solid grey: the bound that a claim is judged by, and for a vote its forwards. {measured}."
+        "What LocalNorm costs over BatchNorm (claims C7 and C8): the median ratio of runs in turn, with its "
+        f"quartiles. Training steps of {batches}; predictions of {' or '.join(alone)} images, each normalised alone: "
+        "single under one group's affine, vote under every group's. Solid grey: the bound that a claim is judged by, "
+        f"and for a vote its forwards. {measured}."
     )

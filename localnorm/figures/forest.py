@@ -54,10 +54,9 @@ def plot_forest(comparisons: pd.DataFrame) -> Figure:
 def caption(abouts: Sequence[dict]) -> str:
     return (
         "The primary comparisons, written down before anything was scored. Each is the difference of two arms in "
-        "points, the mean over seeds "
-        "with its 95 % interval; the tick is the threshold that the claim needs to pass. Green holds and red does not "
-        "hold here, after Holm's "
-        "correction; a hollow mark is undecided. The axis is linear between -10 and 10 points and logarithmic beyond. "
+        "points, the mean over seeds with its 95 % interval; the tick is the threshold that the claim needs to pass. "
+        "Green holds and red does not hold here, after Holm's correction; a hollow mark is undecided. The axis is "
+        "linear between -10 and 10 points and logarithmic beyond. "
         + ". ".join(describe(about) for about in abouts)
         + "."
     )

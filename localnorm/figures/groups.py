@@ -40,8 +40,8 @@ def plot_groups(batch_size: int, num_groups: int) -> Figure:
     """
     if batch_size % num_groups or num_groups > len(GROUP_COLOURS):
         raise ValueError(
-            f"a drawing needs num_groups up to {len(GROUP_COLOURS)} that divides batch_size, "
-            f"got num_groups={num_groups}, batch_size={batch_size}"
+            f"a drawing needs num_groups up to {len(GROUP_COLOURS)} that divides batch_size, got "
+            f"num_groups={num_groups}, batch_size={batch_size}"
         )
     margins = [MARGIN, *[0.1] * (len(ASSIGNMENTS) - 1)]  # the names of the rows stand left of the first panel
     ratios = [batch_size + 0.1 + margin for margin in margins]
@@ -93,8 +93,7 @@ def _plate() -> dict:
 def caption(batch_size: int, num_groups: int) -> str:
     return (
         f"How LocalNorm splits a batch of B = {batch_size} images into K = {num_groups} groups. The mean and the "
-        "variance of a channel run over "
-        f"the {batch_size // num_groups} images of a group and all positions, and each group has its own gamma and "
-        "beta. Left: consecutive images, "
-        "as in the released experiments. Right: image i in group i mod K. Which image belongs where is read off the layer itself."
+        f"variance of a channel run over the {batch_size // num_groups} images of a group and all positions, and each "
+        "group has its own gamma and beta. Left: consecutive images, as in the released experiments. Right: image i "
+        "in group i mod K. Which image belongs where is read off the layer itself."
     )

@@ -234,9 +234,7 @@ def caption(steps: list[Step], num_groups: int, side: int) -> str:
     norms, convolutions = (sum(step.kind == kind for step in steps) for kind in ("norm", "conv"))
     return (
         f"ResNet-32 for {side} by {side} pixels with its {norms} LocalNorm layers (blue), {convolutions} convolutions "
-        "(grey), ReLU and additions "
-        "(white). Above, the whole network, each operation as high as its feature map is wide; below, the framed "
-        "block. Each LocalNorm holds one "
-        f"gamma and one beta per channel for each of its K = {num_groups} groups; everything else is shared. Recorded "
-        "from the network that is trained."
+        "(grey), ReLU and additions (white). Above, the whole network, each operation as high as its feature map is "
+        "wide; below, the framed block. Each LocalNorm holds one gamma and one beta per channel for each of its K = "
+        f"{num_groups} groups; everything else is shared. Recorded from the network that is trained."
     )

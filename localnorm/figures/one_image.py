@@ -58,11 +58,9 @@ def plot_one_image(summary: pd.DataFrame, references: Sequence[str], arms: Seque
 def caption(summary: pd.DataFrame, references: Sequence[str], abouts: Sequence[dict]) -> str:
     above = [arm for arm in references if arm in set(summary.arm)]
     return (
-        "One test image at a time: accuracy under noise (filled) and on clean images (hollow) of every way to give it "
-        "statistics, and above the "
-        f"line, for comparison, of {enumerate_words(above)}. Means over seeds with 95 % intervals. The strength of a "
-        f"prior, and in last fixed "
-        "the number of layers, were chosen on validation images under noises that are not scored. An arm of fewer "
-        "images scored the first of "
+        "One test image at a time: accuracy under noise (filled) and on clean images (hollow) of every way to give "
+        f"it statistics, and above the line, for comparison, of {enumerate_words(above)}. Means over seeds with 95 % "
+        "intervals. The strength of a prior, and in last fixed the number of layers, were chosen on validation "
+        "images under noises that are not scored. An arm of fewer images scored the first of "
         "them, which moves its accuracy by several points. " + ". ".join(describe(about) for about in abouts) + "."
     )

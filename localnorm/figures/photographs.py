@@ -116,14 +116,14 @@ def plot_noises(wall: dict[str, list[tuple[str, np.ndarray]]]) -> Figure:
 def histograms_caption(name: str, seed: int) -> str:
     return (
         "Noise shifts the histograms of an image's colour channels (claim C1). One of scikit-learn's photographs "
-        f"({name}.jpg), clean and under "
-        f"noises of the named suite, one draw each (seed {seed}); the number is the level. Bars at the ends are cut off."
+        f"({name}.jpg), clean and under noises of the named suite, one draw each (seed {seed}); the number is the "
+        "level. Bars at the ends are cut off."
     )
 
 
 def noises_caption(name: str, size: int, seed: int) -> str:
     return (
         f"The noises of both suites at rising levels on one of scikit-learn's photographs ({name}.jpg, {size} by "
-        f"{size} pixels), one draw each "
-        f"(seed {seed}). Released noises leave the range of pixel values and are cut to it for display."
+        f"{size} pixels), one draw each (seed {seed}). Released noises leave the range of pixel values and are cut to "
+        "it for display."
     )

@@ -201,8 +201,8 @@ def caption(count: int, strengths: dict[str, dict], seed: int, about: dict, own:
     which = "photographs of the user's own" if own else f"the first {count} of the test images, true class coloured"
     n0 = ", ".join(f"{arm} {chosen['prior']:g}" for arm, chosen in strengths.items())
     return (
-        f"Single images under poor light (claim C6) and the five likeliest classes of each arm: {which}. Networks of seed {seed}, each "
-        f"image alone{f'; n0 in positions: {n0}' if n0 else ''}. {describe(about)}."
+        f"Single images under poor light (claim C6) and the five likeliest classes of each arm: {which}. Networks of "
+        f"seed {seed}, each image alone{f'; n0 in positions: {n0}' if n0 else ''}. {describe(about)}."
     )
 
 

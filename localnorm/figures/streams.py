@@ -87,9 +87,8 @@ def caption(table: pd.DataFrame, arms: Sequence[str], about: dict) -> str:
     ]
     return (
         f"Statistics of the test batch need company of one kind: accuracy of {enumerate_words(drawn)} against the "
-        f"number of images in a test "
-        "batch. Left, batches of one condition; right, batches that hold clean images and several noises in turn. BN "
-        "batch takes one statistic "
-        f"of the whole batch, LN batch one of each of its groups. Means over {seed_count(table.seed.nunique())}, "
-        f"{int(table.images.max()):,} test images. {describe(about)}."
+        "number of images in a test batch. Left, batches of one condition; right, batches that hold clean images and "
+        "several noises in turn. BN batch takes one statistic of the whole batch, LN batch one of each of its "
+        f"groups. Means over {seed_count(table.seed.nunique())}, {int(table.images.max()):,} test images. "
+        f"{describe(about)}."
     )

@@ -40,6 +40,7 @@ pre { background: var(--code); padding: .6rem .8rem; overflow-x: auto; font-size
 table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto; margin: 1rem 0 }
 table, th, td { border: 0 } th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top }
 th:first-child, td:first-child, .text td, .text th { text-align: left }
+table:not([class]) :is(td, th):nth-child(2) { text-align: left; white-space: nowrap } /* a line there is a line in the next columns */
 ul.runs { columns: 3 18rem; padding-left: 1.2rem } figure { margin: 1.5rem 0 } figcaption { font-size: .9rem; color: var(--quiet) }
 .anchor-link { display: none } .output_subarea { margin: .4rem 0 .4rem 1rem } .output_subarea pre { background: none }
 .failed { color: #c0392b; font-weight: bold }
@@ -77,8 +78,8 @@ def write_site(output: Path) -> Path:
         raise FileNotFoundError("no experiment has results here; make some with `make quickstart`")
     if foreign := _foreign(output):
         raise ValueError(
-            f"the pages replace only earlier ones or an empty folder, and {output} holds {foreign[0]}, which they did not write; "
-            "choose another folder, or move that away"
+            f"the pages replace only earlier ones or an empty folder, and {output} holds {foreign[0]}, which they did "
+            "not write; choose another folder, or move that away"
         )
     published = [name for name in params["published"] if name in there]
     new = output.with_name(f".{output.name}.part")
