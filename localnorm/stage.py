@@ -6,6 +6,7 @@ reason in one line.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -52,16 +53,15 @@ def run_notebook(name: str, suffix: str, parameters: dict) -> Path:
     _check_source(name, "is not of the code that is there; run `dvc repro strip` first")
     output = project / "data" / "executed" / (f"{name}-{suffix}.ipynb" if suffix else f"{name}.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(project):
         _offer_own_kernel(Path(folder))
         papermill.execute_notebook(
-            notebook,
-            output,
+            notebook.relative_to(project),  # it writes down both paths, and where the project lies is nobody's business
+            output.relative_to(project),
             parameters=parameters,
             kernel_name="python3",
             progress_bar=False,
             stderr_file=sys.stderr,  # progress bars of the stage itself
-            cwd=project,
         )
     _check_source(name, "changed while the stage ran, so its results are of neither version; run it again")
     return output

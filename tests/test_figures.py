@@ -284,7 +284,7 @@ def test_ablations_draw_accuracy_against_each_value_and_only_the_ablations_that_
     assert len(figure.axes) == 2 * 3
     layers = figure.axes[2]
     assert line(layers, "LN batch") == ([0], [0.9])
-    assert [label.get_text() for label in layers.get_xticklabels()] == ["BN"]
+    assert [label.get_text() for label in figure.axes[5].get_xticklabels()] == ["BN"]
     with pytest.raises(ValueError, match=r"unknown ablation depth.*groups at fixed batch"):
         plot_ablations(table.assign(ablation="depth"), ["LN batch"])
     with pytest.raises(ValueError, match="finite number"):
