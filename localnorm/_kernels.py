@@ -45,12 +45,7 @@ def normalize_groups(
     # A comparison: min() of a symbolic size defeats torch.compile's guards.
     groups = num_groups if batch >= num_groups else batch
     size, larger = (batch // groups, batch % groups) if batch else (0, 0)
-    if has_one_value(x, groups):
-        raise ValueError(
-            f"a group needs more than 1 value per channel, got input {tuple(x.shape)} in {groups} groups; "
-            "use a larger batch or fewer groups, predict with mode 'prior', 'companions' or 'fixed', or let such layers take "
-            "their stored statistics there by one_value='fixed'"
-        )
+    check_values(x, groups)
     if use_triton(x, assignment):
         weight, bias = (None if t is None else _shared_row(t) for t in (weight, bias))
         options = {"assignment": assignment, "eps": eps, "momentum": momentum}
@@ -114,6 +109,16 @@ def _is_float_on_cpu(x: Tensor) -> bool:
 def has_one_value(x: Tensor, groups: int) -> bool:
     """Whether the smallest of these groups of a batch has one value per channel, so no variance."""
     return bool(x.shape[0]) and x.shape[0] // groups * math.prod(x.shape[2:]) == 1
+
+
+def check_values(x: Tensor, groups: int) -> None:
+    """Refuse groups that have no variance."""
+    if has_one_value(x, groups):
+        raise ValueError(
+            f"a group needs more than 1 value per channel, got input {tuple(x.shape)} in {groups} groups; "
+            "use a larger batch or fewer groups, predict with mode 'prior', 'companions' or 'fixed', or let such layers take "
+            "their stored statistics there by one_value='fixed'"
+        )
 
 
 def normalize_with_stored(

@@ -19,13 +19,15 @@ from localnorm.arms import ARMS, NETWORKS, arm_of, find
 from localnorm.data import prepare
 from localnorm.noise import catalogue
 from localnorm.params import check_keys, grid, load_params
-from localnorm.settings import AblationConfig, AnswersConfig, TrainConfig
+from localnorm.settings import AblationConfig, AnswersConfig, StudyConfig, TrainConfig
 
 __all__ = ["check_params", "repair_dvc"]
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # a folder's name, and a word of the commands in dvc.yaml
 
 LARGEST = 2**63  # whole numbers below fit what they are handed to
+
+STAGES = {"train": TrainConfig, "answers": AnswersConfig, "ablations": AblationConfig, "study": StudyConfig}
 
 GIVEN = ("output",)  # arguments of `prepare` that are no settings
 
@@ -50,7 +52,7 @@ def check_params() -> None:
             _check_types("prepare", block["prepare"], prepare)
             check_keys("prepare", block["prepare"], prepare, GIVEN)
             settings = {}
-            for stage, target in (("train", TrainConfig), ("answers", AnswersConfig), ("ablations", AblationConfig)):
+            for stage, target in STAGES.items():
                 if stage in block:
                     _check_types(stage, block[stage], target)
                     _check_names(block[stage])
@@ -59,6 +61,10 @@ def check_params() -> None:
             if "ablations" in settings:
                 _check_types("ablations' train", settings["ablations"].train, TrainConfig)
                 variants(settings["ablations"], settings["train"])
+            if "study" in settings:
+                for name in settings["study"].variants:
+                    settings["study"].train_of(name, settings["train"])
+                    settings["study"].asked(name, settings["answers"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"params.yaml, {experiment}: {error}") from None
 
@@ -101,13 +107,13 @@ def _check_lists(params: dict) -> None:
         )
         if name in params and not _fits(blocks, dict[str, dict]):
             raise ValueError(f"params.yaml, {name}: must map each of its stages to a block of settings")
-    for key in ("ablated", "published"):
+    for key in ("ablated", "studied", "published"):
         named = params.get(key, [])
         if not _fits(named, list[str]) or not set(named) <= set(params["experiments"]):
             raise ValueError(f"params.yaml: {key} must be a list of experiments, empty for none, got {named!r}")
-    ablated = params.get("ablated", [])
-    if lacking := [name for name in ablated if "ablations" not in params.get(name, {})]:
-        raise ValueError(f"params.yaml: {lacking[0]} is in the list ablated and has no block ablations; add one")
+    for key, stage in (("ablated", "ablations"), ("studied", "study")):
+        if lacking := [name for name in params.get(key, []) if stage not in params.get(name, {})]:
+            raise ValueError(f"params.yaml: {lacking[0]} is in the list {key} and has no block {stage}; add one")
 
 
 def _check_types(stage: str, block: dict, target: Callable) -> None:

@@ -8,6 +8,7 @@ companions a group of S. How a device computes it stands in ``_kernels``.
 import math
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from localnorm._kernels import (
     normalize_with_stored,
     runs_eagerly,
 )
+from localnorm._shrunk import normalize_shrunk
 from localnorm.modes import BATCH, MODES, Mode, check_one_value, mode_of_block, use_mode
 
 __all__ = [
@@ -293,7 +295,7 @@ class LocalNorm(nn.Module):
         mode = mode_of_block()
         if mode is None:
             mode = BATCH if self.training else self.eval_mode
-        if mode.name == "batch":
+        if mode.name in ("batch", "shrunk"):
             return self._normalize_batch(x, mode)
         if mode.name == "sized":
             return self._normalize_sized(x, mode)
@@ -343,17 +345,12 @@ class LocalNorm(nn.Module):
             running_mean, running_var = self.running_mean, self.running_var
             self.num_batches_tracked.add_(1)
             momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        return normalize_groups(
-            x,
-            self.num_groups,
-            self.weight,
-            self.bias,
-            running_mean,
-            running_var,
-            assignment=self.assignment,
-            eps=self.eps,
-            momentum=momentum,
-        )
+        normalize = normalize_groups
+        if mode.name == "shrunk" and x.shape[0]:
+            normalize = partial(normalize_shrunk, prior=mode.prior() if callable(mode.prior) else mode.prior)
+        per_group = (self.weight, self.bias, running_mean, running_var)
+        options = {"assignment": self.assignment, "eps": self.eps, "momentum": momentum}
+        return normalize(x, self.num_groups, *per_group, **options)
 
     def _normalize_sized(self, x: Tensor, mode: Mode) -> Tensor:
         if x.shape[0] % mode.group_size:

@@ -68,7 +68,7 @@ def make_model(
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
-    layer = find("network", network, NETWORKS).layer
+    about = find("network", network, NETWORKS)
     if pretrained and name not in PRETRAINED:
         raise ValueError(
             f"no ImageNet weights for {name!r}; set pretrained=False or choose one of {', '.join(PRETRAINED)}"
@@ -81,7 +81,11 @@ def make_model(
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = eps
-    return LAYERS[layer](model, num_groups)
+    if (
+        about.layer == "BN" and about.training == "shrunk"
+    ):  # torch's own layer cannot shrink; LocalNorm with one group is BatchNorm
+        return convert_to_localnorm(model, 1, assignment="contiguous", track_running_stats=True, inplace=True)
+    return LAYERS[about.layer](model, num_groups)
 
 
 def save_model(model: nn.Module, path: Path, name: str, network: str, **arguments) -> None:

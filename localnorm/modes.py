@@ -9,7 +9,7 @@ import contextlib
 import math
 import operator
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -26,7 +26,7 @@ class Mode:
 
     name: str = "batch"
     group: int | Tensor = 0  # one affine for all, or one per group of images, (G,)
-    prior: float = 0.0  # positions
+    prior: float | Tensor | Callable[[], Tensor] = 0.0  # positions; each layer calls a function for its own
     group_size: int = 1  # images; more than one where predict adds companions, or training draws the size
     assignment: str = "interleaved"  # of images to groups of more than one
     fixed_last: int = 0  # so many layers at the network's end take stored statistics in every mode
@@ -55,7 +55,11 @@ def set_mode(mode: Mode) -> Iterator[None]:
 
 
 def use_mode(
-    mode: str, *, group: int = 0, prior: float | None = None, group_size: int | None = None
+    mode: str,
+    *,
+    group: int = 0,
+    prior: float | Tensor | Callable[[], Tensor] | None = None,
+    group_size: int | None = None,
 ) -> contextlib.AbstractContextManager[None]:
     """Inside the block, every LocalNorm that this thread runs takes its statistics from where ``mode`` says.
 
@@ -79,8 +83,11 @@ def use_mode(
     (:func:`localnorm.set_eval_mode`), where every thread finds it. The same holds for the tasks of asyncio: do not
     await inside the block.
 
-    With ``group_size``, a batch is split into groups of so many consecutive images, which take the K affines in turn and
-    leave stored statistics alone. Drawn anew for each training step, from 1 to B/K, it trains a network for single images too.
+    Two options of ``batch`` train a network for single images. With ``group_size``, a batch is split into groups of so many
+    consecutive images, which take the K affines in turn and leave stored statistics alone: draw it anew for each training step,
+    from 1 to B/K. With ``prior``, each image has its own statistics, shrunk by the formula above towards those of its group in
+    the batch: draw n0 anew for each step, log-uniformly from a few positions to many thousands, and give the trained
+    network ``mode="prior"``. Stored statistics move as without it.
 
     Activation checkpointing computes forwards again in the backward pass: after the block, or on a GPU in a thread of autograd's
     that the block does not reach. They then meet other groups, and gradients are silently wrong (``use_reentrant=True``)
@@ -90,7 +97,8 @@ def use_mode(
     Args:
         mode: one of :data:`MODES`.
         group: the group whose affine (and stored statistics) is used; not for ``mode="batch"``.
-        prior: n0, in positions; for ``mode="prior"`` only.
+        prior: n0, in positions; for ``mode="prior"``, a number. For ``mode="batch"`` a number, a tensor () or one n0 per
+            image (B,), or a function that each layer calls for such a tensor; None is plain statistics of the groups.
         group_size: images per group, a divisor of the batch; for ``mode="batch"`` only, where None is as the layer is built.
 
     Raises:
@@ -107,6 +115,13 @@ def use_mode(
         ...     layer(image).shape
         torch.Size([1, 3, 8, 8])
     """
+    if mode == "batch" and prior is not None:
+        checked_mode(mode, group, None)
+        if group_size is not None:
+            raise ValueError(f"group_size={group_size} and prior={prior} are two ways of training; give one of them")
+        if not callable(prior) and not isinstance(prior, Tensor):
+            check_prior("prior", prior)
+        return set_mode(Mode("shrunk", prior=prior))
     if group_size is None:
         return set_mode(checked_mode(mode, group, prior))
     checked_mode(mode, group, prior)

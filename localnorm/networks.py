@@ -24,7 +24,8 @@ class Network:
     Args:
         key: its name in params.yaml, in run names and in file names.
         layer: a key of LAYERS.
-        training: "plain"; "drawn": the number of images per group is drawn anew for each training step.
+        training: "plain"; "drawn": the number of images per group is drawn anew for each training step; "shrunk": each image has
+            statistics of its own, shrunk towards its group's by a strength that is drawn anew for each step.
     """
 
     key: str
@@ -48,6 +49,8 @@ NETWORKS = {
         Network("bn", "BN"),
         Network("ln", "LN"),
         Network("ln_drawn", "LN", "drawn"),
+        Network("bn_shrunk", "BN", "shrunk"),
+        Network("ln_shrunk", "LN", "shrunk"),
         Network("gbn", "GBN"),
         Network("gn", "GN"),
         Network("in", "IN"),

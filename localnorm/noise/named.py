@@ -26,3 +26,11 @@ def brightness(images: Tensor, level: float, generator: torch.Generator | None) 
 
 def contrast(images: Tensor, level: float, generator: torch.Generator | None) -> Tensor:
     return (images - 0.5).mul_(1 - level).add_(0.5)
+
+
+def gamma(images: Tensor, level: float, generator: torch.Generator | None) -> Tensor:
+    return images ** (1 + level)
+
+
+def haze(images: Tensor, level: float, generator: torch.Generator | None) -> Tensor:
+    return (images * (1 - level)).add_(level)

@@ -14,7 +14,8 @@ from localnorm.settings.ablations import (
     AblationConfig,
 )
 from localnorm.settings.answers import DOMAINS, AnswersConfig, Streams, conditions, conditions_of
-from localnorm.settings.train import MODELS, TrainConfig, check_augmentation
+from localnorm.settings.study import StudyConfig
+from localnorm.settings.train import MODELS, Shrinkage, TrainConfig, check_augmentation
 
 __all__ = [
     "DOMAINS",
@@ -27,7 +28,9 @@ __all__ = [
     "TRAINED_SIZES",
     "AblationConfig",
     "AnswersConfig",
+    "Shrinkage",
     "Streams",
+    "StudyConfig",
     "TrainConfig",
     "check_augmentation",
     "conditions",

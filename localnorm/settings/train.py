@@ -5,12 +5,43 @@ from dataclasses import dataclass, field
 from localnorm.params import from_block
 from localnorm.settings.rules import check_choice, check_count, check_number
 
-__all__ = ["MODELS", "TrainConfig", "check_augmentation"]
+__all__ = ["MODELS", "Shrinkage", "TrainConfig", "check_augmentation"]
 
 MODELS = ("small", "mnist", "resnet32", "vgg16", "resnet18", "resnet50", "resnet152", "efficientnet_lite0")
 OPTIMIZERS = ("sgd", "adam", "muon")
 SCHEDULES = ("constant", "one_cycle", "steps", "exponential", "plateau")
 PRECISIONS = ("32-true", "bf16-mixed")
+
+
+@dataclass(frozen=True)
+class Shrinkage:
+    """How the statistics of single images are mixed with their group's in the training "shrunk".
+
+    Args:
+        lowest, highest: n0, in positions, is drawn log-uniformly from this range.
+        plain: the share of draws that take the group's statistics alone.
+        drawn_per: "step", "image" or "layer": what has one n0.
+        distil: weight of the Kullback-Leibler divergence from what the network says under its groups' statistics alone; above 0 a step
+            has two forwards, one of each kind.
+
+    Raises:
+        ValueError: a value that cannot work.
+    """
+
+    lowest: float = 16
+    highest: float = 16384
+    plain: float = 0.2
+    drawn_per: str = "step"
+    distil: float = 0.0
+
+    def __post_init__(self):
+        for name in ("lowest", "highest", "plain", "distil"):
+            check_number(name, getattr(self, name))
+        if not 0 < self.lowest <= self.highest:
+            raise ValueError(f"lowest must be above 0 and at most highest, got {self.lowest} and {self.highest}")
+        if self.plain > 1:
+            raise ValueError(f"plain is a share, from 0 to 1, got {self.plain}")
+        check_choice("drawn_per", self.drawn_per, ("step", "image", "layer"))
 
 
 @dataclass(frozen=True)
@@ -25,6 +56,7 @@ class TrainConfig:
         group_sizes: numbers of images per group (S), one of them drawn for each step of a LocalNorm network, whose groups then take
             the K affines in turn. Empty means always B / K, and for training "drawn" every divisor of B up to B / K. With 1
             among them the network also learns from single images.
+        shrunk: settings of the training "shrunk" that differ from those of `Shrinkage`.
         optimizer: "sgd" (Nesterov), "adam", or "muon": the update of a kernel is the orthogonal matrix next to its momentum
             (Jordan et al. 2024), in timm's implementation, and AdamW at 0.3 times the learning rate serves everything else. It reaches
             higher accuracy than SGD in few epochs.
@@ -55,6 +87,7 @@ class TrainConfig:
     batch_size: int
     num_groups: int = 8
     group_sizes: list[int] = field(default_factory=list)
+    shrunk: dict = field(default_factory=dict)
     optimizer: str = "sgd"
     learning_rate: float = 0.1
     schedule: str = "one_cycle"
@@ -97,6 +130,10 @@ class TrainConfig:
             check_augmentation(**self.augment)
         except (TypeError, ValueError) as error:
             raise ValueError(f"augment: {error}; it takes flip, shift, rotation and zoom, got {self.augment}") from None
+        try:
+            from_block(Shrinkage, "shrunk", self.shrunk)
+        except ValueError as error:
+            raise ValueError(f"shrunk: {error}") from None
         self._check_groups()
 
     def _check_schedule(self) -> None:

@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from localnorm.data.augment import augment, standardise
 from localnorm.data.dataset import Dataset
-from localnorm.layers import use_mode
+from localnorm.layers import LocalNorm, use_mode
 from localnorm.machine import computes_bf16, device_name, use_cpu
 from localnorm.models import make_model
 from localnorm.networks import NETWORKS, find
 from localnorm.prediction import predict
 from localnorm.settings import TrainConfig
 from localnorm.train.checkpoints import resume, save_checkpoint
+from localnorm.train.draws import Draw, draw, group_sizes
 from localnorm.train.optimizers import has_stalled, learning_rate, make_optimizer
 from localnorm.train.record import TrainedRun, describe_run, identify, part_of
 from localnorm.train.step import Step, replays_steps
@@ -125,8 +126,9 @@ def fit(
     optimizer = make_optimizer(plain, config, capturable=replays)
     model, optimizer = fabric.setup(torch.compile(plain) if config.compile else plain, optimizer)
     step = Step(model, optimizer, config, fabric, replays)
-    batches = _Batches(dataset, config, network, seed, steps, fabric)
-    _check_smallest_group(plain, dataset, batches.group_sizes)
+    layers = sum(isinstance(layer, LocalNorm) for layer in plain.modules())
+    batches = _Batches(dataset, config, network, layers, seed, steps, fabric)
+    _check_smallest_group(plain, dataset, group_sizes(config, network))
     identity = identify(dataset, config, network, seed)
     history, parts = resume(checkpoint, plain, optimizer, identity) if checkpoint else ([], [])
     resumed_at = len(history)
@@ -155,7 +157,7 @@ def fit(
         parameters=sum(parameter.numel() for parameter in plain.parameters()),
         images=len(history) * steps * config.batch_size * fabric.world_size,
         resumed_at=resumed_at,
-        group_sizes=batches.group_sizes,
+        group_sizes=group_sizes(config, network),
         fabric=fabric,
     )
     return TrainedRun(plain, history, record)
@@ -196,31 +198,31 @@ def _progress(description: str, total: int, done: int, fabric: Fabric) -> tqdm:
 class _Batches:
     """The training images on the device, and the augmented batches that an epoch makes of them."""
 
-    def __init__(self, dataset: Dataset, config: TrainConfig, network: str, seed: int, steps: int, fabric: Fabric):
-        self.config, self.seed, self.steps, self.fabric = config, seed, steps, fabric
-        self.group_sizes = group_sizes(config, network)
+    def __init__(
+        self, dataset: Dataset, config: TrainConfig, network: str, layers: int, seed: int, steps: int, fabric: Fabric
+    ):
+        self.config, self.network, self.layers = config, network, layers
+        self.seed, self.steps, self.fabric = seed, steps, fabric
         self.images = torch.as_tensor(dataset.images("train")).to(fabric.device)
         self.labels = torch.as_tensor(dataset.labels("train")).to(fabric.device)
         self.mean, self.std = (torch.tensor(each, device=fabric.device) for each in (dataset.mean, dataset.std))
 
-    def of_epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, int | None]]:
-        """(images, labels, images per group) of each step; the last is None where LocalNorm layers group as they are built."""
+    def of_epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, Draw]]:
+        """(images, labels, what is drawn) of each step."""
         device, rank = self.fabric.device, self.fabric.global_rank
         shared = epoch_seed(self.seed, epoch)
         own = epoch_seed(self.seed, epoch, rank)
         torch.manual_seed(own)  # dropout
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(shared)).to(device)
         generator = torch.Generator(device).manual_seed(own)
-        sizes = torch.Generator().manual_seed(shared)  # apart, so that all networks see the same augmentation
+        draws = torch.Generator().manual_seed(shared)  # apart, so that all networks see the same augmentation
         for number in range(self.steps):
             position = (number * self.fabric.world_size + rank) * self.config.batch_size
             chosen = order[position : position + self.config.batch_size]
             images = standardise(self.images[chosen], self.mean, self.std)
             images = augment(images, generator=generator, **self.config.augment)
-            size = None
-            if self.group_sizes:
-                size = self.group_sizes[torch.randint(len(self.group_sizes), (), generator=sizes)]
-            yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen], size
+            drawn = draw(self.config, self.network, self.layers, draws)
+            yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen], drawn
 
 
 def _train_epoch(
@@ -235,9 +237,9 @@ def _train_epoch(
     """One pass over the training images; its row of the history, but for the validation accuracy."""
     losses = torch.zeros(batches.steps, device=fabric.device)
     correct = torch.zeros((), device=fabric.device)
-    for number, (images, labels, size) in enumerate(batches.of_epoch(epoch)):
+    for number, (images, labels, drawn) in enumerate(batches.of_epoch(epoch)):
         rate = learning_rate(config, epoch + number / batches.steps, validation)
-        losses[number], right = step(images, labels, rate, size)
+        losses[number], right = step(images, labels, rate, drawn)
         correct += right
         progress.update()
     _check_finite(losses, epoch, rate)
@@ -252,17 +254,6 @@ def _train_epoch(
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
     """One number per seed, epoch and process: nothing else has to be saved to continue, and no process repeats what another drew."""
     return seed * 100_003 + epoch + 10_000_019 * rank
-
-
-def group_sizes(config: TrainConfig, network: str) -> list[int]:
-    """The numbers of images per group that a training step draws from; empty where groups are as the layers are built."""
-    about = NETWORKS[network]
-    if about.layer != "LN":
-        return []
-    if about.training == "drawn" and not config.group_sizes:
-        most = config.batch_size // config.num_groups
-        return [size for size in range(1, most + 1) if config.batch_size % size == 0]
-    return config.group_sizes
 
 
 def _check_smallest_group(network: torch.nn.Module, dataset: Dataset, sizes: list[int]) -> None:

@@ -1,14 +1,14 @@
 """One training step, run from Python or replayed as a CUDA graph."""
 
-import contextlib
 import warnings
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 
-from localnorm.layers import use_mode
-from localnorm.settings import TrainConfig
+from localnorm.settings import Shrinkage, TrainConfig
+from localnorm.train.draws import Draw
 
 __all__ = ["Step", "replays_steps"]
 
@@ -34,15 +34,16 @@ class Step:
 
     def __init__(self, model, optimizer, config: TrainConfig, fabric: Fabric, replays: bool):
         self.model, self.optimizer, self.config, self.fabric, self.replays = model, optimizer, config, fabric, replays
+        self.distil = Shrinkage(**config.shrunk).distil
         if replays:
             self.rate = torch.zeros((), device=fabric.device)
-            self.given = None  # images and labels of the current step, at the address that the graphs read
+            self.given = None  # images, labels and n0 of the current step, at the address that the graphs read
             self.graphs = {}
             self.pool = torch.cuda.graph_pool_handle()
             self.stream = torch.cuda.Stream()  # the default one cannot be recorded
 
     def __call__(
-        self, batch: torch.Tensor, labels: torch.Tensor, rate: float, size: int | None
+        self, batch: torch.Tensor, labels: torch.Tensor, rate: float, drawn: Draw
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Train on one batch.
 
@@ -50,53 +51,68 @@ class Step:
             batch: (B, C, H, W).
             labels: (B,).
             rate: the learning rate.
-            size: images per group; None where LocalNorm layers group the batch as they are built.
+            drawn: which statistics LocalNorm layers take.
 
         Returns:
             The loss, and how many images were classified right; the next step overwrites both.
         """
         if not self.replays:
             self._set_rate(rate)
-            return self._run(batch, labels, size)
+            return self._run(batch, labels, drawn)
+        new = [batch, labels, *([] if drawn.prior is None else [drawn.prior])]
         if self.given is None:
             self._set_rate(self.rate)
-            self.given = batch.clone(), labels.clone()
+            self.given = [torch.empty_like(each, device=self.fabric.device) for each in new]
         self.rate.fill_(rate)
-        for kept, new in zip(self.given, (batch, labels), strict=True):
-            kept.copy_(new)
-        if size not in self.graphs:
-            self.graphs[size] = None
-            return self._run_apart(size)
-        if self.graphs[size] is None:
-            self.graphs[size] = self._record(size)
-        graph, result = self.graphs[size]
+        for kept, each in zip(self.given, new, strict=True):
+            kept.copy_(each)
+        if drawn.prior is not None:
+            drawn = replace(drawn, prior=self.given[2])
+        if drawn.size not in self.graphs:
+            self.graphs[drawn.size] = None
+            return self._run_apart(drawn)
+        if self.graphs[drawn.size] is None:
+            self.graphs[drawn.size] = self._record(drawn)
+        graph, result = self.graphs[drawn.size]
         graph.replay()
         return result
 
-    def _run_apart(self, size: int | None):
+    def _run_apart(self, drawn: Draw):
         caller = torch.cuda.current_stream()
         self.stream.wait_stream(caller)
         with torch.cuda.stream(self.stream), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
-            result = self._run(*self.given, size)
+            result = self._run(*self.given[:2], drawn)
         caller.wait_stream(self.stream)
         return result
 
-    def _record(self, size: int | None):
+    def _record(self, drawn: Draw):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            result = self._run(*self.given, size)
+            result = self._run(*self.given[:2], drawn)
         return graph, result
 
     def _set_rate(self, rate: float | torch.Tensor) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def _run(self, batch: torch.Tensor, labels: torch.Tensor, size: int | None):
-        with use_mode("batch", group_size=size) if size else contextlib.nullcontext():
+    def _run(self, batch: torch.Tensor, labels: torch.Tensor, drawn: Draw):
+        with drawn.statistics():
             logits = self.model(batch)  # (B, num_classes)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        loss = self._loss(logits, labels)
+        if drawn.prior is not None and self.distil:
+            plain = self.model(batch)
+            told = F.kl_div(
+                logits.float().log_softmax(1),
+                plain.detach().float().log_softmax(1),
+                log_target=True,
+                reduction="batchmean",
+            )
+            loss = (loss + self._loss(plain, labels)) / 2 + self.distil * told
         self.fabric.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach(), (logits.argmax(1) == labels).sum()
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
