@@ -21,7 +21,7 @@ from localnorm.data.augment import standardise
 from localnorm.layers import use_mode
 from localnorm.models import load_model, make_model
 from localnorm.prediction import predict
-from localnorm.train import TrainConfig, fit, learning_rate, loop, record, save_run, step
+from localnorm.train import TrainConfig, draws, fit, learning_rate, loop, record, save_run, step
 from localnorm.train.optimizers import make_optimizer
 
 SMALL = TrainConfig(
