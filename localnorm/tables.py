@@ -29,6 +29,7 @@ TABLES = {
         "{}/ablations.csv",
         "ablation value seed network statistics suite noise level images right device precision",
     ),
+    "study": ("{}/study.csv", "variant network seed prior clean noisy images seconds device precision"),
     "cost": (
         "cost.csv",
         "subject measure shape layout dtype ratio lower_quartile upper_quartile bound device machine torch threads",
