@@ -114,6 +114,12 @@ def test_brightness_and_contrast_are_exact():
     torch.testing.assert_close(noise.apply(images, "contrast", 0.9, suite="named"), 0.45 + images * 0.1)
 
 
+def test_gamma_darkens_the_dark_most_and_haze_mixes_in_white():
+    images = torch.rand(2, 3, 4, 4)
+    torch.testing.assert_close(noise.apply(images, "gamma", 2, suite="named"), images * images * images)
+    torch.testing.assert_close(noise.apply(images, "haze", 0.75, suite="named"), 0.75 + images * 0.25)
+
+
 # CIFAR-10-C
 
 
@@ -435,7 +441,16 @@ def test_level_zero_is_the_clean_image_in_new_memory(suite, name):
 
 @pytest.mark.parametrize(("suite", "name"), EVERY)
 def test_images_of_a_batch_do_not_share_their_draw(suite, name):
-    deterministic = {"brightness", "contrast", "defocus_blur", "zoom_blur", "pixelate", "jpeg_compression"}
+    deterministic = {
+        "brightness",
+        "contrast",
+        "gamma",
+        "haze",
+        "defocus_blur",
+        "zoom_blur",
+        "pixelate",
+        "jpeg_compression",
+    }
     images = in_domain(suite, photographs_like(1)).repeat(2, 1, 1, 1)
     noisy = noise.apply(images, name, noise.levels(name, suite)[-1], generator(), suite)
     assert torch.equal(noisy[0], noisy[1]) == (name in deterministic and suite != "released")
