@@ -1,8 +1,9 @@
 """Ablations: which part of LocalNorm does what. One setting of the training is varied at a time.
 
-They are measured on less than the experiment's own networks, but for "groups at full length", which stands beside those.
-The answers of each trained variant are kept beside the checkpoints until the whole table is written, so that an interrupted ablation
-continues with the next one. The name of what is kept holds a digest of everything it depends on, so nothing else is ever taken.
+Ablations may train for fewer epochs than the experiment's own networks, and use fewer noises and images. Only "groups at full length" is
+trained and asked like those, and can be compared with them. The answers of each trained variant are kept beside the checkpoints until the
+whole table is written, so that an interrupted ablation continues with the next variant. The file name holds a digest of everything that
+the answers depend on.
 """
 
 import hashlib
@@ -70,7 +71,7 @@ def variants(config: AblationConfig, train: TrainConfig) -> list[Variant]:
     """The networks that an experiment's ablations train for each seed.
 
     Raises:
-        ValueError: a value that the train block cannot have, such as K above B, or at full length the K that it has; before any training.
+        ValueError: a value that the train block cannot have, such as K above B; or, for groups at full length, the K that it has already.
     """
     if train.num_groups in config.groups_at_full_length:
         raise ValueError(
@@ -97,7 +98,9 @@ def variants(config: AblationConfig, train: TrainConfig) -> list[Variant]:
 
 
 def run(experiment: str, dataset: Dataset, train: TrainConfig, asked: AnswersConfig, config: AblationConfig) -> Answers:
-    """Train every variant with every seed and ask it; those that an interrupted run of the same data, settings and code kept are read.
+    """Train every variant with every seed, and collect its answers to the test images.
+
+    Variants that an interrupted run finished with the same data, settings and code are read instead.
 
     Args:
         experiment: its name, under which an interrupted run is kept.
@@ -142,10 +145,10 @@ def run(experiment: str, dataset: Dataset, train: TrainConfig, asked: AnswersCon
 
 
 def save_table(experiment: str, answers: Answers) -> None:
-    """Write what `run` gave, then drop what was kept for an interruption.
+    """Write what `run` returned, then remove what was kept for an interruption.
 
-    The table is data/results/<experiment>/ablations.csv. data/runs/<experiment>-ablations/answers.npz has, as that of a run, classes
-    (rows, N) in the order of the table, -1 where an image was not asked about, and labels (N,).
+    The table goes to data/results/<experiment>/ablations.csv. Like that of a single run, data/runs/<experiment>-ablations/answers.npz
+    holds the predicted classes (rows, N) in the order of the table, -1 where an image was not asked about, and the labels (N,).
     """
     buffer = io.BytesIO()
     np.savez_compressed(buffer, classes=answers.classes, labels=answers.labels)

@@ -36,8 +36,8 @@ def check_params() -> None:
     """Check all of params.yaml.
 
     Raises:
-        ValueError: it is no YAML, an experiment has no block, a key is unknown or missing, a value has the wrong type or cannot
-            work; names the experiment and the key.
+        ValueError: the file is not YAML, an experiment has no block, a key is unknown or missing, or a value has the wrong type or
+            cannot work. The message names the experiment and the key.
     """
     try:
         params = load_params()

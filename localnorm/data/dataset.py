@@ -17,7 +17,7 @@ VERSION = 1  # of the prepared folder
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data set; images stay on disk until they are used.
+    """A prepared data set. Images stay on disk until they are used.
 
     Attributes:
         folder: where it lies.
@@ -25,7 +25,7 @@ class Dataset:
         classes: names in label order.
         shape: (C, H, W) of an image.
         mean, std: of each channel over the training part, in 0 ... 255.
-        counts: images a part.
+        counts: part -> number of images.
         provenance: source, checksum, lossy, licence, date and how it was split.
     """
 
