@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision import transforms
 
 from localnorm import noise, paths
 from localnorm.answers import noisy_images
@@ -123,6 +122,8 @@ class _Pictures(torch.utils.data.Dataset):
     """Images as torchvision.datasets.CIFAR10 keeps them: one array in memory, and per item a PIL image that is then transformed."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
+        from torchvision import transforms  # here: it takes seconds, and the processes of `_memory` need none of it
+
         self.images, self.labels = images, labels
         self.transform = transforms.Compose(
             [
@@ -330,12 +331,12 @@ def _preparing() -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------------------------------ import
 
 
-def _importing(repeats: int) -> Iterator[Row]:
+def _importing(repeats: int, warmup: int) -> Iterator[Row]:
     def start(code: str) -> Callable[[], object]:
         return lambda: subprocess.run([sys.executable, "-c", code], check=True)
 
     names = {"torch": "import torch", "localnorm": "from localnorm import LocalNorm2d, predict"}
-    seconds = alternate({name: start(code) for name, code in names.items()}, repeats)
+    seconds = alternate({name: start(code) for name, code in names.items()}, repeats, warmup)
     yield _row("importing localnorm against torch alone", "s", seconds["torch"], seconds["localnorm"], "<= 1.3")
 
 
@@ -371,7 +372,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         _memory(model, steps, options.repeats),
         _noises(images, options.repeats),
         _answering(model, images, min(options.repeats, 5)),
-        _importing(options.repeats),
+        _importing(options.repeats, warmup=0 if options.quick else 2),
     ]
     rows = []
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
