@@ -1,6 +1,6 @@
 """LocalNorm: group statistics and group affines, for image classifiers that stay right under noise.
 
-A name is loaded when it is first asked for, so that what reads tables or draws figures does not wait for torch.
+A name is loaded when it is first asked for, so that code which reads tables or draws figures does not wait for torch.
 """
 
 from importlib import import_module

@@ -1,8 +1,9 @@
 """Ablations: which part of LocalNorm does what. One setting of the training is varied at a time.
 
-They are measured on less than the experiment's own networks, but for "groups at full length", which stands beside those.
-The answers of each trained variant are kept beside the checkpoints until the whole table is written, so that an interrupted ablation
-continues with the next one. The name of what is kept holds a digest of everything it depends on, so nothing else is ever taken.
+Ablations may train for fewer epochs than the experiment's own networks, and use fewer noises and images. Only "groups at full length" is
+trained and asked like those, and can be compared with them. The answers of each trained variant are kept beside the checkpoints until the
+whole table is written, so that an interrupted ablation continues with the next variant. The file name holds a digest of everything that
+the answers depend on.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import io
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -20,24 +21,15 @@ from tqdm import tqdm
 
 from localnorm import paths
 from localnorm.answers import Answers, answer, test_images
-from localnorm.arms import ARMS, NETWORKS
+from localnorm.arms import ARMS
 from localnorm.convert import convert_to_localnorm
 from localnorm.data.dataset import Dataset
-from localnorm.settings import (
-    FINE_TUNING,
-    FIXED_BATCH,
-    FIXED_SIZE,
-    FULL_LENGTH,
-    NETWORK,
-    TRAINED_SIZES,
-    AblationConfig,
-    AnswersConfig,
-    TrainConfig,
-)
+from localnorm.settings import AblationConfig, AnswersConfig, TrainConfig
+from localnorm.settings.ablations import FULL_LENGTH, Variant, variants
 from localnorm.strengths import choose_strengths, measure_strengths
 from localnorm.train import TrainedRun, fit
 
-__all__ = ["COLUMNS", "Variant", "run", "save_table", "variants"]
+__all__ = ["COLUMNS", "run", "save_table"]
 
 CONDITION = ["suite", "noise", "level"]
 # a column on how the row's network was trained -> what the training's record calls it
@@ -45,59 +37,10 @@ TRAINED = {"device": "device", "precision": "precision", "train_seconds": "secon
 COLUMNS = ["ablation", "value", "seed", "network", "statistics", *CONDITION, "images", "right", *TRAINED]
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One network of an ablation: the value on its axis, and how it is trained."""
-
-    ablation: str
-    value: str
-    network: str
-    train: TrainConfig
-    fine_tuning: TrainConfig | None = None  # after a conversion to LocalNorm
-
-    @property
-    def statistics(self) -> list[str]:
-        """The kinds of statistics under which it is asked."""
-        if self.ablation == FULL_LENGTH:
-            return ["batch", "single", "prior"]
-        if NETWORKS[self.network].has_groups:
-            return ["batch", "single"]
-        has = [arm.statistics for arm in ARMS.values() if arm.network == self.network]
-        return [statistics for statistics in ("fixed", "batch", "own") if statistics in has]
-
-
-def variants(config: AblationConfig, train: TrainConfig) -> list[Variant]:
-    """The networks that an experiment's ablations train for each seed.
-
-    Raises:
-        ValueError: a value that the train block cannot have, such as K above B, or at full length the K that it has; before any training.
-    """
-    if train.num_groups in config.groups_at_full_length:
-        raise ValueError(
-            f"groups_at_full_length: K = {train.num_groups} is the experiment's own num_groups, whose networks the stage train has; "
-            "leave it out"
-        )
-    full, train = train, config.shorten(train)
-    size = train.batch_size // train.num_groups
-    made = [Variant(FIXED_BATCH, str(k), "ln", replace(train, num_groups=k)) for k in config.groups_at_fixed_batch]
-    made += [Variant(FULL_LENGTH, str(k), "ln", replace(full, num_groups=k)) for k in config.groups_at_full_length]
-    for k in config.groups_at_fixed_group_size:
-        rate = train.learning_rate * k * size / train.batch_size
-        made.append(
-            Variant(FIXED_SIZE, str(k), "ln", replace(train, num_groups=k, batch_size=k * size, learning_rate=rate))
-        )
-    for sizes in config.group_sizes:
-        name = " or ".join(map(str, sizes))
-        made.append(Variant(TRAINED_SIZES, name, "ln", replace(train, group_sizes=sizes)))
-    for epochs in config.fine_tuning_epochs:
-        tuning = replace(train, epochs=max(1, epochs), learning_rate=train.learning_rate * config.fine_tuning_rate)
-        made.append(Variant(FINE_TUNING, str(epochs), "ln", train, tuning))
-    made += [Variant(NETWORK, network, network, train) for network in config.networks]
-    return made
-
-
 def run(experiment: str, dataset: Dataset, train: TrainConfig, asked: AnswersConfig, config: AblationConfig) -> Answers:
-    """Train every variant with every seed and ask it; those that an interrupted run of the same data, settings and code kept are read.
+    """Train every variant with every seed, and collect its answers to the test images.
+
+    Variants that an interrupted run finished with the same data, settings and code are read instead.
 
     Args:
         experiment: its name, under which an interrupted run is kept.
@@ -142,10 +85,10 @@ def run(experiment: str, dataset: Dataset, train: TrainConfig, asked: AnswersCon
 
 
 def save_table(experiment: str, answers: Answers) -> None:
-    """Write what `run` gave, then drop what was kept for an interruption.
+    """Write what `run` returned, then remove what was kept for an interruption.
 
-    The table is data/results/<experiment>/ablations.csv. data/runs/<experiment>-ablations/answers.npz has, as that of a run, classes
-    (rows, N) in the order of the table, -1 where an image was not asked about, and labels (N,).
+    The table goes to data/results/<experiment>/ablations.csv. Like that of a single run, data/runs/<experiment>-ablations/answers.npz
+    holds the predicted classes (rows, N) in the order of the table, -1 where an image was not asked about, and the labels (N,).
     """
     buffer = io.BytesIO()
     np.savez_compressed(buffer, classes=answers.classes, labels=answers.labels)

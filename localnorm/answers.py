@@ -1,8 +1,8 @@
 """What one trained network answers to the test images, under every condition and kind of statistics.
 
-Every network sees the same noisy images in the same order, under whatever statistics: the draws depend on the noise, its level and the
-seed of the answers block alone. The class that each image got is kept, because McNemar's test and the size of a voting jury need
-single images; `localnorm.scores` makes metrics of the answers.
+Every network sees the same noisy images in the same order, whatever statistics it uses: the noise that is drawn depends only on its
+kind, its level and the seed in the answers block. The predicted class of every image is kept, since McNemar's test needs single images.
+`localnorm.scores` computes metrics from the answers.
 """
 
 import io
@@ -47,9 +47,9 @@ ECE_BINS = 15
 
 
 def test_images(dataset: Dataset, config: AnswersConfig) -> tuple[Tensor, Tensor]:
-    """The test images that are asked about, uint8 (N, C, H, W), and their labels (N,).
+    """The test images that a network is asked about, uint8 (N, C, H, W), and their labels (N,).
 
-    They are in an order of their own: a batch in the order of the files would hold a single class.
+    They are in random order, since a batch in the order of the files could hold a single class.
     """
     labels = torch.as_tensor(dataset.labels("test"))
     most = None if config.images is None else max(config.images, config.clean_images or 0)
@@ -113,7 +113,7 @@ def training_range_of(dataset: Dataset, device: torch.device | str = "cpu") -> d
 
 
 def training_batches(dataset: Dataset, batch_size: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-    """Whole batches of standardised training images, in the order of the rows, which is random."""
+    """Full batches of standardised training images, in the order of the prepared data, which is random."""
     mean, std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
     for chunk in dataset.images("train").split(batch_size):
         if len(chunk) == batch_size:
@@ -124,10 +124,10 @@ def training_batches(dataset: Dataset, batch_size: int, device: torch.device | s
 
 
 def predict_arguments(statistics: str, prior: float | None = None, fixed_last: int = 1) -> dict:
-    """What `localnorm.predict` is called with to predict under a kind of statistics.
+    """The arguments of `localnorm.predict` for a kind of statistics.
 
-    "last_fixed" is "prior" (n0 = 0 among them) but for the last layers, which keep the training statistics: a global pooling follows
-    them, and the statistics of one small image take away there what the pooling would have told the classes apart by.
+    "last_fixed" is like "prior" (n0 may be 0), except that the last layers keep the training statistics. A global pooling follows these
+    layers, and the statistics of one small image would remove what the pooled features need to tell the classes apart.
 
     Args:
         statistics: a key of `localnorm.arms.STATISTICS`.
@@ -142,7 +142,7 @@ def predict_arguments(statistics: str, prior: float | None = None, fixed_last: i
 
 
 def store_statistics(model: torch.nn.Module, dataset: Dataset, config: AnswersConfig, network: str) -> None:
-    """Give a LocalNorm network training statistics where it is asked under some that need them; BatchNorm stored its own in training."""
+    """Store training statistics in a LocalNorm network if the answers need them. BatchNorm stored its own in training."""
     layers = [layer for layer in model.modules() if isinstance(layer, LocalNorm)]
     needed = any(STATISTICS[statistics].stored for statistics in config.statistics_of(network))
     if not needed or all(layer.track_running_stats for layer in layers):
@@ -247,7 +247,7 @@ def answer(
 
 
 def _score(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], Tensor]:
-    """Members' logits (M, N, num_classes) and labels (N,) -> the scores of a row, and the class of each image (N,)."""
+    """The scores of a row, and the predicted class of each image (N,), from logits (members, N, num_classes) and labels (N,)."""
     members = logits.softmax(-1)
     probabilities = members.mean(0)  # (N, num_classes)
     winner = majority_vote(logits)
@@ -264,9 +264,9 @@ def _score(logits: Tensor, labels: Tensor) -> tuple[dict[str, float], Tensor]:
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """How far confidence is from accuracy: the expected calibration error.
+    """The expected calibration error: how far the confidence of predictions is from their accuracy.
 
-    It is the sum over bins of (n_b / N) |accuracy_b - confidence_b|, with 15 equal bins of the confidence.
+    It is the sum over bins of (n_b / N) |accuracy_b - confidence_b|, with 15 bins of equal width for the confidence.
 
     Args:
         probabilities: (N, num_classes).

@@ -1,8 +1,9 @@
-"""What the pipeline's own parts cost, each against its usual form in the same run: ``python -m localnorm.bench``.
+"""How fast the parts of the pipeline are, each compared with the usual way of doing the same: ``python -m localnorm.bench``.
 
-Training against a DataLoader loop and on memory that is kept, noise against loops over pixels, the noise of answers against their
-forwards, importing against torch alone; preparing the data sets that are on this machine against a bound. The layer against
-BatchNorm is `localnorm.cost`.
+It measures training against a loop with a DataLoader, training that keeps freed memory against training that returns it, noise against
+loops over pixels, the noise of the answers against the forward passes of the network, and importing localnorm against importing torch.
+Preparing the data sets that are on this machine is measured against a fixed bound. Both sides of a comparison run in turn, in one run.
+`localnorm.cost` compares the layer with BatchNorm.
 """
 
 import argparse
@@ -27,7 +28,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision import transforms
 
 from localnorm import noise, paths
 from localnorm.answers import noisy_images
@@ -40,7 +40,7 @@ from localnorm.prediction import predict
 from localnorm.settings import AnswersConfig
 from localnorm.timing import alternate, ratios
 
-__all__ = ["Row", "main", "pixel_loop"]
+__all__ = ["PIXEL_FORMULAS", "Row", "main", "pixel_loop"]
 
 BATCH = 128
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # of CIFAR-10, about: the time does not depend on them
@@ -48,7 +48,15 @@ MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # of CIFAR-10, about: the
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: ours, the usual form's, the ratio ours / usual with its quartiles, and the bound it is to keep."""
+    """One comparison of this package's way with the usual way.
+
+    Args:
+        subject: what is compared with what.
+        unit: of the next two values: "s", or "images/s".
+        usual, ours: medians over the repeats.
+        ratio, lower_quartile, upper_quartile: median and quartiles of ours / usual, taken repeat by repeat.
+        wanted: the bound that the ratio should keep: ">= 1.5", or "<= 0.1".
+    """
 
     subject: str
     unit: str
@@ -57,7 +65,7 @@ class Row:
     ratio: float
     lower_quartile: float
     upper_quartile: float
-    wanted: str  # ">= 1.5" or "<= 0.1"
+    wanted: str
 
     @property
     def holds(self) -> bool:
@@ -65,36 +73,44 @@ class Row:
         return self.ratio >= float(bound) if comparison == ">=" else self.ratio <= float(bound)
 
 
+# (suite, noise) -> the formula for one value x of a pixel at the level s, as the released scripts compute it. `kept` says whether the
+# pixel survives with probability 1 - s, which all its channels share. A noise that is not here is not compared with a loop.
+PIXEL_FORMULAS: dict[tuple[str, str], Callable[[float, float, bool, np.random.Generator], float]] = {
+    ("released", "gaussian_pos"): lambda x, s, kept, rng: x * (1 + s * rng.uniform(0, 1)),
+    ("released", "gaussian_neg"): lambda x, s, kept, rng: x * (1 + s * rng.uniform(-0.5, 0.5)),
+    ("released", "poisson"): lambda x, s, kept, rng: x * (1 + rng.poisson(s)),
+    ("released", "bernoulli"): lambda x, s, kept, rng: x * kept,
+    ("released", "mnist_foreground"): lambda x, s, kept, rng: x + s * rng.uniform(0, 1),
+    ("released", "mnist_background"): lambda x, s, kept, rng: s * rng.uniform(0, 1) if x == 0 else 1,
+    ("named", "gaussian"): lambda x, s, kept, rng: x + s * rng.normal(),
+    ("named", "gaussian_multiplicative"): lambda x, s, kept, rng: x * (1 + s * rng.normal()),
+    ("named", "poisson"): lambda x, s, kept, rng: rng.poisson(x / s**2) * s**2,
+    ("named", "bernoulli"): lambda x, s, kept, rng: x * kept,
+    ("named", "brightness"): lambda x, s, kept, rng: x * (1 - s),
+    ("named", "contrast"): lambda x, s, kept, rng: (x - 0.5) * (1 - s) + 0.5,
+}
+
+
 def pixel_loop(suite: str, name: str, images: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    """The protocol's formulas, image by image and pixel by pixel, as the released scripts draw them."""
-    out = np.empty_like(images)
+    """Noisy images, computed value by value with Python loops: the slow way that `localnorm.noise.apply` is compared with.
+
+    Args:
+        suite, name: a key of PIXEL_FORMULAS.
+        images: (B, C, H, W), in the domain of the suite.
+        level: of the noise, above 0.
+        rng: source of the draws.
+
+    Returns:
+        (B, C, H, W), clipped to [0, 1] unless the suite is "released".
+    """
+    formula, out = PIXEL_FORMULAS[suite, name], np.empty_like(images)
     batch, channels, height, width = images.shape
     for image in range(batch):
         for row in range(height):
             for column in range(width):
-                mask = rng.random() >= level
+                kept = rng.random() >= level
                 for channel in range(channels):
-                    x = images[image, channel, row, column]
-                    if name in ("gaussian_pos", "gaussian_neg"):
-                        y = x * (1 + level * (rng.uniform(0, 1) if name == "gaussian_pos" else rng.uniform(-0.5, 0.5)))
-                    elif name == "poisson" and suite == "released":
-                        y = x * (1 + rng.poisson(level))
-                    elif name == "bernoulli":
-                        y = x * mask
-                    elif name == "mnist_foreground":
-                        y = x + level * rng.uniform(0, 1)
-                    elif name == "mnist_background":
-                        y = level * rng.uniform(0, 1) if x == 0 else 1
-                    elif name == "gaussian":
-                        y = x + level * rng.normal()
-                    elif name == "gaussian_multiplicative":
-                        y = x * (1 + level * rng.normal())
-                    elif name == "poisson":
-                        y = rng.poisson(x / level**2) * level**2
-                    elif name == "brightness":
-                        y = x * (1 - level)
-                    elif name == "contrast":
-                        y = (x - 0.5) * (1 - level) + 0.5
+                    y = formula(images[image, channel, row, column], level, kept, rng)
                     out[image, channel, row, column] = y if suite == "released" else min(max(y, 0), 1)
     return out
 
@@ -103,9 +119,11 @@ def pixel_loop(suite: str, name: str, images: np.ndarray, level: float, rng: np.
 
 
 class _Pictures(torch.utils.data.Dataset):
-    """torchvision.datasets.CIFAR10 as it keeps its images: an array in memory, a PIL image and its transforms an item."""
+    """Images as torchvision.datasets.CIFAR10 keeps them: one array in memory, and per item a PIL image that is then transformed."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
+        from torchvision import transforms  # here: it takes seconds, and the processes of `_memory` need none of it
+
         self.images, self.labels = images, labels
         self.transform = transforms.Compose(
             [
@@ -134,7 +152,7 @@ def _step(
 
 
 def _training(model: str, steps: int, repeats: int) -> Iterator[Row]:
-    """The usual loop in float32 and contiguous memory; ours in bf16 where the CPU has it and channels_last, on all cores and on one."""
+    """The usual loop is in float32 and contiguous memory; ours is in channels_last, and in bf16 where the CPU computes it."""
     ours_in = torch.bfloat16 if computes_bf16(torch.device("cpu")) else torch.float32
     training = f"{model} training in {'bf16' if ours_in == torch.bfloat16 else 'float32'}"
     rng = np.random.default_rng(0)
@@ -142,7 +160,7 @@ def _training(model: str, steps: int, repeats: int) -> Iterator[Row]:
     classes = rng.integers(0, 10, len(pixels))
     resident, labels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(classes)
     loops: dict[str, Callable[[], None]] = {}
-    # a run is an epoch: workers that go on fetching would slow the runs that follow
+    # one run is one epoch: workers that went on fetching would slow down the runs that follow
     loader = DataLoader(
         _Pictures(pixels, classes), BATCH, shuffle=True, num_workers=os.cpu_count(), persistent_workers=True
     )
@@ -197,7 +215,7 @@ def _training(model: str, steps: int, repeats: int) -> Iterator[Row]:
 
 
 def _start(model: str, kept: bool) -> None:
-    """A process that trains on one core, and keeps freed memory or leaves it to the C library."""
+    """Make this process ready to train on one core, and let it keep freed memory or return it, as the C library does."""
     global _train
     if kept:
         use_cpu(1)
@@ -219,7 +237,7 @@ def _steps(steps: int) -> None:
 
 
 def _memory(model: str, steps: int, repeats: int) -> Iterator[Row]:
-    """In two processes: what the C library does by default cannot be set back."""
+    """Each side has a process of its own, since a process cannot go back to the default of the C library."""
     with ExitStack() as stack:
         processes = {
             name: stack.enter_context(
@@ -245,29 +263,23 @@ def _memory(model: str, steps: int, repeats: int) -> Iterator[Row]:
 def _noises(images: int, repeats: int) -> Iterator[Row]:
     pixels = torch.rand(images, 3, 32, 32)
     few = pixels[:1].double().numpy()
-    for suite in ("released", "named"):
-        for name in noise.noises(suite):
-            level = noise.levels(name, suite)[3]
-            rng = np.random.default_rng(0)
-            seconds = alternate(
-                {
-                    "usual": lambda s=suite, n=name, v=level, r=rng: pixel_loop(s, n, few, v, r),
-                    "ours": lambda s=suite, n=name, v=level: noise.apply(pixels, n, v, suite=s),
-                },
-                repeats,
-            )
-            speeds = {key: [count / v for v in seconds[key]] for key, count in (("usual", 1), ("ours", images))}
-            yield _row(
-                f"noise {name} ({suite}) against a loop over pixels",
-                "images/s",
-                speeds["usual"],
-                speeds["ours"],
-                ">= 100",
-            )
+    for suite, name in PIXEL_FORMULAS:
+        level = noise.levels(name, suite)[3]
+        rng = np.random.default_rng(0)
+        seconds = alternate(
+            {
+                "usual": lambda s=suite, n=name, v=level, r=rng: pixel_loop(s, n, few, v, r),
+                "ours": lambda s=suite, n=name, v=level: noise.apply(pixels, n, v, suite=s),
+            },
+            repeats,
+        )
+        speeds = {key: [count / v for v in seconds[key]] for key, count in (("usual", 1), ("ours", images))}
+        subject = f"noise {name} ({suite}) against a loop over pixels"
+        yield _row(subject, "images/s", speeds["usual"], speeds["ours"], ">= 100")
 
 
 def _answering(model: str, images: int, repeats: int) -> Iterator[Row]:
-    """The time that noise takes beside the forwards, over every noise of both suites at one level each."""
+    """The time to draw every noise of both suites at one level, against the time of the network's forward passes on them."""
     network = make_model(model, "ln", num_classes=10, image_size=32, num_groups=8).to(memory_format=torch.channels_last)
     pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8)
     about = Dataset(Path(), "random", "random", ("0",), (3, 32, 32), MEAN, STD, {}, {})
@@ -319,12 +331,12 @@ def _preparing() -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------------------------------ import
 
 
-def _importing(repeats: int) -> Iterator[Row]:
+def _importing(repeats: int, warmup: int) -> Iterator[Row]:
     def start(code: str) -> Callable[[], object]:
         return lambda: subprocess.run([sys.executable, "-c", code], check=True)
 
     names = {"torch": "import torch", "localnorm": "from localnorm import LocalNorm2d, predict"}
-    seconds = alternate({name: start(code) for name, code in names.items()}, repeats)
+    seconds = alternate({name: start(code) for name, code in names.items()}, repeats, warmup)
     yield _row("importing localnorm against torch alone", "s", seconds["torch"], seconds["localnorm"], "<= 1.3")
 
 
@@ -336,7 +348,14 @@ def _row(subject: str, unit: str, usual: list[float], ours: list[float], wanted:
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
-    """Measure, print the table, write the CSV; `arguments` as on the command line."""
+    """Measure everything, print the table and write it as a CSV file.
+
+    Args:
+        arguments: those of the command line; None takes this process's own.
+
+    Returns:
+        The rows of the table.
+    """
     parser = argparse.ArgumentParser(prog="python -m localnorm.bench", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=None, help="CSV; default: data/results/bench.csv of the project")
     parser.add_argument("--repeats", type=int, default=20, help="rounds of alternating runs (at least 20 to report)")
@@ -353,7 +372,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         _memory(model, steps, options.repeats),
         _noises(images, options.repeats),
         _answering(model, images, min(options.repeats, 5)),
-        _importing(options.repeats),
+        _importing(options.repeats, warmup=0 if options.quick else 2),
     ]
     rows = []
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")

@@ -1,9 +1,10 @@
-"""Everything there is to know about a GPU, in one command of at most ten minutes: ``python -m localnorm.card``.
+"""Measure everything that this package has to know about a GPU, in at most ten minutes: ``python -m localnorm.card``.
 
-Whether the Triton kernels are right on it, what they cost beside torch's kernels and BatchNorm, from which size groups one
-by one are faster than a copy, where a training step's time goes, and which tiles are fastest. Everything goes into one CSV,
-saved after each measurement. What matters most comes first, and what the time does not allow is left out.
-`localnorm._triton.MEASURED` takes its entries from that file.
+The measurements answer five questions. Do the Triton kernels compute the right values on this GPU? What do they cost, compared with
+torch's kernels and with BatchNorm? From which size on is it faster to normalise groups one by one than to copy the batch? Which kernels
+take the time of a training step? Which tile sizes are fastest? All rows go into one CSV file, which is saved after each measurement.
+The most important measurements come first, and those that the time does not allow are left out.
+The entries of `localnorm._triton.MEASURED` come from that file.
 """
 
 import argparse
@@ -41,7 +42,7 @@ LARGER_ERROR = 2.0  # times torch's, or times four roundings where torch has les
 
 
 def row_of(setting: dict, measure: str, batchnorm: float, localnorm: float, bound: float = math.nan) -> Cost:
-    """A row of single figures: an error, or the ms of a kernel."""
+    """A row for values that were measured once: an error, or the time of a kernel in ms."""
     ratio = localnorm / batchnorm if batchnorm else math.nan
     values = {"batchnorm": batchnorm, "localnorm": localnorm, "ratio": ratio, "lower_quartile": ratio}
     return Cost(**setting, measure=measure, **values, upper_quartile=ratio, bound=bound, **about_machine())
@@ -51,7 +52,10 @@ def row_of(setting: dict, measure: str, batchnorm: float, localnorm: float, boun
 
 
 def errors(shape: tuple[int, ...], layout: str, dtype: torch.dtype, assignment: str) -> Iterator[Cost]:
-    """Errors against float64 of values and gradients, as shares of the largest: torch's kernels in BatchNorm's column, ours beside it."""
+    """The largest error of the values and of each gradient, compared with float64 and divided by the largest exact value.
+
+    The column batchnorm holds the error of torch's kernels, and the column localnorm that of the Triton kernels.
+    """
     x = (cost.draw_images(shape, layout) + 3).to(dtype)
     grad = torch.randn_like(x)
     weight, bias = torch.randn(2, NUM_GROUPS, shape[1], device=x.device).unbind()
@@ -78,7 +82,10 @@ def _values_and_gradients(
 
 
 def by_group(shape: tuple[int, ...], layout: str, dtype: str, repeats: int) -> Iterator[Cost]:
-    """A layer's step group by group, where the groups are blocks of memory: from which size it beats one call on a copy."""
+    """The time of one layer that normalises its groups one by one, for groups that are contiguous in memory.
+
+    Compared with the rows of `localnorm.cost.layer_costs`, it shows from which size on this beats one call on a copy of the batch.
+    """
     x = cost.draw_images(shape, layout).to(DTYPES[dtype]).requires_grad_()
     grad = torch.randn_like(x)
     weight, bias = (torch.ones(NUM_GROUPS, shape[1], device=x.device, requires_grad=True) for _ in range(2))
@@ -97,7 +104,7 @@ def by_group(shape: tuple[int, ...], layout: str, dtype: str, repeats: int) -> I
 
 
 def profile(name: str, shape: tuple[int, ...], layout: str, dtype: str) -> Iterator[Cost]:
-    """Kernels of a training step that take the longest, in ms: BatchNorm's network beside LocalNorm's."""
+    """The kernels that take most of a training step, in ms: for the network with BatchNorm and for the one with LocalNorm."""
     batch, local, assignment = cost.make_pair(name, layout, shape[-1])
     images = cost.draw_images(shape, layout)
     usual = _kernel_times(cost.network_step(batch, images, dtype))
@@ -131,7 +138,7 @@ def _kernel_times(step: Callable[[], None]) -> dict[str, float]:
 
 
 def tiles(shape: tuple[int, ...], layout: str, dtype: str, repeats: int) -> Iterator[Cost]:
-    """A layer's step with tiles of other sizes than `_triton_kernels` has: what to set there."""
+    """The time of one layer with several tile sizes, from which those in `_triton_kernels` are chosen."""
     from localnorm import _triton_kernels as kernels
 
     x = cost.draw_images(shape, layout).to(DTYPES[dtype]).requires_grad_()
@@ -160,7 +167,7 @@ def tiles(shape: tuple[int, ...], layout: str, dtype: str, repeats: int) -> Iter
 
 
 def plan(quick: bool, repeats: int) -> Iterator[tuple[str, Callable[[], Iterator[Cost]]]]:
-    """What is measured, the most important first."""
+    """The name of each measurement and the function that makes it, the most important first."""
     shapes = [(4, 3, 2, 3)] if quick else ERRORS
     halves = () if quick else (torch.bfloat16, torch.float16)
     for shape, layout, dtype, assignment in product(
@@ -185,7 +192,17 @@ def plan(quick: bool, repeats: int) -> Iterator[tuple[str, Callable[[], Iterator
 
 
 def main(arguments: list[str] | None = None) -> list[Cost]:
-    """Measure, print the rows, write the CSV; `arguments` as on the command line."""
+    """Measure everything, print each row and save the rows as a CSV file after each measurement.
+
+    Args:
+        arguments: those of the command line; None takes this process's own.
+
+    Returns:
+        The rows.
+
+    Raises:
+        SystemExit: with status 1 where a measurement failed, or an error was larger than its bound.
+    """
     parser = argparse.ArgumentParser(prog="python -m localnorm.card", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("data/results/card.csv"))
     parser.add_argument("--minutes", type=float, default=9, help="nothing is started after so many")

@@ -14,12 +14,12 @@ from typing import get_args, get_origin, get_type_hints, is_typeddict
 import yaml
 
 from localnorm import paths
-from localnorm.ablations import variants
 from localnorm.arms import ARMS, NETWORKS, arm_of, find
 from localnorm.data import prepare
 from localnorm.noise import catalogue
 from localnorm.params import check_keys, grid, load_params
 from localnorm.settings import AblationConfig, AnswersConfig, StudyConfig, TrainConfig
+from localnorm.settings.ablations import variants
 
 __all__ = ["check_params", "repair_dvc"]
 
@@ -36,8 +36,8 @@ def check_params() -> None:
     """Check all of params.yaml.
 
     Raises:
-        ValueError: it is no YAML, an experiment has no block, a key is unknown or missing, a value has the wrong type or cannot
-            work; names the experiment and the key.
+        ValueError: the file is not YAML, an experiment has no block, a key is unknown or missing, or a value has the wrong type or
+            cannot work. The message names the experiment and the key.
     """
     try:
         params = load_params()

@@ -1,8 +1,8 @@
-"""Expected against obtained: the committed results of an experiment beside those that a run on this machine made.
+"""Compare the results of a run on this machine with the committed results of the same experiment.
 
-Training is not the same bit by bit on another machine, so a new run is as far from the committed one as other seeds would be. How
-far that may be follows from how the committed seeds scatter. A quantity whose tolerance is so wide that it could not tell the finding
-from none has no power, and is listed as such and not counted.
+Training gives other bits on another machine, so a new run differs from the committed one as much as a run with other seeds would. How
+much that may be follows from the scatter of the committed seeds. Where the tolerance is so wide that it could not tell the finding from
+no effect, the comparison has no power: it is listed as such and not counted.
 """
 
 import argparse
@@ -76,7 +76,7 @@ class Report:
 
 
 def committed(path: Path, revision: str = "HEAD") -> str:
-    """Content of a file of the project in a git revision.
+    """The content of a file of this project in a git revision.
 
     Raises:
         FileNotFoundError: no git, no such revision, or no such file in it; says which.
@@ -133,7 +133,7 @@ def tolerances(experiment: str) -> dict[tuple[str, str, str, str], float]:
 
 
 def compare(experiment: str, revision: str = "HEAD") -> Report:
-    """Hold the results of an experiment in this folder against those of a git revision.
+    """Compare the results of an experiment in this folder with those of a git revision.
 
     Raises:
         FileNotFoundError: the revision or this folder has no results of the experiment.
@@ -180,7 +180,7 @@ def _table(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 
 
 def text(report: Report) -> str:
-    """The report for a terminal, the settings that differ first."""
+    """The report as text for a terminal. Settings that differ come first."""
     lines = [f"{report.experiment}, against {report.revision}:"]
     if report.unchanged:
         lines.append(

@@ -1,10 +1,8 @@
-"""What the paper claims, as one table of comparisons, and what the results say of each: numbers, never text.
+"""The comparisons behind the claims of the paper, as one table, and what the results say about each: numbers, never text.
 
-A comparison is a difference of two arms in one metric, paired within seeds. Those that are *primary* were written down before
-anything was
-scored; they alone carry a verdict, after Holm's correction over all of them. Everything else is description: an estimate and its
-interval.
-To add a claim: one row in COMPARISONS.
+A comparison is the difference of two arms in one metric, paired within seeds. The *primary* comparisons were written down before anything
+was scored. Only they have a verdict, after Holm's correction over all of them. All others are descriptions: an estimate and its interval.
+To add a claim, add one row to COMPARISONS.
 """
 
 from collections.abc import Callable, Iterator
@@ -252,14 +250,14 @@ COLUMNS = [*KEYS, "threshold", *MEASURED]
 
 
 def evaluate(runs: "Runs") -> pd.DataFrame:
-    """Every comparison on one experiment, in the order of COMPARISONS, but for those of its ablations: see `evaluate_ablations`.
+    """Evaluate every comparison on one experiment, in the order of COMPARISONS. `evaluate_ablations` does those of its ablations.
 
     Args:
         runs: what `localnorm.gather.collect` gives.
 
     Returns:
-        One row per comparison with the columns COLUMNS. seeds is 0, and the numbers are empty, where the arms were not run: it was not
-        tested here. p is that of the difference being the threshold; p_holm is corrected over all primary comparisons, run or not.
+        One row per comparison with the columns COLUMNS. Where the arms were not run, seeds is 0 and the numbers are empty. p tests whether
+        the difference equals the threshold. p_holm is corrected over all primary comparisons, whether they were run or not.
     """
     trained = runs.table.groupby("network").train_accuracy.mean()
     table = _table([each for each in COMPARISONS if each.source != "conversion"], runs)
@@ -292,10 +290,10 @@ def _table(comparisons: list[Comparison], source: "Runs | pd.DataFrame") -> pd.D
 
 
 def verdict(row) -> str:
-    """What a primary comparison says: one of VERDICTS; empty for a description, and for what was not tested here.
+    """The verdict of a primary comparison, one of VERDICTS; empty for a description, and where nothing was tested.
 
-    It is decided where the corrected p is below .05, and then the interval lies on one side of the threshold. A claim whose first arm is
-    behind on its own training images was not given a fair chance, so it is not said to fail: see `lacks_training`.
+    A comparison is decided if the corrected p is below .05. It holds if the difference is then above the threshold. If it is below, the
+    comparison fails, unless the network of the first arm was not trained to the end: see `lacks_training`.
     """
     if not row.primary or not row.seeds:
         return ""

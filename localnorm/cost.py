@@ -1,8 +1,8 @@
-"""What LocalNorm costs against BatchNorm, measured in one run: ``python -m localnorm.cost``.
+"""Time and memory that LocalNorm takes compared with BatchNorm, measured in one run: ``python -m localnorm.cost``.
 
-A training step of single layers and of whole networks, with groups of one size and of drawn sizes, its memory, and predictions
-for 1 and 32 images. On a GPU there are CUDA graphs too, and every row of LocalNorm is measured with torch's kernels and with ours.
-How the figures come about is in `localnorm.timing`.
+It measures training steps of single layers and of whole networks, with groups of equal size and with drawn group sizes, the memory of
+those steps, and predictions for 1 and for 32 images. On a GPU it also measures CUDA graphs, and every LocalNorm row comes twice: with
+torch's kernels and with this package's Triton kernels. `localnorm.timing` explains how times and ratios are taken.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from localnorm.models import make_model
 from localnorm.prediction import Predictor
 from localnorm.timing import about_machine, alternate, bench_device, peak_memory, ratios
 
-__all__ = ["Cost", "alternate", "main", "peak_memory", "ratios"]
+__all__ = ["Cost", "main"]
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -46,15 +46,28 @@ COLUMNS = {"subject": 20, "measure": 9, "shape": 15, "layout": 14, "dtype": 10, 
 
 @dataclass(frozen=True)
 class Cost:
-    """One row: a LocalNorm figure over a BatchNorm figure, in ms or MiB, with the quartiles of the ratio."""
+    """One measurement of LocalNorm, the same of BatchNorm, and their ratio.
+
+    Args:
+        subject: "layer", or the network.
+        measure: "step", "drawn" (a step with drawn group sizes), "graph" (a step as a CUDA graph) or "memory" in training; "single",
+            "prior" or "vote" for predictions.
+        shape, layout, dtype: of the images, or of the layer's input: "128x16x32x32", "channels_last", "float32".
+        assignment: which images form a group: "interleaved" or "contiguous".
+        kernels: what computed LocalNorm: "torch" or "triton".
+        batchnorm, localnorm: medians, in ms or, for "memory", in MiB.
+        ratio, lower_quartile, upper_quartile: median and quartiles of localnorm / batchnorm over the repeats.
+        bound: the largest ratio that is wanted.
+        device, machine, driver, torch, triton, threads: where it was measured, see `localnorm.timing.about_machine`.
+    """
 
     subject: str
-    measure: str  # step, drawn (a step with groups of drawn size), graph (a step as a CUDA graph), memory; single, prior, vote
+    measure: str
     shape: str
     layout: str
     dtype: str
     assignment: str
-    kernels: str  # torch or triton: what computed LocalNorm
+    kernels: str
     batchnorm: float
     localnorm: float
     ratio: float
@@ -70,7 +83,7 @@ class Cost:
 
 
 def bound_of(subject: str, measure: str, layout: str) -> float:
-    """The largest ratio that is wanted."""
+    """The largest ratio to BatchNorm that is wanted of a measure."""
     if measure == "memory":
         return 1.02
     if measure in ("single", "prior"):
@@ -83,7 +96,7 @@ def bound_of(subject: str, measure: str, layout: str) -> float:
 
 
 def make_row(setting: dict, measure: str, batchnorm: list[float], localnorm: list[float]) -> Cost:
-    """A row of a setting (subject, shape, layout, dtype, assignment, kernels) from paired values in seconds or bytes."""
+    """The row for one setting (subject, shape, layout, dtype, assignment, kernels), from paired values in seconds or bytes."""
     scale = 2**-20 if measure == "memory" else 1e3
     median, lower, upper = ratios(localnorm, batchnorm)
     return Cost(
@@ -103,23 +116,23 @@ def make_row(setting: dict, measure: str, batchnorm: list[float], localnorm: lis
 
 
 def kernels_here() -> list[str]:
-    """Both kinds on a GPU with triton; the option LOCALNORM_KERNELS chooses between them outside the bench."""
+    """The kinds of kernels that this machine can run: torch's, and on a GPU with triton the Triton kernels too."""
     return ["torch", "triton"] if torch.cuda.is_available() and about_machine()["triton"] else ["torch"]
 
 
 def networks_here() -> dict[str, tuple[int, ...]]:
-    """Networks with their training batches: on a GPU a ResNet-50's is as large as it is in use."""
+    """The networks and the shapes of their training batches. ResNet-50 gets a larger batch on a GPU, where people train it."""
     return NETWORKS if bench_device().type == "cpu" else {**NETWORKS, "resnet50": (32, 3, 224, 224)}
 
 
 def dtypes_here() -> list[str]:
-    """The number formats that the device computes in; one that it emulates would be measured for hours, and used by nobody."""
+    """The number formats that the device computes itself. An emulated one would take hours to measure, and nobody uses it."""
     return [n for n, dtype in DTYPES.items() if dtype != torch.bfloat16 or computes_bf16(bench_device())]
 
 
 @contextlib.contextmanager
 def kernels(choice: str) -> Iterator[None]:
-    """Inside the block LocalNorm is computed by these kernels."""
+    """Let these kernels compute LocalNorm within a `with` block."""
     before, _triton.KERNELS = _triton.KERNELS, choice
     try:
         yield
@@ -169,7 +182,7 @@ def network_step(network: nn.Module, images: Tensor, dtype: str) -> Callable[[],
 
 
 def with_drawn_sizes(step: Callable[[], None], batch: int) -> Callable[[], None]:
-    """The step with groups of 1, 2, 4, ... images, up to the layer's own."""
+    """The same step, with groups of 1, 2, 4, ... images in turn, up to the layer's own group size."""
     sizes = cycle([size for size in (1, 2, 4, 8, 16) if size <= max(1, batch // NUM_GROUPS)])
 
     def drawn() -> None:
@@ -180,7 +193,7 @@ def with_drawn_sizes(step: Callable[[], None], batch: int) -> Callable[[], None]
 
 
 def as_graph(step: Callable[[], None]) -> Callable[[], None]:
-    """The step captured as a CUDA graph: what is left is the GPU's own time."""
+    """The same step as a CUDA graph, which takes only the GPU's own time and none for Python."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -229,7 +242,7 @@ def layer_costs(shape: tuple[int, ...], layout: str, dtype: str, repeats: int) -
 
 
 def step_costs(name: str, shape: tuple[int, ...], layout: str, dtype: str, repeats: int) -> Iterator[Cost]:
-    """A whole training step: forward, backward; the optimiser's part is the same for both."""
+    """A training step of a whole network: forward and backward pass. The optimiser's part is the same for both and is left out."""
     batch, local, assignment = make_pair(name, layout, shape[-1])
     images = draw_images(shape, layout)
     usual, ours = network_step(batch, images, dtype), network_step(local, images, dtype)
@@ -255,7 +268,7 @@ def step_costs(name: str, shape: tuple[int, ...], layout: str, dtype: str, repea
 def prediction_costs(
     name: str, shape: tuple[int, ...], layout: str, repeats: int, counts: tuple[int, ...] = PREDICTED
 ) -> Iterator[Cost]:
-    """Predictions against BatchNorm in evaluation, whose statistics are stored."""
+    """Predictions of a LocalNorm network, compared with a BatchNorm network in evaluation mode, which uses stored statistics."""
     batch, local, assignment = make_pair(name, layout, shape[-1])
     estimate_statistics(local, [draw_images((2 * NUM_GROUPS, *shape[1:]), layout)])
     for count in counts:
@@ -313,7 +326,7 @@ def _in_columns(values: Iterable[str]) -> str:
 
 
 def save(rows: list[Cost], path: Path) -> None:
-    """Replace the rows of this device; those that were measured on others stay."""
+    """Write the rows to a CSV file, in place of earlier rows of this device. Rows that were measured on other devices stay."""
     others = []
     if path.is_file():
         with path.open(newline="") as file:
@@ -326,7 +339,14 @@ def save(rows: list[Cost], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> list[Cost]:
-    """Measure, print the table, write the CSV; `arguments` as on the command line."""
+    """Measure everything, print the table and write it as a CSV file.
+
+    Args:
+        arguments: those of the command line; None takes this process's own.
+
+    Returns:
+        The rows of the table.
+    """
     parser = argparse.ArgumentParser(description="LocalNorm's time and memory against BatchNorm's.")
     parser.add_argument("--output", type=Path, default=Path("data/results/cost.csv"))
     parser.add_argument("--repeats", type=int, default=20, help="rounds of alternating runs (at least 20 to report)")

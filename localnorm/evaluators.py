@@ -1,4 +1,4 @@
-"""What the results say where no difference of two arms says it: the largest ratio, McNemar's test, shifts and costs."""
+"""What the results say beyond differences of two arms: the largest ratio, McNemar's test, and costs."""
 
 import json
 
@@ -10,7 +10,7 @@ from localnorm.arms import ARMS
 from localnorm.comparisons import evaluate
 from localnorm.gather import Runs
 
-__all__ = ["beyond_clean", "cost_summary", "largest_ratio", "mcnemar_table", "write"]
+__all__ = ["cost_summary", "largest_ratio", "mcnemar_table", "write"]
 
 CONDITION = ["suite", "noise", "level"]
 
@@ -28,9 +28,8 @@ def largest_ratio(
         num_classes: guessing is right once in so many.
 
     Returns:
-        suite, noise, level, seeds, first_accuracy, second_accuracy, control_accuracy (of BN batch), ratio, low, high; None where
-        no condition
-        counts.
+        suite, noise, level, seeds, first_accuracy, second_accuracy, control_accuracy (of BN batch), ratio, low and high; None if no
+        condition counts.
     """
     table = table.assign(accuracy=table.right / table.images)
     wide = table[table.level > 0].pivot_table(index=[*CONDITION, "seed"], columns="arm", values="accuracy")
@@ -61,9 +60,8 @@ def mcnemar_table(runs: Runs, first: str = "LN batch", second: str = "BN batch")
     """McNemar's test of two arms, image by image, with Holm's correction over the conditions of a seed.
 
     Returns:
-        One row per seed and condition: seed, suite, noise, level, images, only_first and only_second (images that one arm alone
-        got right), p
-        and p_holm. No rows without both arms.
+        One row per seed and condition: seed, suite, noise, level, images, only_first and only_second (images that one arm alone got
+        right), p and p_holm. No rows without both arms.
     """
     one, two = ARMS[first], ARMS[second]
     rows = []
@@ -87,19 +85,6 @@ def mcnemar_table(runs: Runs, first: str = "LN batch", second: str = "BN batch")
     return pd.DataFrame(rows, columns=["seed", *CONDITION, "images", "only_first", "only_second", "p", "p_holm"])
 
 
-def beyond_clean(shifts: pd.DataFrame) -> pd.Series:
-    """Claim C1: whether a noise moves the statistics visibly: 19 of 20 noisy batches lie farther out than 19 of 20 clean ones.
-
-    Args:
-        shifts: the table of `localnorm.shifts.shifts`.
-
-    Returns:
-        One value per noisy row, under its index.
-    """
-    clean = shifts[shifts.level == 0].iloc[0]
-    return shifts[shifts.level > 0].low > clean.high
-
-
 # claim -> what the cost table calls the measures that it speaks of
 COSTS = {"C7": ("step", "memory"), "C8": ("single", "prior", "vote")}
 
@@ -107,7 +92,7 @@ COSTS = {"C7": ("step", "memory"), "C8": ("single", "prior", "vote")}
 def cost_summary(costs: pd.DataFrame) -> pd.DataFrame:
     """Claims C7 and C8: per device, network and measure, in how many settings LocalNorm keeps its bound against BatchNorm.
 
-    A setting is within where the upper quartile of the ratio is, and beyond where the lower one is.
+    A setting is within its bound if the upper quartile of the ratio is, and beyond it if the lower quartile is.
 
     Returns:
         claim, device, subject, measure, settings, within, beyond, bound, lowest and highest (ratio).

@@ -1,4 +1,4 @@
-"""The runs of an experiment, gathered from what its training and answers wrote, and checked to be comparable."""
+"""Collect the runs of an experiment from the files that training and answers wrote, and check that they can be compared."""
 
 import json
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Runs:
 def collect(experiment: str, networks: list[str], seeds: list[int]) -> Runs:
     """Read the runs of an experiment: the seeds that both BatchNorm and LocalNorm have been trained and asked with.
 
-    Another network is left out until it has all of these seeds, so that one more network never costs the pair its seeds.
+    Any other network is left out until it has all of these seeds, so that adding a network never removes seeds from the pair.
 
     Raises:
         FileNotFoundError: no seed has all its runs yet.

@@ -1,4 +1,4 @@
-"""What the machine at hand can do, and how torch is told to use it: bf16, threads, memory."""
+"""What this machine can compute, and how torch uses it: bf16, threads, memory."""
 
 import ctypes
 import platform
@@ -11,7 +11,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether `device` has instructions for bf16. Without them bf16 is emulated, at a fraction of the speed of float32."""
+    """Whether a device has instructions for bf16. Without them torch emulates bf16, far slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
@@ -22,17 +22,21 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of a GPU, or "CPU" with its kind."""
+    """The name of a device as records show it: a GPU's own name, or "CPU (x86_64)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({platform.machine()})"
 
 
 def use_cpu(threads: int | None = None) -> None:
-    """Compute on `threads` threads (None: torch's own choice), and keep memory that is freed for the next step.
+    """Set the number of threads, and keep freed memory in this process for the next training step.
 
-    By default glibc gives a feature map back to the system as soon as it is freed and asks for it again in the next step, where
-    each of its pages is cleared anew. The process keeps its peak of memory until it ends. Other C libraries are left as they are.
+    By default glibc returns the memory of a feature map to the system as soon as it is freed. The next step then asks for it again, and
+    the system clears every page first. Afterwards this process keeps its peak of memory until it ends. Other C libraries than glibc are
+    left as they are.
+
+    Args:
+        threads: None leaves the number to torch.
     """
     if threads:
         torch.set_num_threads(threads)

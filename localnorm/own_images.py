@@ -1,6 +1,6 @@
-"""A folder of one's own images on its way into the pipeline: packed into data/raw, and an experiment's block for params.yaml.
+"""Bring a folder of your own images into the pipeline: ``python -m localnorm.own_images ~/photos/flowers``.
 
-On the command line: ``python -m localnorm.own_images ~/photos/flowers``.
+It packs the folder into data/raw, and prints the block of settings for params.yaml that makes an experiment of it.
 """
 
 import argparse
@@ -32,21 +32,27 @@ WORKERS = 2  # threads that decode, as in `prepare`
 
 
 def pack_folder(folder: str | Path) -> str:
-    """Pack a folder of images into data/raw/<name>.zip, where `prepare` finds it, and return the name.
+    """Pack a folder of images into the archive data/raw/<name>.zip, where the stage `prepare` finds it.
 
-    The folder is laid out as class/file, or as split/class/file with the splits of `localnorm.data`. Without splits all images
-    are training images, of which `prepare` cuts off a test and a validation part. The folder itself stays as it is. Every image is
-    decoded once, so that nothing is written where one is damaged. Images are stored as they are; other files are stored
-    without their content, so that `prepare` counts what was left out.
+    The folder is laid out as class/file, or as split/class/file with the splits of `localnorm.data`. Without splits all images are
+    training images, and `prepare` takes a test and a validation part from them. Every image is decoded once first, so that nothing is
+    written if one is damaged. Images are stored unchanged. Other files are stored without their content, so that `prepare` can count
+    them. The folder itself is not changed.
 
-    The name is the folder's, or `<folder>-packed` where that of the folder would lead to other data: to a built-in data set, or to
-    a folder in one of the searched places. The archive of an earlier call for the same folder is replaced where the folder changed.
+    Calling this again after the folder changed replaces its archive.
+
+    Args:
+        folder: the folder of images.
+
+    Returns:
+        The name of the data set: that of the folder, or `<folder>-packed` where the folder's name already belongs to a built-in data
+        set or to a folder in one of the searched places.
 
     Raises:
         NotADirectoryError: there is no such folder.
-        ValueError: no images, neither of the two layouts, a class without images, or images that cannot be read, all of them
-            named. Or an archive has the name already that was not packed from this folder and holds other images. Nothing is
-            written then.
+        ValueError: the folder holds no images, has neither of the two layouts, has a class without images, or holds images that cannot
+            be read, which are all named. Or there is an archive of that name with other images, which was not packed from this folder.
+            Nothing is written in any of these cases.
     """
     folder = Path(folder).expanduser().resolve()
     if not folder.is_dir():
@@ -73,7 +79,7 @@ def pack_folder(folder: str | Path) -> str:
 
 
 def _members(folder: Path) -> dict[str, Path]:
-    """Names in the archive, as split/class/file, -> the files behind them, and empty folders, whose names end in "/"."""
+    """Name in the archive (split/class/file) -> the file. Empty folders are among them; their names end in "/"."""
     every = {file.relative_to(folder): file for file in sorted(folder.rglob("*"))}
     images = [name for name, file in every.items() if file.is_file() and _is_image(name)]
     if not images:
@@ -98,15 +104,15 @@ def _is_image(name: Path) -> bool:
 
 
 def _content(name: str, file: Path) -> bytes | Path:
-    """What an archive holds of a file: all of an image, nothing of any other."""
+    """What the archive holds of a file: all of it if it is an image, otherwise nothing."""
     return file if not name.endswith("/") and _is_image(Path(name)) else b""
 
 
 def _check_images(folder: Path, members: dict[str, Path]) -> None:
-    """Decode every image once.
+    """Decode every image once, to see that it can be read.
 
     Raises:
-        ValueError: some cannot be used; names all of them.
+        ValueError: some images cannot be used; all of them are named.
     """
     images = [file for name, file in members.items() if isinstance(_content(name, file), Path)]
 
@@ -126,7 +132,7 @@ def _check_images(folder: Path, members: dict[str, Path]) -> None:
 
 
 def _packed_from(archive: Path) -> str:
-    """The folder that an archive was packed from; empty where the archive is no longer as it was packed, or was not packed here."""
+    """The folder that an archive was packed from; empty if the archive was changed since, or was not packed here."""
     try:
         origin = json.loads(_origin(archive).read_text(encoding="utf-8"))
         there = archive.stat()
@@ -136,12 +142,12 @@ def _packed_from(archive: Path) -> str:
 
 
 def _origin(archive: Path) -> Path:
-    """Beside the archive and not in it: a path would change its checksum, by which machines tell that they have the same images."""
+    """The file that says where an archive came from. It lies beside the archive, whose checksum must depend on the images alone."""
     return archive.with_name(f".{archive.name}.origin")
 
 
 def _holds(path: Path, members: dict[str, Path]) -> bool:
-    """Whether a zip holds these files under their names and nothing else, whatever their dates."""
+    """Whether a zip holds exactly these files under these names; dates do not matter."""
     try:
         with zipfile.ZipFile(path) as archive:
             held = {info.filename: (info.file_size, info.CRC) for info in archive.infolist()}
@@ -157,10 +163,10 @@ def _summary(name: str, file: Path) -> tuple[int, int]:
 
 
 def _write_archive(path: Path, members: dict[str, Path], folder: Path) -> None:
-    """Write a zip of files under their names in it, whole or not at all; streamed, since photographs are many and large.
+    """Write the files to a zip under these names, completely or not at all. Files are streamed, since photographs are large.
 
     Raises:
-        ValueError: `prepare` would refuse it; see `localnorm.data.readers.read_image_folder`.
+        ValueError: `prepare` would refuse the archive; see `localnorm.data.readers.read_image_folder`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.zip")
@@ -224,15 +230,15 @@ _BLOCK = """{name}-{model}:
 
 
 def experiment_block(name: str, model: str = "resnet18", image_size: int = 128) -> str:
-    """An experiment's block of params.yaml for images of one's own, small enough for a first look: two networks, three seeds.
+    """The block of settings for params.yaml that makes an experiment of your own images: two networks with three seeds, for a first look.
 
     Args:
-        name: of the data set in data/raw, as `pack_folder` returns it.
-        model: a key of `localnorm.settings.MODELS`; those beside "small" and "resnet32" start from ImageNet weights.
-        image_size: side in pixels to which images are resized.
+        name: name of the data set in data/raw, as `pack_folder` returns it.
+        model: a key of `localnorm.settings.MODELS`. All but "small" and "resnet32" start from ImageNet weights.
+        image_size: side in pixels to which the images are resized.
 
     Returns:
-        YAML, with comments; the experiment is named <name>-<model>.
+        Text in YAML with comments. The experiment is named <name>-<model>.
     """
     suited = _SUITED.get(model, _SUITED[None])
     if model == "efficientnet_lite0":
@@ -252,11 +258,15 @@ def experiment_block(name: str, model: str = "resnet18", image_size: int = 128) 
 
 
 def write_sample_folder(folder: Path, images: int = 600, size: int = 16) -> Path:
-    """Write scikit-learn's digits as class/file, PNG files in colour, to try things with; returns `folder`.
+    """Write scikit-learn's digits as a folder of colour PNG files, class/file, to try things with.
 
     Args:
-        images: how many, the first ones.
-        size: side in pixels; the digits have 8.
+        folder: where to write them.
+        images: how many digits, from the first on.
+        size: side in pixels; the originals have 8.
+
+    Returns:
+        `folder`.
     """
     from sklearn.datasets import load_digits
 
@@ -272,6 +282,11 @@ def write_sample_folder(folder: Path, images: int = 600, size: int = 16) -> Path
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Pack a folder and print its block of settings; returns the exit status.
+
+    Args:
+        arguments: those of the command line; None takes this process's own.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m localnorm.own_images",
         description="Print the block of params.yaml that puts images of your own through the pipeline.",
@@ -290,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(experiment_block(name, given.model, given.image_size), end="")
     print(
         f"add {experiment} to the list `experiments` of params.yaml and the block above at its end; "
-        f"then: dvc repro report@{experiment}",
+        f"then: make quickstart EXPERIMENT={experiment}",
         file=sys.stderr,
     )
     return 0

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tokenize
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -48,6 +49,7 @@ OF_ONE_EXPERIMENT = (  # right of its answers, in order
 )
 
 
+@cache  # a module is in the source of many stages
 def strip_source(text: str) -> str:
     """Python source without comments, docstrings, blank lines and trailing spaces.
 
@@ -80,15 +82,17 @@ def _file_of(module: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _statements(text: str) -> list[ast.AST]:
-    """All nodes of Python source but those that only a type checker runs."""
-    nodes, waiting = [], [ast.parse(text)]
+@cache
+def _import_statements(text: str) -> list[ast.Import | ast.ImportFrom]:
+    """The imports in Python source, at its top or inside a function, but for those that only a type checker runs."""
+    found, waiting = [], [ast.parse(text)]
     while waiting:
         node = waiting.pop()
-        nodes.append(node)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found.append(node)
         only_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
         waiting.extend(node.orelse if only_types else ast.iter_child_nodes(node))
-    return nodes
+    return found
 
 
 def _exports(package: str) -> dict[str, str]:
@@ -110,11 +114,11 @@ def _imports(text: str) -> set[str]:
     a whole (`from localnorm import noise`) counts with what its `__init__.py` imports at once.
     """
     found = set()
-    for node in _statements(text):
+    for node in _import_statements(text):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 found.update({alias.name, *_exports(alias.name).values()})
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        elif node.level == 0:
             exports = _exports(node.module)
             # a public name (the function `predict`) wins over a module of the same name, as in Python itself
             found.update(exports.get(alias.name, f"{node.module}.{alias.name}") for alias in node.names)
@@ -210,16 +214,17 @@ def check() -> None:
     Raises:
         ValueError: see `localnorm.checks.check_params`.
     """
-    from localnorm.checks import check_params, repair_dvc  # here, since stripping is to start quickly
+    project = paths.project()  # first: the imports take seconds, and `strip` needs none of them
+    from localnorm.checks import check_params, repair_dvc
     from localnorm.data.report import changed
 
     check_params()
     if found := changed(load_params()["experiments"]):
         raise ValueError("\n".join(found.values()))
-    site = Path(os.environ.setdefault("DVC_SITE_CACHE_DIR", str(paths.project() / ".dvc" / "tmp" / "site")))
+    site = Path(os.environ.setdefault("DVC_SITE_CACHE_DIR", str(project / ".dvc" / "tmp" / "site")))
     site.mkdir(parents=True, exist_ok=True)
     site.chmod(0o700)  # DVC keeps pickles in it and opens what it makes itself to all users
-    if not (paths.project() / ".git").exists():  # an archive of the repository: DVC must be told
+    if not (project / ".git").exists():  # an archive of the repository: DVC must be told
         subprocess.run(["dvc", "config", "--local", "core.no_scm", "true"], check=True)
     for name in repair_dvc():
         print(

@@ -1,4 +1,4 @@
-"""The results of several experiments in one table each, which the figures and texts of all of them read."""
+"""Join the results of several experiments into one file per kind of table, which figures and texts read."""
 
 import json
 
@@ -12,13 +12,13 @@ __all__ = ["publish"]
 
 
 def publish(experiments: list[str]) -> list[str]:
-    """Put the results of several experiments into one table each, data/results/published, which figures and texts of all of them read.
+    """Join the results of several experiments in data/results/published, one file per kind of table.
 
     Args:
-        experiments: those that the paper tells of; one that has no results yet is left out.
+        experiments: names of the experiments that the paper reports. One without results yet is left out.
 
     Returns:
-        Those that have results.
+        The names of those that have results.
 
     Raises:
         FileNotFoundError: none of them has.

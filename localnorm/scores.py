@@ -1,7 +1,7 @@
-"""Answers in, accuracies out: the one place that says what "clean" and "noisy" mean.
+"""Compute accuracies from answers. This is the only place that defines what "clean" and "noisy" mean.
 
-A metric (`localnorm.arms.METRICS`) is a weighted mean of the accuracies under several conditions. Each noise counts once, and each of its
-levels above 0 counts the same within it: see `weights`. Tables, comparisons, ablations and figures all come here for it.
+A metric (`localnorm.arms.METRICS`) is a weighted mean of the accuracies under several conditions. Each noise has the same weight, and each
+of its levels above 0 has the same share of it: see `weights`. Tables, comparisons, ablations and figures all use these functions.
 """
 
 from collections import Counter
@@ -155,7 +155,7 @@ def per_seed(
 
 
 def per_image(answers: Answers, statistics: str, metric: str) -> np.ndarray:
-    """(N,) what each test image adds to a metric of one network; nan where it was not scored under all of its conditions."""
+    """What each test image contributes to a metric of one network, (N,); nan if it was not scored under all conditions of the metric."""
     weight = weights(answers.conditions(statistics), metric)
     if not weight.any():
         return np.full(len(answers.labels), np.nan)
@@ -218,7 +218,7 @@ def curves(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
 
 
 def commonest(answers: Answers, statistics: str) -> float:
-    """The share of the commonest class among all answers: near 1, the network says one word to everything."""
+    """The share of the commonest class among all answers; near 1 if the network gives almost every image the same class."""
     given = answers.classes[(answers.table.statistics == statistics).to_numpy()]
     counts = np.unique(given[given >= 0], return_counts=True)[1]
     return float(counts.max() / counts.sum())

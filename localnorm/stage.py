@@ -1,8 +1,8 @@
 """Runs one notebook as a stage: ``python -m localnorm.stage train digits-small-ln-s0 -p experiment digits-small -p network ln -p seed 0``.
 
-papermill executes it, with three things added. The kernel is this environment's own Python, whatever other kernels the machine
-offers. A stage whose code changed while it ran fails, since its results would be of neither version. And a failure ends with its
-reason in one line.
+papermill executes it, and this module adds three things. The kernel is the Python of this environment, whatever other kernels the machine
+offers. A stage fails if its code changed while it ran, since its results would belong to neither version. A failure ends with its reason
+in one line.
 """
 
 import argparse

@@ -1,19 +1,21 @@
 """Statistics over seeds and over test images: intervals, paired tests, corrections. Pure functions of numbers.
 
-The unit of replication is the seed. All seeds of an experiment share the test images and the noise that is drawn on them, so the
-scatter over seeds says what training again would change, and nothing about other images. What the images leave open is added to it.
+The unit of replication is the seed. All seeds of an experiment share the test images and the noise that is drawn on them. So the scatter
+over seeds shows what training again would change, and says nothing about other test images. That uncertainty is added to it.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy.stats
 
 __all__ = [
     "CONFIDENCE",
     "ENOUGH_SEEDS",
     "Interval",
+    "beyond_clean",
     "holm",
     "image_spread",
     "interval",
@@ -28,7 +30,7 @@ RESAMPLES = 9_999
 
 
 class Interval(NamedTuple):
-    """A mean, its 95 % interval, and the p of its being a given value; nan where one value alone has none."""
+    """A mean, its 95 % interval, and the p-value of a test that the mean is a given value; nan where there is only one value."""
 
     estimate: float
     low: float
@@ -89,7 +91,9 @@ def image_spread(values: np.ndarray) -> float:
 
 
 def sign_flip(differences: Iterable[float], seed: int = 0) -> float:
-    """Two-sided p of paired differences having mean zero: every pattern of signs if there are few, else 9,999 drawn ones.
+    """The two-sided p-value of a sign-flip test that paired differences have mean zero.
+
+    All patterns of signs are tried if there are few, and otherwise 9,999 random ones.
 
     Returns:
         At least 2 / 2^n for n differences; 1 where all are zero; nan for fewer than two.
@@ -147,8 +151,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
 def ratio_interval(first: Iterable[float], second: Iterable[float]) -> tuple[float, float, float]:
     """A ratio of means over paired seeds with its 95 % interval: r = mean(a) / mean(b), and r exp(i).
 
-    i is the interval of a / mean(a) - b / mean(b), which is how log r moves with a seed. A ratio of means, since that of a single seed that
-    got two images right would outweigh all others.
+    i is the interval of a / mean(a) - b / mean(b), which is how log r changes from seed to seed. It is a ratio of means and not a mean of
+    ratios, since the ratio of a single seed with two right images would outweigh all others.
 
     Source: the variance of a ratio by linearisation; Cochran, Sampling Techniques, 1977, chapter 6.
     """
@@ -158,3 +162,16 @@ def ratio_interval(first: Iterable[float], second: Iterable[float]) -> tuple[flo
         return 0.0, 0.0, 0.0
     around = interval(first / first.mean() - second / second.mean())
     return ratio, float(ratio * np.exp(around.low)), float(ratio * np.exp(around.high))
+
+
+def beyond_clean(shifts: pd.DataFrame) -> pd.Series:
+    """Whether a noise visibly moves the statistics of test batches: 19 of 20 noisy batches lie farther out than 19 of 20 clean ones.
+
+    Args:
+        shifts: the table of `localnorm.shifts.shifts`.
+
+    Returns:
+        One value per noisy row, under its index.
+    """
+    clean = shifts[shifts.level == 0].iloc[0]
+    return shifts[shifts.level > 0].low > clean.high

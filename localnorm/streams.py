@@ -1,4 +1,4 @@
-"""Test batches as a stream may bring them: of other sizes than in training, and of mixed conditions."""
+"""Answers to test batches as a stream may bring them: of other sizes than in training, and with images of several conditions."""
 
 import sys
 from pathlib import Path
@@ -31,11 +31,11 @@ def answer_streams(
     strengths: dict[str, dict] | None = None,
     description: str = "streams",
 ) -> pd.DataFrame:
-    """What the size and the company of a test batch do where statistics come from it ("batch"), and to whom they do nothing.
+    """Ask a network about test batches of several sizes and compositions, to see how much the other images of a batch matter.
 
-    Each image is asked about under each condition (clean, and those of `config.streams`), in batches of each size, twice: among images
-    of its own condition ("uniform"), and among images of all conditions in turn ("mixed"). The images are the same. Beside it stand the
-    same images under the statistics ALONE, as far as the network is asked under them.
+    Each image is asked about under each condition (clean, and those of `config.streams`) and in batches of each size, twice: among images
+    of its own condition ("uniform"), and among images of all conditions in turn ("mixed"). Rows for the statistics in ALONE, which look at
+    one image, are added for the same images if the network is asked under them.
 
     Args:
         model: on the device that is to be used.
@@ -46,8 +46,8 @@ def answer_streams(
         description: the progress bar's text.
 
     Returns:
-        One row per (statistics, composition, size, condition): COLUMNS. Empty where `config.streams` is None or the network is asked
-        under none of these statistics.
+        One row per (statistics, composition, size, condition) with the columns COLUMNS. Empty if `config.streams` is None or the network
+        is asked under none of these statistics.
     """
     alone = [statistics for statistics in ALONE if statistics in config.statistics_of(network)]
     in_batches = "batch" in config.statistics_of(network)

@@ -1,7 +1,7 @@
-"""How far the statistics of one image are trusted: each network chooses by validation images, and no test image has a say.
+"""Choose for each network how much the statistics of a single image count, by accuracy on validation images.
 
-Two strengths are chosen: n0, the number of positions that the training statistics count for, and how many of the last layers keep the
-training statistics.
+Two numbers are chosen, called strengths: n0, the number of positions that the training statistics count for, and how many of the last
+layers keep the training statistics. Test images are not used.
 """
 
 from pathlib import Path
@@ -65,10 +65,10 @@ def measure_strengths(model: torch.nn.Module, dataset: Dataset, config: AnswersC
 
 
 def choose_strengths(table: pd.DataFrame) -> dict[str, dict]:
-    """What each kind of statistics takes of the candidates: the best mean of clean and noisy.
+    """Choose the strengths for each kind of statistics: those with the best mean of clean and noisy accuracy on validation images.
 
-    This is a rule of choice on validation images, and no metric. Of equal ones the first is taken, with the fewest layers fixed; where
-    nothing was measured, the first n0, and the last n0 and number of layers.
+    Of equally good candidates the first is taken, with the fewest fixed layers. If nothing was measured, "prior" takes the first n0, and
+    "last_fixed" the last n0 and number of layers.
 
     Args:
         table: from `measure_strengths`.

@@ -1,4 +1,4 @@
-"""The tables that the pipeline writes for people and figures, read back: people open them, and some save them changed."""
+"""Read the tables that the pipeline wrote, and refuse those that were edited into something that no stage writes."""
 
 import json
 import math

@@ -1,7 +1,8 @@
-"""How the benches measure: functions in turn, ratios of neighbouring runs, peaks of memory, and what the machine is.
+"""How the benchmarks measure time and memory, and what they record about the machine.
 
-Times on a shared machine drift by more than the difference in question. So what is compared runs in turn, and what is reported
-is the median of the ratios of neighbouring runs with its quartiles. Memory is the allocator's own count.
+On a shared machine the time of the same work drifts by more than the differences that are measured here. So the functions that are
+compared run in turn, and the result is the median of the ratios of neighbouring runs, with the quartiles. Memory is what torch's own
+allocator counts.
 """
 
 import importlib.metadata
@@ -20,9 +21,17 @@ __all__ = ["about_machine", "alternate", "bench_device", "peak_memory", "ratios"
 
 
 def alternate(functions: dict[str, Callable[[], object]], repeats: int = 20, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each run of each function, run in turn: {name: repeats values}.
+    """Time several functions, which run in turn.
 
-    The order is reversed every other round, so that no function always follows the same one.
+    The order is reversed in every other round, so that no function always runs after the same one.
+
+    Args:
+        functions: name -> the function, called without arguments.
+        repeats: rounds that are timed.
+        warmup: rounds before them that are not.
+
+    Returns:
+        name -> the seconds of each of its `repeats` runs.
 
     Example:
         >>> seconds = alternate({"a": lambda: None, "b": lambda: time.sleep(0.001)}, repeats=3)
@@ -44,7 +53,7 @@ def alternate(functions: dict[str, Callable[[], object]], repeats: int = 20, war
 
 
 def ratios(numerator: list[float], denominator: list[float]) -> tuple[float, float, float]:
-    """Median and quartiles of the ratios of paired runs.
+    """Median, lower and upper quartile of the ratios of paired runs.
 
     Example:
         >>> ratios([2.0, 4.0, 6.0], [1.0, 2.0, 2.0])
@@ -56,7 +65,7 @@ def ratios(numerator: list[float], denominator: list[float]) -> tuple[float, flo
 
 
 def peak_memory(function: Callable[[], object]) -> int:
-    """Most bytes that torch held at once during a call, above what it held before.
+    """The most bytes that torch held at once during a call, not counting what it held before the call.
 
     Example:
         >>> peak_memory(lambda: torch.zeros(1000, dtype=torch.float64)) >= 8000
@@ -84,12 +93,12 @@ def _wait() -> None:
 
 
 def bench_device() -> torch.device:
-    """The GPU if there is one."""
+    """The device that is measured: the GPU if there is one, and otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def about_machine() -> dict[str, str | int]:
-    """What a row of a bench says of where it was measured: device, machine, driver, torch, triton, threads."""
+    """Where a row of a benchmark was measured: device, machine (its processor), driver, torch, triton and number of threads."""
     try:
         triton = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
@@ -112,6 +121,6 @@ def _processor() -> str:
 
 
 def _driver() -> str:
-    """The version of NVIDIA's driver, as its kernel module says it; empty without one."""
+    """The version of NVIDIA's driver, as its kernel module states it; empty where there is none."""
     version = Path("/sys/module/nvidia/version")
     return version.read_text().strip() if torch.cuda.is_available() and version.is_file() else ""

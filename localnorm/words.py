@@ -1,4 +1,4 @@
-"""Numbers and sources in words: how an accuracy and a difference are written, and what a caption says of its source."""
+"""Write numbers and sources as text: accuracies, differences, and what a caption says about its source."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.util
 import io
 import json
 import lzma
@@ -289,10 +290,22 @@ class Server:
 
 # Processes to be killed
 
-_processes = multiprocessing.get_context("forkserver")  # forks of a process without threads, its slow imports done
-_processes.set_forkserver_preload(
-    ["numpy", "PIL.Image", "requests", "torch", "tqdm", "localnorm.figures", "localnorm.results", "localnorm.train"]
+PRELOADED = (  # what the functions to be killed import; each child would take seconds to import it again
+    "localnorm.answers",
+    "localnorm.data.fetch",
+    "localnorm.data.prepare",
+    "localnorm.evaluators",
+    "localnorm.figures.accuracy",
+    "localnorm.noise.draw",
+    "localnorm.streams",
+    "localnorm.strengths",
+    "localnorm.train.loop",
+    "requests",
 )
+for module in PRELOADED:
+    assert importlib.util.find_spec(module), f"{module} is gone, and multiprocessing would say nothing"
+_processes = multiprocessing.get_context("forkserver")  # forks of a process without threads, its slow imports done
+_processes.set_forkserver_preload(list(PRELOADED))
 
 
 def kill_after(seconds: float | None, target: Callable, *args) -> bool:

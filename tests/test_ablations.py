@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from localnorm import ablations, machine, paths
-from localnorm.ablations import run, save_table, variants
+from localnorm.ablations import run, save_table
 from localnorm.answers import answer
 from localnorm.data import load, prepare
 from localnorm.settings import (
@@ -24,6 +24,7 @@ from localnorm.settings import (
     AnswersConfig,
     TrainConfig,
 )
+from localnorm.settings.ablations import variants
 from localnorm.strengths import choose_strengths, measure_strengths
 from localnorm.train import fit
 

@@ -1,5 +1,8 @@
 """What has to hold before a stage starts: a wrong params.yaml costs a second, and is told with the valid choices."""
 
+import subprocess
+import sys
+
 import pytest
 import yaml
 from conftest import ROOT
@@ -68,3 +71,9 @@ def test_every_network_of_the_vocabulary_is_admitted_once_it_is_asked_something(
 def test_a_mistake_is_refused_before_any_work_with_its_place_and_the_valid_choices(params, changes, message):
     with pytest.raises(ValueError, match=message):
         params(changes)
+
+
+def test_params_are_checked_without_torch():
+    """Each `make` starts with this check, and torch alone takes longer than all of it."""
+    code = "import sys; from localnorm.checks import check_params; check_params(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

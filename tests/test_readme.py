@@ -5,6 +5,9 @@ import re
 import pytest
 from conftest import ROOT
 
+from localnorm.comparisons import HOLDS, verdict
+from localnorm.tables import read_table
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -37,3 +40,42 @@ def test_every_file_of_the_readmes_tree_is_there():
 def test_a_text_stays_short_enough_to_be_read(name, most):
     """Generated tables among it; what holds no letter or digit is no word."""
     assert sum(bool(re.search(r"\w", word)) for word in (ROOT / name).read_text(encoding="utf-8").split()) <= most
+
+
+# ------------------------------------------------------------------------------------------------------------ what was found
+
+
+def helps(rows, first: str, second: str) -> bool:
+    """Whether one arm is more accurate under noise than another in every published experiment, by the interval."""
+    found = rows[(rows["first"] == first) & (rows.second == second) & (rows.metric == "noisy")]
+    return len(found) == rows.experiment.nunique() and bool((found.low > 0).all())
+
+
+def statistics_bring_most(rows) -> bool:
+    """Taking statistics from the test batch alone brings more than half of what LocalNorm in batches brings."""
+    gains = rows[(rows.second == "BN fixed") & (rows.metric == "noisy")].set_index(["experiment", "first"]).estimate
+    share = gains.xs("BN batch", level="first") / gains.xs("LN batch", level="first")
+    return helps(rows, "BN batch", "BN fixed") and bool((share > 0.5).all())
+
+
+FOUND = {  # the sentence of the README, clause by clause, and what must hold in the published comparisons for it to be true
+    "statistics of the test images bring most of the robustness, and a BatchNorm network can use them as it is.": (
+        statistics_bring_most
+    ),
+    "In test batches LocalNorm is not shown to beat that;": lambda rows: (
+        not any(verdict(row) == HOLDS for row in rows[rows.primary == "P2"].itertuples())
+    ),
+    "where images come alone, a prior from the training set helps,": lambda rows: (
+        helps(rows, "BN prior", "BN fixed") and helps(rows, "LN prior", "BN fixed")
+    ),
+    "and so does training for single images.": lambda rows: helps(rows, "LN drawn single", "BN fixed"),
+}
+
+
+def test_what_the_readme_says_was_found_follows_from_the_published_comparisons(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (said,) = re.findall(r"^\*\*Found:\*\* (.*?)\n\n", README, re.M | re.S)
+    assert said.split() == " ".join(FOUND).split(), "reworded: state in FOUND what each clause follows from"
+    rows = read_table("comparisons", "published")
+    rows = rows[rows.source == "answers"]
+    assert not [clause for clause, holds in FOUND.items() if not holds(rows)]

@@ -8,7 +8,8 @@ import pytest
 from localnorm.answers import noisy_images, test_images, training_range_of
 from localnorm.figures.shifts import plot_shifts
 from localnorm.settings import AnswersConfig
-from localnorm.shifts import beyond_clean, shifts
+from localnorm.shifts import shifts
+from localnorm.stats import beyond_clean
 
 CONFIG = AnswersConfig(
     noises={"released": ["bernoulli"], "named": ["gaussian", "brightness"]},

@@ -3,11 +3,14 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from localnorm import paths
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["PARTS", "Dataset", "load"]
 
@@ -17,7 +20,7 @@ VERSION = 1  # of the prepared folder
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data set; images stay on disk until they are used.
+    """A prepared data set. Images stay on disk until they are used.
 
     Attributes:
         folder: where it lies.
@@ -25,7 +28,7 @@ class Dataset:
         classes: names in label order.
         shape: (C, H, W) of an image.
         mean, std: of each channel over the training part, in 0 ... 255.
-        counts: images a part.
+        counts: part -> number of images.
         provenance: source, checksum, lossy, licence, date and how it was split.
     """
 
@@ -43,15 +46,15 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.classes)
 
-    def images(self, part: str) -> torch.Tensor:
+    def images(self, part: str) -> "torch.Tensor":
         """uint8 (N, C, H, W), mapped from disk; writing to it changes this process's copy, never the file."""
         return self._tensor(part, "images", (*self.shape,), np.uint8)
 
-    def labels(self, part: str) -> torch.Tensor:
+    def labels(self, part: str) -> "torch.Tensor":
         """int64 (N,)."""
         return self._tensor(part, "labels", (), np.int64)
 
-    def _tensor(self, part: str, kind: str, shape: tuple[int, ...], dtype: type) -> torch.Tensor:
+    def _tensor(self, part: str, kind: str, shape: tuple[int, ...], dtype: type) -> "torch.Tensor":
         if part not in self.counts:
             raise ValueError(f"a part is one of {', '.join(self.counts)}, got {part!r}")
         path = self.folder / f"{part}-{kind}.npy"
@@ -65,6 +68,8 @@ class Dataset:
                 f"{path} holds {array.dtype} {array.shape}, dataset.json says {np.dtype(dtype)} {expected}; "
                 f"prepare {self.name!r} again"
             )
+        import torch  # here: to check params.yaml and to prepare images needs none of it, and it takes seconds
+
         return torch.from_numpy(array)
 
 

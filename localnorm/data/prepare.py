@@ -1,6 +1,6 @@
-"""Makes of any source the same folder of uint8 tensors.
+"""Turn any source of images into a folder of uint8 tensors, always of the same form.
 
-Written: {train,validation,test}-images.npy (N, C, H, W) and -labels.npy, split.csv (where each row came from),
+It writes {train,validation,test}-images.npy (N, C, H, W) and -labels.npy, split.csv (where each row came from),
 dataset.json (classes, counts, mean and deviation, provenance). The folder appears whole or not at all, and the same
 source and arguments give the same bytes: no path, no clock. Rows lie in random order by the seed, because a source
 sorted by class would put one class into each test batch, and statistics of such a batch are not those of the data.
@@ -52,7 +52,7 @@ def prepare(
     limit: int | None = None,
     channels: int | None = None,
 ) -> Path:
-    """Prepare a data set into a folder, fetching it first where it is not on this machine.
+    """Write a data set as a folder of tensors, and fetch it first if it is not on this machine.
 
     Args:
         dataset: "digits", "cifar10", "cars", "mnist", or the name of an image folder or archive of one's own.

@@ -1,6 +1,6 @@
-"""Reads what each format says: which members are images, and of which class and split.
+"""Read the formats of image data sets: which files are images, and their classes and splits.
 
-A reader takes the paths of a source's files and gives a `Listing`: every label at once, the pictures on demand.
+A reader takes the paths of a source's files and returns a `Listing`: all labels at once, and the pictures on demand.
 """
 
 import gzip
@@ -69,7 +69,7 @@ def _stream_array(pixels: np.ndarray) -> Callable[[Collection[int]], Iterator[tu
 def read_image_folder(paths: list[Path]) -> Listing:
     """split/class/file, with or without one folder around it; the classes are the folders' names in order.
 
-    What is no image, or none that can be read here, is counted in `Listing.skipped`.
+    Files that are no images, or that cannot be read here, are counted in `Listing.skipped`.
 
     Raises:
         ValueError: another layout, no images, a class without training images, or a class folder in which nothing can be read.

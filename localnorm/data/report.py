@@ -1,4 +1,4 @@
-"""Says what a prepared data set holds: images of each class and part, what was left out of it, and what to be careful about."""
+"""Describe a prepared data set: images of each class and part, what was left out, and what to be careful about."""
 
 import json
 from collections import Counter
@@ -64,10 +64,10 @@ def warnings(data: Dataset) -> list[str]:
 
 
 def changed(experiments: Iterable[str]) -> dict[str, str]:
-    """Which prepared experiments are no longer of the images that lie on this machine, and how they differ.
+    """Find prepared experiments whose images on this machine have changed since, and say how they differ.
 
-    An experiment that was not prepared, or whose images do not lie here, is not among them. Published files are told by their name
-    alone, since their checksum was verified when they were prepared; one's own are read whole.
+    Experiments that were not prepared, or whose images are not here, are left out. Published files are recognised by their name alone,
+    since their checksums were verified when they were prepared. Files of your own are read completely.
 
     Returns:
         Experiment -> the difference and the command that prepares it anew.

@@ -1,1 +1,1 @@
-"""Tables, networks and images to figures, in one style; a module a figure, so that a stage depends on its own figure alone."""
+"""Draw figures from tables, networks and images. Each figure has a module of its own, so that its stage depends on no other."""

@@ -14,7 +14,7 @@ MARGIN = 1.75  # images wide
 
 
 def group_of_each_image(batch_size: int, num_groups: int, assignment: str) -> list[int]:
-    """The group that a LocalNorm layer puts each image of a batch in, read off the layer: its answer is that group's bias.
+    """The group that a LocalNorm layer assigns to each image of a batch, found by giving each group a bias of its own.
 
     Example:
         >>> group_of_each_image(6, 3, "contiguous"), group_of_each_image(6, 3, "interleaved")
@@ -29,7 +29,7 @@ def group_of_each_image(batch_size: int, num_groups: int, assignment: str) -> li
 
 
 def plot_groups(batch_size: int, num_groups: int) -> Figure:
-    """A panel an assignment: the batch above, the groups with their statistics and affine below.
+    """Draw one panel per assignment: the batch above, the groups with their statistics and affines below.
 
     Args:
         batch_size: B.

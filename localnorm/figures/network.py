@@ -65,7 +65,7 @@ def trace_network(network: nn.Module, images: torch.Tensor, blocks: str = "block
         blocks: the name of the network's list of residual blocks.
 
     Raises:
-        ValueError: an operation that a drawing has no look for.
+        ValueError: an operation that this module does not know how to draw.
     """
     graph = fx.GraphModule(network, _Tracer().trace(network))
     with torch.no_grad():
@@ -106,7 +106,7 @@ def _label(module: nn.Module) -> str:
 
 
 def plot_network(steps: list[Step], block: str) -> Figure:
-    """The whole network as a strip, an operation a bar as high as its feature map, and one of its blocks with every name.
+    """Draw a whole network as a strip of bars, one per operation and as high as its feature map, and one block with every operation named.
 
     Args:
         steps: what `trace_network` gives; the last two are pooling and a linear layer.

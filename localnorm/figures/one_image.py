@@ -1,4 +1,4 @@
-"""What makes a single test image work: clean and noisy accuracy of every way to give it statistics (claim C5)."""
+"""Clean and noisy accuracy for every way to normalise a single test image (claim C5)."""
 
 from collections.abc import Sequence
 

@@ -70,7 +70,7 @@ def darken(images: Tensor, level: float) -> Tensor:
 
 
 def chosen_strengths(experiment: str, arms: Sequence[str], seed: int) -> dict[str, dict]:
-    """arm -> what its network chose for it on validation images, `prior` (n0 in positions) and `fixed_last` (layers).
+    """The strengths that each network chose on validation images: arm -> `prior` (n0 in positions) and `fixed_last` (layers).
 
     Args:
         experiment: its strengths are read.

@@ -15,10 +15,9 @@ from localnorm import paths
 from localnorm.arms import ARMS
 from localnorm.stats import ENOUGH_SEEDS
 
-__all__ = ["COLUMN", "WIDTH", "draw_arms", "new_figure", "save"]
+__all__ = ["WIDTH", "draw_arms", "new_figure", "save"]
 
 WIDTH = 6.75  # inches: a full text width
-COLUMN = 3.375  # inches: a column of two
 
 # groups of a batch, in drawings: a colour and, for grey, a hatch each
 GROUP_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
@@ -69,7 +68,7 @@ def save(figure: Figure, name: str, caption: str) -> None:
 
 
 def sentence(text: str) -> Figure:
-    """A figure of words, where there is nothing to draw and the pipeline is to go on."""
+    """A figure that only shows a sentence, for a stage that has nothing to draw."""
     figure, axes = new_figure(1, 1, 0.5)
     axes[0, 0].set_axis_off()
     axes[0, 0].text(0.5, 0.5, text, ha="center", va="center")

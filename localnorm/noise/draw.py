@@ -1,8 +1,8 @@
-"""Draws the noise of the catalogue: pure functions of (images, level, generator).
+"""Draw the noises of the catalogue: pure functions of (images, level, generator).
 
-Draws are a function of (suite, name, level, chunk, seed) alone, never of the network, its statistics or its batch size: a set is noised
-in chunks of CHUNK images, each with its own `generator_for`, and batched afterwards. The extrema that the released rescaling needs are
-gathered over the chunks, so that memory stays small.
+What is drawn depends only on (suite, name, level, chunk, seed), never on the network, its statistics or its batch size. For this, noise is
+added to a data set in chunks of CHUNK images, each with the generator of `generator_for`, and batches are formed afterwards. The extrema
+that the released rescaling needs are collected over the chunks, so that memory stays small.
 """
 
 import hashlib

@@ -8,7 +8,7 @@ import pandas as pd
 from localnorm import paths, scores, stats
 from localnorm.arms import arm_of
 from localnorm.comparisons import CLAIMS, PRIMARY, lacks_training, verdict
-from localnorm.evaluators import beyond_clean, cost_summary
+from localnorm.evaluators import cost_summary
 from localnorm.tables import read_table
 
 __all__ = ["collect", "write"]
@@ -25,7 +25,7 @@ def collect() -> dict:
             estimate, low, high, seeds} with what they vary, ratio, mcnemar, shifts}; see `localnorm.comparisons`.
         claims: key -> {statement, ours}.
         primary: the primary comparisons, in the order in which they were written down.
-        costs: what `localnorm.comparisons.cost_summary` gives.
+        costs: what `localnorm.evaluators.cost_summary` gives.
         figures: path below paper/figures without its ending -> caption.
     """
     abouts = json.loads((paths.results("published") / "about.json").read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ def _shifts(name: str) -> dict | None:
     if not (paths.results(name) / "shifts.csv").is_file():
         return None
     table = read_table("shifts", name)
-    beyond, clean = beyond_clean(table), table[table.level == 0].iloc[0]
+    beyond, clean = stats.beyond_clean(table), table[table.level == 0].iloc[0]
     return {
         "conditions": len(beyond),
         "beyond": int(beyond.sum()),

@@ -1,13 +1,13 @@
-"""The README's results: what each way of normalising brings by situation, and the claims of the original with their marks."""
+"""The generated tables of the README: which way of normalising to use in which situation, and the claims with their marks."""
 
 import math
 
 import pandas as pd
 
-from localnorm import paths, scores
+from localnorm import paths, scores, stats
 from localnorm.arms import ARMS, METRICS, STATISTICS
 from localnorm.comparisons import CLAIMS, verdict
-from localnorm.evaluators import COSTS, beyond_clean, cost_summary
+from localnorm.evaluators import COSTS, cost_summary
 from localnorm.render.verdicts import MARKS
 from localnorm.tables import read_table
 from localnorm.words import percent
@@ -77,7 +77,9 @@ def _in_stream(table: pd.DataFrame, label: str) -> list[float]:
 
 
 def claims(compared: pd.DataFrame, shifts: dict[str, pd.DataFrame], costs: pd.DataFrame) -> str:
-    """One line per claim: what was measured, and per experiment the differences in points, those of primary comparisons with their mark.
+    """A Markdown table with one row per claim: what was measured, and the differences in points per experiment.
+
+    Differences of primary comparisons have their mark.
 
     Args:
         compared: the published comparisons.
@@ -125,7 +127,7 @@ def _found(key: str, compared: pd.DataFrame, names: list[str]) -> tuple[str, lis
 def _shifted(shifts: pd.DataFrame | None) -> str:
     if shifts is None:
         return "not tested here"
-    beyond = beyond_clean(shifts)
+    beyond = stats.beyond_clean(shifts)
     return f"{int(beyond.sum())} of {len(beyond)}"
 
 
@@ -155,13 +157,13 @@ def replace_between(text: str, name: str, renderer: str, block: str) -> str:
 
 
 def between(text: str, name: str, renderer: str) -> str:
-    """The block that stands between the markers now."""
+    """The block that a text has between the markers now."""
     first, last = (marker.format(name, renderer) for marker in MARKERS)
     return text.partition(f"{first}\n")[2].partition(last)[0]
 
 
 def blocks() -> dict[str, str]:
-    """Name of a block of README.md -> its text."""
+    """The generated blocks of README.md: name -> text."""
     summary, compared = read_table("summary", "published"), read_table("comparisons", "published")
     names = list(dict.fromkeys(compared.experiment))
     shifts = {name: read_table("shifts", name) for name in names if (paths.results(name) / "shifts.csv").is_file()}

@@ -1,4 +1,4 @@
-"""The tables of REPRODUCING.md: what to expect of each primary comparison, how far it may lie off, and what each experiment takes."""
+"""The tables of REPRODUCING.md: what each primary comparison should give, how far another run may differ, and what was trained on what."""
 
 import json
 
@@ -16,10 +16,17 @@ __all__ = ["expected", "hardware", "write"]
 
 
 def expected(compared: pd.DataFrame) -> str:
-    """One row per experiment and primary comparison: command, figure, estimate, verdict, and the tolerance of another run in points."""
+    """A Markdown table of the primary comparisons of each experiment, and below it the command that makes each experiment's rows.
+
+    Args:
+        compared: the published comparisons.
+
+    Returns:
+        One row per experiment and primary comparison: estimate with its interval, verdict, and how far another run may differ, in points.
+    """
     lines = [
-        "| | data set | compared | expected (points) | verdict | another run may differ by | command |",
-        "|---|---|---|---|---|--:|---|",
+        "| | data set | compared | expected (points) | verdict | another run may differ by |",
+        "|---|---|---|---|---|--:|",
     ]
     for name, rows in compared[compared.primary != ""].groupby("experiment", sort=False):
         within = tolerances(name)
@@ -28,14 +35,19 @@ def expected(compared: pd.DataFrame) -> str:
             off = within.get((row.first, row.second, row.metric, row.source))
             lines.append(
                 f"| {row.primary} | {row.title} | {what} | {difference(row.estimate, row.low, row.high)} | "
-                f"{verdict_words(row)} | {'-' if off is None else f'{100 * off:.1f}'} | `dvc repro "
-                f"comparisons@{name}` |"
+                f"{verdict_words(row)} | {'-' if off is None else f'{100 * off:.1f}'} |"
             )
-    return "\n".join(lines) + "\n"
+    titles = dict(zip(compared.title, compared.experiment, strict=True))
+    commands = [f"`dvc repro comparisons@{name}` makes the rows of {title}." for title, name in titles.items()]
+    return "\n".join([*lines, "", *commands]) + "\n"
 
 
 def hardware(abouts: dict[str, dict]) -> str:
-    """One row per experiment: data, test images, networks, epochs, device, torch, and how long all its trainings took together."""
+    """A Markdown table with one row per experiment: data, test images, seeds, epochs, hardware, torch, and minutes of training.
+
+    Args:
+        abouts: name of the experiment -> what `localnorm.tables.read_about` gives.
+    """
     lines = [
         "| experiment | data | test images | seeds | epochs | hardware | torch | training |",
         "|---|---|--:|--:|--:|---|---|--:|",
@@ -49,7 +61,7 @@ def hardware(abouts: dict[str, dict]) -> str:
 
 
 def blocks() -> dict[str, str]:
-    """Name of a block of REPRODUCING.md -> its text."""
+    """The generated blocks of REPRODUCING.md: name -> text."""
     abouts = json.loads((paths.results("published") / "about.json").read_text(encoding="utf-8"))
     compared = read_table("comparisons", "published")
     ordered = {name: abouts[name] for name in dict.fromkeys(compared.experiment)}

@@ -11,7 +11,7 @@ MARKS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}
 
 
 def verdict_words(row) -> str:
-    """The verdict of a comparison, and where it is undecided the smallest effect that the interval excludes.
+    """The verdict of a comparison in words. If it is undecided, they say which effects the interval excludes.
 
     Args:
         row: a row of `localnorm.comparisons.evaluate`.

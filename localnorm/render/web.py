@@ -1,7 +1,7 @@
 """Results as web pages: the claims, the figures and tables of every experiment that has results here, and the notebooks as they ran.
 
-The pages need no network and no server: styles lie beside them, and images are files or stand in the page. nbconvert's own page
-templates fetch scripts and fonts from the web, so only its bare one is used, inside a page that is written here.
+The pages need no network and no server: style sheets and images lie beside them or within the page. nbconvert's own page templates fetch
+scripts and fonts from the web, so only its basic one is used, inside a page that is written here.
 """
 
 import re

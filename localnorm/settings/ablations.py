@@ -16,6 +16,8 @@ __all__ = [
     "NETWORK",
     "TRAINED_SIZES",
     "AblationConfig",
+    "Variant",
+    "variants",
 ]
 
 # what the table calls each ablation
@@ -89,3 +91,54 @@ class AblationConfig:
         """
         check_keys("ablations' train", asdict(train) | self.train, TrainConfig)
         return replace(train, **self.train)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network of an ablation: the value on its axis, and how it is trained."""
+
+    ablation: str
+    value: str
+    network: str
+    train: TrainConfig
+    fine_tuning: TrainConfig | None = None  # after a conversion to LocalNorm
+
+    @property
+    def statistics(self) -> list[str]:
+        """The kinds of statistics under which it is asked."""
+        if self.ablation == FULL_LENGTH:
+            return ["batch", "single", "prior"]
+        if arms.NETWORKS[self.network].has_groups:
+            return ["batch", "single"]
+        has = [arm.statistics for arm in arms.ARMS.values() if arm.network == self.network]
+        return [statistics for statistics in ("fixed", "batch", "own") if statistics in has]
+
+
+def variants(config: AblationConfig, train: TrainConfig) -> list[Variant]:
+    """The networks that an experiment's ablations train for each seed.
+
+    Raises:
+        ValueError: a value that the train block cannot have, such as K above B; or, for groups at full length, the K that it has already.
+    """
+    if train.num_groups in config.groups_at_full_length:
+        raise ValueError(
+            f"groups_at_full_length: K = {train.num_groups} is the experiment's own num_groups, whose networks the stage train has; "
+            "leave it out"
+        )
+    full, train = train, config.shorten(train)
+    size = train.batch_size // train.num_groups
+    made = [Variant(FIXED_BATCH, str(k), "ln", replace(train, num_groups=k)) for k in config.groups_at_fixed_batch]
+    made += [Variant(FULL_LENGTH, str(k), "ln", replace(full, num_groups=k)) for k in config.groups_at_full_length]
+    for k in config.groups_at_fixed_group_size:
+        rate = train.learning_rate * k * size / train.batch_size
+        made.append(
+            Variant(FIXED_SIZE, str(k), "ln", replace(train, num_groups=k, batch_size=k * size, learning_rate=rate))
+        )
+    for sizes in config.group_sizes:
+        name = " or ".join(map(str, sizes))
+        made.append(Variant(TRAINED_SIZES, name, "ln", replace(train, group_sizes=sizes)))
+    for epochs in config.fine_tuning_epochs:
+        tuning = replace(train, epochs=max(1, epochs), learning_rate=train.learning_rate * config.fine_tuning_rate)
+        made.append(Variant(FINE_TUNING, str(epochs), "ln", train, tuning))
+    made += [Variant(NETWORK, network, network, train) for network in config.networks]
+    return made
