@@ -12,11 +12,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_code_of_the_readme_runs_and_has_the_shapes_that_it_says():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     names = {}
-    exec(code, names)
+    for code in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(code, names)
     assert names["logits"].shape == (8, 1000)
     assert names["one"].shape == (1, 1000)
+    assert all(parameter.grad is not None for parameter in names["model"].parameters())
 
 
 @pytest.mark.parametrize("name", ["README.md", "REPRODUCING.md", "data/README.md", "paper/README.md"])
