@@ -332,6 +332,16 @@ def train(experiment: str, network: str, seed: int) -> None:
         raise RuntimeError(f"training {name} failed; the reason stands above")
 
 
+def publish_network(experiment: str, network: str, statistics: str, seed: int) -> None:
+    """Put one trained network into data/networks, and write the model cards of all that lie there."""
+    from localnorm import publish_network  # here, since stripping is to start quickly
+    from localnorm.render import model_cards
+
+    file = publish_network.publish_network(experiment, network, statistics, seed)
+    model_cards.write()
+    print(f"{file.relative_to(paths.project()).as_posix()}, {file.stat().st_size / 1e6:.1f} MB, and its card beside it")
+
+
 def summary(experiment: str) -> str:
     """The small table of an experiment, and where its figures and tables are."""
     from localnorm.tables import read_about, read_table  # here, since stripping is to start quickly
@@ -369,6 +379,11 @@ def main(arguments: list[str] | None = None) -> None:
     one.add_argument("experiment", help="a name in params.yaml")
     one.add_argument("network", help="bn, ln or ln_drawn")
     one.add_argument("seed", type=int)
+    shared = commands.add_parser("publish-network", help="put a trained network and its card into data/networks")
+    shared.add_argument("experiment", help="a name in params.yaml")
+    shared.add_argument("network", help="bn, ln or ln_drawn")
+    shared.add_argument("statistics", help="those that it is to predict with: fixed, batch, single, prior, last_fixed")
+    shared.add_argument("seed", type=int)
     given = parser.parse_args(arguments)
     try:
         if given.command == "strip":
@@ -383,6 +398,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(summary(given.experiment))
         elif given.command == "train":
             train(given.experiment, given.network, given.seed)
+        elif given.command == "publish-network":
+            publish_network(given.experiment, given.network, given.statistics, given.seed)
         else:
             check()
             run_experiments(given.experiments or load_params()["experiments"], given.jobs)
