@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -155,6 +156,18 @@ def test_the_pickles_of_dvc_lie_in_the_project_and_are_closed_to_other_users(smo
         ["make", "-s", "--eval", tell, "tell"], cwd=smoke_run, capture_output=True, text=True, **without
     )
     assert done.stdout == str(site), done.stderr
+
+
+def test_the_lowest_torch_that_is_tested_is_the_lowest_that_may_be_installed():
+    told = subprocess.run(
+        ["make", "-s", "--eval", "tell: ; @echo $(LOWEST) $(LAYER)", "tell"], cwd=ROOT, capture_output=True, text=True
+    )
+    lowest, *tests = told.stdout.split()
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert needed == [f"torch>={lowest}"]
+    assert "tests/test_layers.py" in tests
+    assert all((ROOT / name).is_file() for name in tests)
+    assert "make test-lowest" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_every_command_of_the_package_fails_plainly_outside_a_project(tmp_path):
