@@ -20,7 +20,12 @@ JOBS :=
 # what JupyterLab writes about the language when it saves a notebook
 SAVED := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version
 
-.PHONY: help env quickstart repro released compare html test soak lab strip-notebooks bench bench-card clean
+# the lowest torch that pyproject.toml admits, and what holds with it: the layer
+LOWEST = $(shell sed -n 's/^dependencies = \["torch>=\([0-9.]*\)"\].*/\1/p' pyproject.toml)
+LAYER = $(addprefix localnorm/,layers.py modes.py convert.py eval_mode.py prediction.py) \
+	$(patsubst %,tests/test_%.py,layers cpu convert eval_mode prediction elsewhere)
+
+.PHONY: help env quickstart repro released compare html test test-lowest soak lab strip-notebooks bench bench-card clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -57,6 +62,9 @@ test: $(INSTALLED) ## lint, unit tests, and the pipeline and its notebooks at sm
 	ruff check . && ruff format --check .
 	python -m pytest -n auto --maxprocesses 4
 
+test-lowest: .venv-lowest/installed ## the layer's tests with the lowest torch that is admitted, in an environment of its own (5 GB)
+	.venv-lowest/bin/python -m pytest -n auto --maxprocesses 4 $(LAYER)
+
 soak: $(INSTALLED) ## kill the digits pipeline at random moments, 50 times or for 40 minutes, and compare the results
 	python tests/soak.py
 
@@ -76,7 +84,7 @@ bench-card: $(INSTALLED) ## everything that has to be known of a GPU, in ten min
 	python -m localnorm.card
 
 clean: ## remove the environment; data and results stay
-	rm -rf $(ENV)
+	rm -rf $(ENV) .venv-lowest
 
 # the lock is installed first and whole, then the package itself in place
 $(ENV)/installed: requirements.lock pyproject.toml
@@ -90,4 +98,13 @@ $(ENV)/installed: requirements.lock pyproject.toml
 	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@# without this, every notebook that starts prints a paragraph about sockets on this machine
 	mkdir -p $(ENV)/etc/ipython && echo 'c.IPKernelApp.log_level = "ERROR"' > $(ENV)/etc/ipython/ipython_kernel_config.py
+	touch $@
+
+# whatever does not depend on torch's version is of the locked one
+.venv-lowest/installed: requirements.lock pyproject.toml
+	@[ -n "$(LOWEST)" ] || { echo 'pyproject.toml has no line dependencies = ["torch>=..."] to take the lowest torch from'; exit 1; }
+	$(PYTHON) -m venv --clear .venv-lowest
+	grep -vE '^(torch|triton|nvidia|cuda|setuptools)' requirements.lock > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt torch==$(LOWEST) torchvision timm \
+		hypothesis numpy onnx onnxruntime onnxscript pytest pytest-xdist pyyaml safetensors
 	touch $@

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from localnorm.layers import LocalNorm1d, LocalNorm2d, LocalNorm3d, LocalNormAct2d
     from localnorm.modes import use_mode
     from localnorm.prediction import Predictor, majority_vote, predict
+    from localnorm.published_networks import load_published, published
 
 __all__ = [
     "LocalNorm1d",
@@ -32,9 +33,11 @@ __all__ = [
     "convert_to_batchnorm",
     "convert_to_localnorm",
     "estimate_statistics",
+    "load_published",
     "majority_vote",
     "param_groups",
     "predict",
+    "published",
     "set_eval_mode",
     "use_mode",
 ]
@@ -49,6 +52,7 @@ _HOMES = {
     **dict.fromkeys(("LocalNorm1d", "LocalNorm2d", "LocalNorm3d", "LocalNormAct2d"), "localnorm.layers"),
     "use_mode": "localnorm.modes",
     **dict.fromkeys(("Predictor", "majority_vote", "predict"), "localnorm.prediction"),
+    **dict.fromkeys(("load_published", "published"), "localnorm.published_networks"),
 }
 _MODULES = ("data", "models", "noise")  # localnorm.noise.apply, without an import of its own
 

@@ -241,25 +241,31 @@ def runs_of(experiment: str) -> list[str]:
 def _stale(targets: list[str]) -> list[str]:
     """Those of the runs that DVC would train or ask again; one question for all, since DVC takes seconds to start."""
     stages = [f"{stage}@{target}" for target in targets for stage in ("train", "answers")]
-    done = subprocess.run(["dvc", "status", "--json", *stages], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(["dvc", "--wait-for-lock", "status", "--json", *stages], stdout=subprocess.PIPE, text=True)
     if done.returncode:  # what is wrong is said by the runs themselves
         return targets
     changed = json.loads(done.stdout or "{}")
     return [target for target in targets if f"train@{target}" in changed or f"answers@{target}" in changed]
 
 
-def run_side_by_side(experiment: str, jobs: int) -> None:
+def run_side_by_side(experiment: str, jobs: int, share: tuple[int, int] = (0, 1)) -> None:
     """Train and ask all networks of an experiment, `jobs` of them at a time, each by a DVC of its own.
 
     The runs do not depend on each other, so this is what `dvc repro` does one after the other. Ctrl-C ends those under
     way, which get it too, and starts no other.
 
+    Args:
+        share: (i, n): only the runs i, i + n, i + 2n, ..., while other machines that share this folder do the rest. The images are
+            prepared and stripped sources written before: `dvc repro prepare@<experiment>`.
+
     Raises:
         RuntimeError: a run failed; ends with what it printed. The others finish and are kept.
     """
-    targets = runs_of(experiment)
-    # not --quiet, which keeps the reason of a failure to itself as well; that and the progress are on stderr
-    if subprocess.run(["dvc", "repro", f"prepare@{experiment}"], stdout=subprocess.DEVNULL).returncode:
+    targets = runs_of(experiment)[share[0] :: share[1]]
+    # Shares start when their machines are free, and DVC locks what preparing writes against the runs that read it already.
+    # Not --quiet, which keeps the reason of a failure to itself as well; that and the progress are on stderr.
+    prepare = ["dvc", "repro", f"prepare@{experiment}"]
+    if share == (0, 1) and subprocess.run(prepare, stdout=subprocess.DEVNULL).returncode:
         raise RuntimeError(f"the images of {experiment} could not be prepared; the reason stands above")
     targets = _stale(targets)
 
@@ -286,7 +292,7 @@ def run_side_by_side(experiment: str, jobs: int) -> None:
         )
 
 
-def run_experiments(experiments: list[str], jobs: int) -> None:
+def run_experiments(experiments: list[str], jobs: int, share: tuple[int, int] = (0, 1)) -> None:
     """`run_side_by_side` for each of `experiments`; one that fails does not keep the next ones from their turn.
 
     Raises:
@@ -295,7 +301,7 @@ def run_experiments(experiments: list[str], jobs: int) -> None:
     failed = []
     for experiment in experiments:
         try:
-            run_side_by_side(experiment, jobs)
+            run_side_by_side(experiment, jobs, share)
         except RuntimeError as error:
             failed.append(f"{experiment}: {error}")
     if failed:
@@ -337,6 +343,16 @@ def train(experiment: str, network: str, seed: int) -> None:
         raise RuntimeError(f"training {name} failed; the reason stands above")
 
 
+def publish_network(experiment: str, network: str, statistics: str, seed: int) -> None:
+    """Put one trained network into data/networks, and write the model cards of all that lie there."""
+    from localnorm import publish_network  # here, since stripping is to start quickly
+    from localnorm.render import model_cards
+
+    file = publish_network.publish_network(experiment, network, statistics, seed)
+    model_cards.write()
+    print(f"{file.relative_to(paths.project()).as_posix()}, {file.stat().st_size / 1e6:.1f} MB, and its card beside it")
+
+
 def summary(experiment: str) -> str:
     """The small table of an experiment, and where its figures and tables are."""
     from localnorm.tables import read_about, read_table  # here, since stripping is to start quickly
@@ -357,6 +373,14 @@ def summary(experiment: str) -> str:
     )
 
 
+def _share(text: str) -> tuple[int, int]:
+    """ "2/4" -> (2, 4)."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; of four, counted from 0, the last is 3/4")
+    return int(number), int(count)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m localnorm.pipeline", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -365,6 +389,7 @@ def main(arguments: list[str] | None = None) -> None:
     runs = commands.add_parser("runs", help="train and sweep an experiment's runs side by side")
     runs.add_argument("experiments", nargs="*", metavar="experiment", help="names in params.yaml; default: all there")
     runs.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
+    runs.add_argument("--share", type=_share, default=(0, 1), metavar="i/n", help="every n-th run alone, from the i-th")
     whole = commands.add_parser("demonstrate", help="one experiment from its images to its report")
     whole.add_argument("experiment", help="a name in params.yaml")
     whole.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
@@ -374,6 +399,11 @@ def main(arguments: list[str] | None = None) -> None:
     one.add_argument("experiment", help="a name in params.yaml")
     one.add_argument("network", help="bn, ln or ln_drawn")
     one.add_argument("seed", type=int)
+    shared = commands.add_parser("publish-network", help="put a trained network and its card into data/networks")
+    shared.add_argument("experiment", help="a name in params.yaml")
+    shared.add_argument("network", help="bn, ln or ln_drawn")
+    shared.add_argument("statistics", help="those that it is to predict with: fixed, batch, single, prior, last_fixed")
+    shared.add_argument("seed", type=int)
     given = parser.parse_args(arguments)
     try:
         if given.command == "strip":
@@ -388,9 +418,11 @@ def main(arguments: list[str] | None = None) -> None:
             print(summary(given.experiment))
         elif given.command == "train":
             train(given.experiment, given.network, given.seed)
+        elif given.command == "publish-network":
+            publish_network(given.experiment, given.network, given.statistics, given.seed)
         else:
             check()
-            run_experiments(given.experiments or load_params()["experiments"], given.jobs)
+            run_experiments(given.experiments or load_params()["experiments"], given.jobs, given.share)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from there", file=sys.stderr)
         sys.exit(130)

@@ -8,15 +8,21 @@ import socket
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, copy_project
+from packaging.metadata import Metadata
 from stages import CALLS, EXPERIMENT
 
+from localnorm import __version__
 from localnorm.data import prepare
+
+CITATION_KEYS = {"authors", "cff-version", "license", "message", "references", "title", "type", "version"}
+CITATION_KEYS |= {"collection-title", "doi", "end", "notes", "start", "url", "year"}  # of a reference
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +31,6 @@ def wheel(tmp_path_factory):
     pytest.importorskip(
         "setuptools", minversion="77", reason="builds without a network, so with the setuptools at hand"
     )
-    from conftest import copy_project
-
     source = copy_project(tmp_path_factory.mktemp("source"))
     out = tmp_path_factory.mktemp("wheel")
     command = [
@@ -49,11 +53,49 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     modules = {file.relative_to(ROOT).as_posix() for file in (ROOT / "localnorm").rglob("*.py")}
-    assert {name for name in names if ".dist-info/" not in name} == modules
-    metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("/METADATA"))).decode()
-    needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
-    assert len(needed) == 1
-    assert needed[0].startswith("Requires-Dist: torch")
+    assert {name for name in names if ".dist-info/" not in name} == modules | {"localnorm/py.typed"}
+
+
+def test_the_wheels_metadata_is_valid_and_complete(wheel):
+    archive = zipfile.ZipFile(wheel)
+    text = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA")))
+    metadata = Metadata.from_email(text, validate=True)  # an index refuses what this refuses
+    assert metadata.description_content_type == "text/markdown"
+    assert metadata.description == (ROOT / "README.md").read_text(encoding="utf-8")
+    assert metadata.license_expression == "MIT"
+    needed = [each.name for each in metadata.requires_dist if "extra ==" not in str(each.marker)]
+    assert needed == ["torch"]
+
+
+def test_the_citation_has_what_its_format_asks_and_is_of_this_version():
+    """Citation File Format 1.2.0, https://citation-file-format.github.io."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] == "software"
+    assert citation["version"] == __version__
+    for work in (citation, *citation["references"]):
+        assert {"title", "authors", "type"} <= set(work)
+        assert all("name" in author or {"family-names", "given-names"} <= set(author) for author in work["authors"])
+        assert set(work) <= CITATION_KEYS, "keys that the format has"
+    assert [work["year"] for work in citation["references"]] == [2019, 2021]
+
+
+def test_the_commit_hooks_need_no_download_and_refuse_what_the_tests_refuse(tmp_path):
+    hooks = {}
+    for repository in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]:
+        assert repository["repo"] == "local"
+        hooks |= {hook["id"]: hook for hook in repository["hooks"]}
+    assert {hook["language"] for hook in hooks.values()} == {"system"}
+    project = copy_project(tmp_path)
+    (project / "localnorm" / "bad.py").write_text("import os\n")
+    notebook = project / "notebooks" / "tour.ipynb"
+    clean = notebook.read_text()
+    notebook.write_text(clean.replace('"execution_count": null', '"execution_count": 7'))
+    assert run([*hooks["ruff-check"]["entry"].split(), "localnorm/bad.py"], project).returncode == 1
+    assert run([*hooks["ruff-check"]["entry"].split(), "localnorm/layers.py"], project).returncode == 0
+    assert run(hooks["nbstripout"]["entry"].split(), project).returncode == 0
+    assert notebook.read_text() == clean
 
 
 def test_the_installed_wheel_needs_torch_and_nothing_else(wheel, tmp_path):
@@ -156,6 +198,18 @@ def test_the_pickles_of_dvc_lie_in_the_project_and_are_closed_to_other_users(smo
         ["make", "-s", "--eval", tell, "tell"], cwd=smoke_run, capture_output=True, text=True, **without
     )
     assert done.stdout == str(site), done.stderr
+
+
+def test_the_lowest_torch_that_is_tested_is_the_lowest_that_may_be_installed():
+    told = subprocess.run(
+        ["make", "-s", "--eval", "tell: ; @echo $(LOWEST) $(LAYER)", "tell"], cwd=ROOT, capture_output=True, text=True
+    )
+    lowest, *tests = told.stdout.split()
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert needed == [f"torch>={lowest}"]
+    assert "tests/test_layers.py" in tests
+    assert all((ROOT / name).is_file() for name in tests)
+    assert "make test-lowest" in (ROOT / ".ci" / "run").read_text()
 
 
 @pytest.mark.parametrize(

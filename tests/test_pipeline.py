@@ -19,7 +19,7 @@ from conftest import ROOT, copy_project, environment, run
 
 from localnorm import paths
 from localnorm.params import load_params
-from localnorm.pipeline import check, closure, current_source, parameters_of, source_of, strip, strip_source
+from localnorm.pipeline import check, closure, current_source, main, parameters_of, source_of, strip, strip_source
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -293,7 +293,7 @@ def test_ctrl_c_starts_no_further_run_and_ends_at_once(project):
     (project / ".git").mkdir()
     # like DVC, it takes a moment to end
     write_command(
-        project / "bin" / "dvc", "case $* in status*) exit 1;; *train@*) trap 'sleep 0.3; exit 1' INT; sleep 60;; esac"
+        project / "bin" / "dvc", "case $* in *status*) exit 1;; *train@*) trap 'sleep 0.3; exit 1' INT; sleep 60;; esac"
     )
     process = subprocess.Popen(
         [*PIPELINE_RUNS, "mnist-released", "--jobs", "2"],
@@ -323,7 +323,7 @@ def test_without_a_name_all_experiments_have_their_turn_and_a_failed_one_stops_n
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     (project / ".git").mkdir()
     write_command(
-        project / "bin" / "dvc", "case $* in status*|*prepare@cars*|*train@mnist-released-ln-3*) exit 1;; esac"
+        project / "bin" / "dvc", "case $* in *status*|*prepare@cars*|*train@mnist-released-ln-3*) exit 1;; esac"
     )
     done = run([*PIPELINE_RUNS, "--jobs", "1"], project, PATH=path_with(project / "bin"), PYTHONPATH=str(ROOT))
     assert done.returncode == 1
@@ -333,6 +333,54 @@ def test_without_a_name_all_experiments_have_their_turn_and_a_failed_one_stops_n
     assert runs_of(project) == [
         f"{name}-{network}-{seed}" for name in trained for seed in (3, 1) for network in params["networks"]
     ]
+
+
+def test_shares_are_disjoint_complete_and_leave_preparing_to_whoever_starts_them(project):
+    shutil.copy(RELEASED, project / "params.yaml")
+    (project / ".git").mkdir()
+    write_command(project / "bin" / "dvc", "case $* in *status*) exit 1;; esac")
+    for number in range(2):
+        command = [*PIPELINE_RUNS, "mnist-released", "--jobs", "1", "--share", f"{number}/2"]
+        assert run(command, project, PATH=path_with(project / "bin"), PYTHONPATH=str(ROOT)).returncode == 0
+        assert len(runs_of(project)) == 6 * (number + 1)
+    assert len(set(runs_of(project))) == 12, "each run once"
+    assert "prepare@" not in (project / "calls").read_text()
+
+
+@pytest.mark.parametrize("share", ["4/4", "1", "-1/4", "a/b"])
+def test_what_is_no_share_is_refused(share, capsys):
+    with pytest.raises(SystemExit):
+        main(["runs", f"--share={share}"])
+    assert "counted from 0, the last is 3/4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variables", "share"),
+    [
+        ({}, "0/1"),
+        ({"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "4"}, "2/4"),
+        ({"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4"}, "3/4"),
+    ],
+    ids=["alone", "from 0", "from 1"],
+)
+def test_a_task_of_a_slurm_array_takes_its_share_with_the_environments_own_python(project, variables, share):
+    script = ROOT / "localnorm" / "pipeline.sbatch"
+    for folder in ("elsewhere", ".venv/bin", "conda/bin"):
+        (project / folder).mkdir(parents=True)
+        write_command(project / folder / "python", 'echo "$0 $DVC_SITE_CACHE_DIR $CUBLAS_WORKSPACE_CONFIG" >> of')
+    variables |= {"PATH": path_with(project / "elsewhere"), "CONDA_PREFIX": str(project / "conda"), "TMPDIR": "/local"}
+    for environment_of_its_own in (".venv", "conda"):
+        assert run(["bash", str(script), "digits-small"], project, **variables).returncode == 0
+        (called,) = calls(project)
+        assert called == f"python -m localnorm.pipeline runs digits-small --jobs 1 --share {share}"
+        python, site, cublas = (project / "of").read_text().split()
+        assert python == str(project / environment_of_its_own / "bin" / "python")
+        assert site.startswith("/local/"), "on a disk of the machine's own"
+        assert cublas == ":4096:8"
+        shutil.rmtree(project / ".venv", ignore_errors=True)
+        for name in ("calls", "of"):
+            (project / name).unlink()
+    assert run(["bash", str(script), "digits-small"], project, **variables | {"CONDA_PREFIX": ""}).returncode != 0
 
 
 # -------------------------------------------------------------------------------------------------------------------- make

@@ -1,4 +1,4 @@
-"""``python -m localnorm.render numbers | latex | readme | reproducing | web``: what a renderer's stage runs."""
+"""``python -m localnorm.render numbers | latex | readme | reproducing | model-cards | web``: what a renderer's stage runs."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ RENDERERS = {
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m localnorm.render", description=__doc__)
-    parser.add_argument("what", choices=[*RENDERERS, "web"], help="the text to write")
+    parser.add_argument("what", choices=[*RENDERERS, "model-cards", "web"], help="the text to write")
     parser.add_argument("output", nargs="?", type=Path, help="folder of the web pages; default: data/html")
     given = parser.parse_args(arguments)
     try:
@@ -25,6 +25,10 @@ def main(arguments: list[str] | None = None) -> None:
             from localnorm.render import web  # here, since it needs nbconvert
 
             print(f"open {web.write_site(given.output or paths.project() / 'data' / 'html')}")
+        elif given.what == "model-cards":
+            from localnorm.render import model_cards  # here, since it needs torch
+
+            model_cards.write()
         else:
             RENDERERS[given.what]()
     except (ValueError, FileNotFoundError) as error:
