@@ -248,7 +248,7 @@ PRIMARY = tuple(row for row in COMPARISONS if row.primary)
 TRAINED = 0.05  # of training accuracy: an arm that is farther behind another one was not trained to the end
 KEYS = ["claim", "primary", "first", "second", "metric", "source", "value"]
 MEASURED = ["seeds", "train_gap", "deviation", "images_error", "estimate", "low", "high", "p", "p_holm", "p_sign_flip"]
-COLUMNS = [*KEYS, "threshold", *MEASURED]
+COLUMNS = [*KEYS, "threshold", *MEASURED, "by_seed"]
 
 
 def evaluate(runs: "Runs") -> pd.DataFrame:
@@ -278,14 +278,14 @@ def evaluate_ablations(ablations: pd.DataFrame) -> pd.DataFrame:
 def _table(comparisons: list[Comparison], source: "Runs | pd.DataFrame") -> pd.DataFrame:
     rows = []
     for each in comparisons:
-        row = {key: getattr(each, key) for key in (*KEYS, "threshold")} | {"seeds": 0}
+        row = {key: getattr(each, key) for key in (*KEYS, "threshold")} | {"seeds": 0, "by_seed": ""}
         found = SOURCES[each.source](each, source)
         if found is not None:
             differences, over_images = found
             made = stats.interval(differences, over_images, null=each.threshold)
             spread = float(differences.std(ddof=1)) if len(differences) > 1 else np.nan
             row |= {"seeds": len(differences), "deviation": spread, "images_error": over_images, **made._asdict()}
-            row["p_sign_flip"] = stats.sign_flip(differences - each.threshold)
+            row |= {"p_sign_flip": stats.sign_flip(differences - each.threshold), "by_seed": stats.by_seed(differences)}
         rows.append(row)
     numbers = {key: float for key in MEASURED if key != "seeds"}
     return pd.DataFrame(rows, columns=COLUMNS).astype(numbers)
@@ -294,8 +294,9 @@ def _table(comparisons: list[Comparison], source: "Runs | pd.DataFrame") -> pd.D
 def verdict(row) -> str:
     """What a primary comparison says: one of VERDICTS; empty for a description, and for what was not tested here.
 
-    It is decided where the corrected p is below .05, and then the interval lies on one side of the threshold. A claim whose first arm is
-    behind on its own training images was not given a fair chance, so it is not said to fail: see `lacks_training`.
+    It is decided where the corrected p is below .05, and then the interval, where there is one, lies on one side of the threshold.
+    A claim whose first arm is behind on its own training images was not given a fair chance, so it is not said to fail: see
+    `lacks_training`.
     """
     if not row.primary or not row.seeds:
         return ""

@@ -541,7 +541,7 @@ def test_the_closing_table_names_every_arm_and_where_things_are(smoke_run):
         "report-digits-small.ipynb",
     ):
         assert text in done.stdout
-    assert re.search(r"LN batch +\d+\.\d \[\d", done.stdout), "accuracy with an interval"
+    assert re.search(r"LN batch +\d+\.\d \(\d+\.\d, \d+\.\d\)", done.stdout), "two seeds: each of them, no interval"
 
 
 def test_notebooks_that_no_stage_of_the_demonstration_ran_execute_where_jupyterlab_opens_them(smoke_run):
