@@ -28,7 +28,6 @@ help: ## say what there is
 env: $(INSTALLED) ## set up the environment and nothing else
 
 quickstart: $(INSTALLED) ## a demonstration in minutes: set the paper, then train, ask and draw on scikit-learn's digits
-	dvc repro --single-item strip paper
 	python -m localnorm.pipeline demonstrate $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))
 
 repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (days on two cores, less with a GPU)

@@ -17,9 +17,19 @@ import pytest
 import yaml
 from conftest import ROOT, copy_project, environment, run
 
-from localnorm import paths
+from localnorm import dvc_state, paths
 from localnorm.params import load_params
-from localnorm.pipeline import check, closure, current_source, parameters_of, source_of, strip, strip_source
+from localnorm.pipeline import (
+    OF_ONE_EXPERIMENT,
+    check,
+    closure,
+    current_source,
+    main,
+    parameters_of,
+    source_of,
+    strip,
+    strip_source,
+)
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -505,12 +515,101 @@ def test_the_demonstration_leaves_what_is_published_as_it_is(smoke_run):
         assert not re.search(rf"^!/{kind}/digits", ignored, re.M)
 
 
-def test_a_second_run_finds_nothing_to_do(smoke_run):
-    done = run([sys.executable, "-m", "localnorm.pipeline", "demonstrate", "digits-small"], smoke_run)
+@pytest.mark.parametrize("command", [("demonstrate", "digits-small"), ("runs", "digits-small")], ids=" ".join)
+def test_a_second_run_finds_nothing_to_do_and_starts_no_dvc(smoke_run, tmp_path, command):
+    write_command(tmp_path / "bin" / "dvc", "exit 1")
+    (smoke_run / ".git").mkdir()  # without it DVC is told so, which is a start
+    try:
+        done = run([sys.executable, "-m", "localnorm.pipeline", *command], smoke_run, PATH=path_with(tmp_path / "bin"))
+    finally:
+        (smoke_run / ".git").rmdir()
     assert done.returncode == 0, done.stderr
-    assert "run/s" not in done.stderr, "no run is started"
+    assert "nothing to do" in done.stderr
+    assert not (smoke_run / "calls").exists(), "no dvc is started"
+    assert ("LN batch" in done.stdout) == (command[0] == "demonstrate")
+
+
+def test_dvc_itself_finds_nothing_to_do_either(smoke_run):
     done = run(["dvc", "repro", "--single-item", "scores@digits-small", "report@digits-small", "paper"], smoke_run)
     assert "Running stage" not in done.stdout
+
+
+# what changes -> the stages, without their matrix, of which one question says that DVC would run them
+CHANGES = {
+    "localnorm/train/loop.py": "strip",
+    "notebooks/report.ipynb": "strip",
+    "data/sources/answers.py": "strip answers",
+    "data/prepared/digits-small/split.csv": "prepare train answers figure-poor-light",
+    "data/models/digits-small/digits-small-ln-s1.safetensors": "train answers figure-poor-light",
+    "data/runs/digits-small/digits-small-bn-s0/answers.csv": "answers scores comparisons figure-poor-light",
+    "data/results/digits-small/summary.csv": "scores report",
+    "paper/paper.pdf": "paper",
+}
+
+
+@pytest.fixture(scope="module")
+def asked(smoke_run):
+    """A function that asks which stages of the demonstration DVC would run, in `smoke_run` as it is now."""
+    stages = ["strip", "paper", "prepare@digits-small", *(f"{stage}@digits-small" for stage in OF_ONE_EXPERIMENT)]
+    stages += [f"{s}@digits-small-{n}-{i}" for s in ("train", "answers") for n in ("bn", "ln") for i in (0, 1)]
+
+    def ask() -> set[str]:
+        with pytest.MonkeyPatch.context() as here:
+            here.chdir(smoke_run)
+            here.setenv("DVC_SITE_CACHE_DIR", str(smoke_run / ".dvc" / "tmp" / "site"))
+            return dvc_state.stale(stages)
+
+    assert ask() == set()
+    return ask
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_one_question_for_all_stages_misses_no_change(smoke_run, asked, name):
+    file = smoke_run / name
+    before = file.read_bytes()
+    file.write_bytes(before + b" ")
+    try:
+        found = asked()
+    finally:
+        file.write_bytes(before)
+    assert {each.split("@")[0] for each in found} == set(CHANGES[name].split())
+    of_one_run = [each for each in found if each.startswith(("train@", "answers@"))]
+    assert name.startswith("data/runs") <= (of_one_run == ["answers@digits-small-bn-0"]), "and of no other run"
+    file.unlink()
+    try:
+        assert asked(), "a file that is gone is a change too"
+    finally:
+        file.write_bytes(before)
+
+
+def test_one_question_sees_other_settings_and_a_lost_lock(smoke_run, asked):
+    params, lock = smoke_run / "params.yaml", smoke_run / "dvc.lock"
+    before = params.read_text(), lock.read_text()
+    changed = yaml.safe_load(before[0])
+    changed["digits-small"]["train"]["epochs"] = 3
+    try:
+        params.write_text(yaml.safe_dump(changed, sort_keys=False))
+        assert asked() == {f"train@digits-small-{network}-{seed}" for network in ("bn", "ln") for seed in (0, 1)}
+        params.write_text(before[0])
+        lock.unlink()
+        assert {"strip", "train@digits-small-ln-0", "report@digits-small"} <= asked()
+        lock.write_text(before[1][:1000])
+        assert "strip" in asked(), "where DVC cannot say, all may have changed"
+    finally:
+        params.write_text(before[0])
+        lock.write_text(before[1])
+    assert asked() == set()
+
+
+@pytest.mark.parametrize("command", ["demonstrate", "runs"])
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "is not YAML"), ("seeds: 3\n", "experiments"), ("[1]\n", "must map names to values")]
+)
+def test_a_params_file_that_cannot_be_read_is_refused_by_name_before_any_dvc(project, capsys, command, text, message):
+    (project / "params.yaml").write_text(text)
+    (project / ".git").mkdir()
+    with pytest.raises(SystemExit, match=message):
+        main([command, "digits-small"])
 
 
 def test_a_comment_in_the_library_and_a_saved_notebook_train_nothing(smoke_run):
