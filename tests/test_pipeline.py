@@ -12,10 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, copy_project, environment, run
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.manager import start_new_kernel
+from jupyter_server.services.contents.filemanager import FileContentsManager
 
 from localnorm import dvc_state, paths
 from localnorm.params import load_params
@@ -182,18 +187,24 @@ def test_every_parameter_that_dvc_passes_is_in_the_notebook_cell_tagged_paramete
             assert set(passed) <= set(parameters_of(ROOT / "notebooks" / f"{notebook}.ipynb")), name
 
 
+# what JupyterLab writes of the kernel into a notebook that is opened: where it stands there already, it changes nothing
+SAVED = {
+    "kernelspec": {"display_name": get_kernel_dict()["display_name"], "language": "python", "name": "python3"},
+    "language_info": {key: value for key, value in IPythonKernel.language_info.items() if key != "version"},
+}
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_stripped_and_thin(notebook):
-    content = json.loads(notebook.read_text())
+    text = notebook.read_text(encoding="utf-8")
+    content = json.loads(text)
     cells = content["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert cells[0]["cell_type"] == "markdown"
     assert "".join(cells[0]["source"]).startswith("# ")
     fix = "it was opened and saved: `make strip-notebooks` takes out what that left"
-    assert content["metadata"] == {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }, fix
+    assert content["metadata"] == SAVED, fix
+    assert nbformat.writes(nbformat.reads(text, as_version=4)) == text.removesuffix("\n"), "written as JupyterLab does"
     for cell in code:
         text = "".join(cell["source"])
         assert not cell["outputs"], fix
@@ -463,30 +474,54 @@ def test_only_half_an_environment_of_our_own_is_emptied(tree, env, finished, cle
     assert re.search(rf"-m venv +{'--clear ' if clears else ''}{env}\n", planned), planned
 
 
-def test_strip_notebooks_takes_out_what_opening_and_saving_left_and_nothing_else(tree):
+def test_the_kernel_tells_jupyterlab_what_the_notebooks_say_and_the_pipeline_its_version_too(tree):
+    """The file that sets up kernels, as `make` writes it; JupyterLab names its session to the kernels that it starts."""
+    planned = run(["make", "--dry-run", "env/installed", "ENV=env"], tree).stdout
+    (recipe,) = re.findall(r"^mkdir -p env/etc/ipython.*?ipython_kernel_config\.py$", planned, re.M | re.S)
+    assert run(["bash", "-c", recipe], tree).returncode == 0
+    profile = tree / "home" / "profile_default"
+    profile.mkdir(parents=True)
+    shutil.copy(tree / "env" / "etc" / "ipython" / "ipython_kernel_config.py", profile)
+    for session, told in (
+        ({"JPY_SESSION_NAME": "tour.ipynb"}, SAVED["language_info"]),
+        ({}, IPythonKernel.language_info),
+    ):
+        manager, client = start_new_kernel(env=environment(tree, IPYTHONDIR=str(tree / "home")) | session)
+        try:
+            assert client.kernel_info(reply=True, timeout=60)["content"]["language_info"] == told
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)
+
+
+def test_saving_an_opened_notebook_changes_nothing_and_strip_notebooks_takes_out_what_running_it_left(tree):
     original = (ROOT / "notebooks" / "explore.ipynb").read_text()
-    saved = json.loads(original)
-    saved["metadata"]["kernelspec"]["display_name"] = "Python 3 (ipykernel)"
-    saved["metadata"]["language_info"] |= {
-        "codemirror_mode": {"name": "ipython", "version": 3},
-        "file_extension": ".py",
-        "mimetype": "text/x-python",
-        "nbconvert_exporter": "python",
-        "pygments_lexer": "ipython3",
-        "version": "3.12.1",
-    }
-    for cell in saved["cells"]:
-        if cell["cell_type"] == "code":
-            cell["execution_count"] = 7
-            cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["saved"]}]
     (tree / "notebooks").mkdir()
     file = tree / "notebooks" / "explore.ipynb"
-    file.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
+    file.write_text(original)
+    contents = FileContentsManager(root_dir=str(file.parent))  # as JupyterLab's server reads and writes
+    opened = contents.get(file.name)
+    contents.save({"type": "notebook", "format": "json", "content": opened["content"]}, file.name)
+    assert file.read_text() == original
+    opened["content"]["metadata"]["language_info"]["version"] = "3.12.1"  # of a kernel that `make` did not set up
+    for cell in opened["content"]["cells"]:
+        if cell["cell_type"] == "code":
+            cell["execution_count"] = 7
+            cell["outputs"] = [nbformat.v4.new_output("stream", name="stdout", text="saved")]
+    contents.save({"type": "notebook", "format": "json", "content": opened["content"]}, file.name)
+    assert file.read_text() != original
     done = make(tree, "strip-notebooks")
     assert done.returncode == 0, done.stderr
     assert file.read_text() == original
-    assert os.listdir(tree / "notebooks") == ["explore.ipynb"]
+    assert "explore.ipynb" in os.listdir(tree / "notebooks")
     assert '"parameters"' in original, "a tag that papermill needs"
+
+
+def test_the_notebook_to_read_first_is_the_one_that_make_lab_opens_and_all_stand_in_reading_order(tree):
+    assert run(["make", "--dry-run", "lab", "ENV="], tree).stdout.endswith("jupyter lab notebooks/tour.ipynb\n")
+    listed = re.findall(r"\((\S+)\.ipynb\)", (ROOT / "notebooks" / "README.md").read_text())
+    assert listed[0] == "tour"
+    assert sorted(listed) == [notebook.stem for notebook in NOTEBOOKS]
 
 
 # ------------------------------------------------------------------------------------------ the whole branch, as a user runs it
