@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import ROOT, copy_project, environment, run
 from ipykernel.ipkernel import IPythonKernel
@@ -515,6 +516,19 @@ def test_saving_an_opened_notebook_changes_nothing_and_strip_notebooks_takes_out
     assert file.read_text() == original
     assert "explore.ipynb" in os.listdir(tree / "notebooks")
     assert '"parameters"' in original, "a tag that papermill needs"
+
+
+def test_the_tour_computes_on_one_thread_whatever_the_machine_has():
+    """On two its small networks take ten times as long, which is a minute instead of the seconds that it promises."""
+    cells = json.loads((ROOT / "notebooks" / "tour.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        exec("\n".join(code[:3]), {})
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_notebook_to_read_first_is_the_one_that_make_lab_opens_and_all_stand_in_reading_order(tree):
