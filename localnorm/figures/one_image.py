@@ -61,7 +61,7 @@ def caption(summary: pd.DataFrame, references: Sequence[str], abouts: Sequence[d
     above = [arm for arm in references if arm in set(summary.arm)]
     return (
         "One test image at a time: accuracy under noise (filled) and on clean images (hollow) of every way to give "
-        f"it statistics, and above the line, for comparison, of {enumerate_words(above)}. The mean over seeds "
+        f"it statistics, and above the line, for comparison, of {enumerate_words(above)}. Each mark is the mean over seeds "
         f"{spread(summary.seeds)}. The strength of a prior, and in last fixed the number of layers, were chosen on validation "
         "images under noises that are not scored. An arm of fewer images scored the first of "
         "them, which moves its accuracy by several points. " + ". ".join(describe(about) for about in abouts) + "."

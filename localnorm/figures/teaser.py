@@ -58,7 +58,7 @@ def caption(abouts: Sequence[dict]) -> str:
     return (
         "Clean against noisy accuracy: the farther up and to the right, the better. BN fixed keeps the statistics of the training "
         "set. BN batch and LN batch take those of a batch of test images of one condition. The other arms see one image at a time. "
-        f"Means over seeds and all noises, {spread(about['seeds'] for about in abouts)}. "
+        f"Each mark is the mean over seeds and all noises, {spread(about['seeds'] for about in abouts)}. "
         + ". ".join(describe(about) for about in abouts)
         + "."
     )
