@@ -17,8 +17,6 @@ export DVC_SITE_CACHE_DIR ?= $(CURDIR)/.dvc/tmp/site
 EXPERIMENT := digits-small
 # runs side by side; empty: one per core
 JOBS :=
-# what JupyterLab writes about the language when it saves a notebook
-SAVED := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version
 
 # the lowest torch that pyproject.toml admits, and what holds with it: the layer
 LOWEST = $(shell sed -n 's/^dependencies = \["torch>=\([0-9.]*\)"\].*/\1/p' pyproject.toml)
@@ -33,7 +31,6 @@ help: ## say what there is
 env: $(INSTALLED) ## set up the environment and nothing else
 
 quickstart: $(INSTALLED) ## a demonstration in minutes: set the paper, then train, ask and draw on scikit-learn's digits
-	dvc repro --single-item strip paper
 	python -m localnorm.pipeline demonstrate $(EXPERIMENT) $(if $(JOBS),--jobs $(JOBS))
 
 repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (days on two cores, less with a GPU)
@@ -68,13 +65,11 @@ test-lowest: .venv-lowest/installed ## the layer's tests with the lowest torch t
 soak: $(INSTALLED) ## kill the digits pipeline at random moments, 50 times or for 40 minutes, and compare the results
 	python tests/soak.py
 
-lab: $(INSTALLED) ## JupyterLab on the notebooks
-	jupyter lab notebooks
+lab: $(INSTALLED) ## JupyterLab, with the notebook to read first; notebooks/README.md has the others in reading order
+	jupyter lab notebooks/tour.ipynb
 
 strip-notebooks: $(INSTALLED) ## take outputs, counts and versions out of all notebooks that were saved
-	nbstripout --keep-id --extra-keys "$(SAVED:%=metadata.language_info.%)" notebooks/*.ipynb
-	@# JupyterLab's own name for the kernel; the suffix, since sed -i alone is not the same everywhere
-	@sed -i.bak '/"display_name"/s/ (ipykernel)//' notebooks/*.ipynb && rm notebooks/*.ipynb.bak
+	nbstripout --keep-id --extra-keys metadata.language_info.version notebooks/*.ipynb
 
 bench: $(INSTALLED) ## speed and memory against BatchNorm, in one run
 	python -m localnorm.cost
@@ -96,8 +91,11 @@ $(ENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(if $(wildcard $(ENV)/installed),,$(if $(filter .venv,$(ENV)),--clear)) $(ENV)
 	$(ENV)/bin/python -m pip install --progress-bar on --disable-pip-version-check -r requirements.lock
 	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@# without this, every notebook that starts prints a paragraph about sockets on this machine
-	mkdir -p $(ENV)/etc/ipython && echo 'c.IPKernelApp.log_level = "ERROR"' > $(ENV)/etc/ipython/ipython_kernel_config.py
+	@# Without the first line every notebook that starts prints a paragraph about sockets on this machine. By the others JupyterLab finds
+	@# in a notebook what its kernel says of Python, whose version would differ: else it marks a notebook as changed that was only opened.
+	mkdir -p $(ENV)/etc/ipython && printf '%s\n' 'c.IPKernelApp.log_level = "ERROR"' \
+		'import os; from ipykernel.ipkernel import IPythonKernel' \
+		'if "JPY_SESSION_NAME" in os.environ: IPythonKernel.language_info.pop("version")' > $(ENV)/etc/ipython/ipython_kernel_config.py
 	touch $@
 
 # whatever does not depend on torch's version is of the locked one

@@ -1,19 +1,16 @@
-"""What has to hold before a stage starts: params.yaml as the stages will read it, and files that DVC can read.
+"""What has to hold before a stage starts: params.yaml as the stages will read it.
 
 A mistake in params.yaml costs a second here, and hours where the stage that stumbles over it is the last one.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml
 
-from localnorm import paths
 from localnorm.arms import ARMS, NETWORKS, arm_of, find
 from localnorm.data import prepare
 from localnorm.noise import catalogue
@@ -21,7 +18,7 @@ from localnorm.params import check_keys, grid, load_params
 from localnorm.settings import AblationConfig, AnswersConfig, StudyConfig, TrainConfig
 from localnorm.settings.ablations import variants
 
-__all__ = ["check_params", "repair_dvc"]
+__all__ = ["check_params"]
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # a folder's name, and a word of the commands in dvc.yaml
 
@@ -180,39 +177,3 @@ def _words(kind) -> str:
         type(None): "null",
     }
     return words[kind]
-
-
-def repair_dvc() -> list[str]:
-    """Remove the files that a DVC killed in the middle of writing left unreadable, and return their names.
-
-    DVC rewrites dvc.lock and its table of locks in place and does not start on half of one. Nothing is lost with them: what
-    finished stages made comes back from DVC's cache without running again. Where another DVC is writing now, its files are left.
-    """
-    from dvc.lock import LockError, make_lock  # slow to import
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
-    from voluptuous import Invalid
-
-    project = paths.project()
-    internal = project / ".dvc" / "tmp"
-    if not internal.is_dir():  # DVC has not run here yet
-        return []
-    readers = {
-        project / "dvc.lock": lambda text: COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(text)),
-        internal / "rwlock": json.loads,
-    }
-    removed = []
-    with ExitStack() as locks:
-        try:
-            for name in ("lock", "rwlock.lock"):
-                locks.enter_context(make_lock(str(internal / name)))
-        except LockError:
-            return []
-        for file, read in readers.items():
-            try:
-                read(file.read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                continue
-            except (Invalid, ValueError, yaml.YAMLError):
-                file.unlink()
-                removed.append(file.relative_to(project).as_posix())
-    return removed

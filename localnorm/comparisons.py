@@ -246,7 +246,7 @@ PRIMARY = tuple(row for row in COMPARISONS if row.primary)
 TRAINED = 0.05  # of training accuracy: an arm that is farther behind another one was not trained to the end
 KEYS = ["claim", "primary", "first", "second", "metric", "source", "value"]
 MEASURED = ["seeds", "train_gap", "deviation", "images_error", "estimate", "low", "high", "p", "p_holm", "p_sign_flip"]
-COLUMNS = [*KEYS, "threshold", *MEASURED]
+COLUMNS = [*KEYS, "threshold", *MEASURED, "by_seed"]
 
 
 def evaluate(runs: "Runs") -> pd.DataFrame:
@@ -276,14 +276,14 @@ def evaluate_ablations(ablations: pd.DataFrame) -> pd.DataFrame:
 def _table(comparisons: list[Comparison], source: "Runs | pd.DataFrame") -> pd.DataFrame:
     rows = []
     for each in comparisons:
-        row = {key: getattr(each, key) for key in (*KEYS, "threshold")} | {"seeds": 0}
+        row = {key: getattr(each, key) for key in (*KEYS, "threshold")} | {"seeds": 0, "by_seed": ""}
         found = SOURCES[each.source](each, source)
         if found is not None:
             differences, over_images = found
             made = stats.interval(differences, over_images, null=each.threshold)
             spread = float(differences.std(ddof=1)) if len(differences) > 1 else np.nan
             row |= {"seeds": len(differences), "deviation": spread, "images_error": over_images, **made._asdict()}
-            row["p_sign_flip"] = stats.sign_flip(differences - each.threshold)
+            row |= {"p_sign_flip": stats.sign_flip(differences - each.threshold), "by_seed": stats.by_seed(differences)}
         rows.append(row)
     numbers = {key: float for key in MEASURED if key != "seeds"}
     return pd.DataFrame(rows, columns=COLUMNS).astype(numbers)
@@ -292,8 +292,9 @@ def _table(comparisons: list[Comparison], source: "Runs | pd.DataFrame") -> pd.D
 def verdict(row) -> str:
     """The verdict of a primary comparison, one of VERDICTS; empty for a description, and where nothing was tested.
 
-    A comparison is decided if the corrected p is below .05. It holds if the difference is then above the threshold. If it is below, the
-    comparison fails, unless the network of the first arm was not trained to the end: see `lacks_training`.
+    A comparison is decided if the corrected p is below .05. It holds if the difference, and the interval where there is one, is then
+    above the threshold. If it is below, the comparison fails, unless the network of the first arm was not trained to the end: see
+    `lacks_training`.
     """
     if not row.primary or not row.seeds:
         return ""

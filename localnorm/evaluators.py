@@ -121,6 +121,13 @@ def cost_summary(costs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def _plain(value: str | float) -> str | float | None:
+    """A value as JSON takes it: null where there is no number."""
+    if isinstance(value, str):
+        return value
+    return None if np.isnan(value) else round(float(value), 6)
+
+
 def write(runs: Runs) -> pd.DataFrame:
     """Write comparisons.csv, mcnemar.csv and ratio.json of an experiment to data/results; returns the comparisons."""
     folder = paths.results(runs.experiment)
@@ -128,6 +135,6 @@ def write(runs: Runs) -> pd.DataFrame:
     paths.write_table(folder / "comparisons.csv", table)
     paths.write_table(folder / "mcnemar.csv", mcnemar_table(runs))
     ratio = largest_ratio(scores.score(runs.answers.values()), runs.about["num_classes"])
-    plain = ratio and {key: value if isinstance(value, str) else round(float(value), 6) for key, value in ratio.items()}
+    plain = ratio and {key: _plain(value) for key, value in ratio.items()}
     paths.write(folder / "ratio.json", json.dumps(plain, indent=1) + "\n")
     return table

@@ -1,7 +1,7 @@
-"""Look at one image through both networks of a pair: its noise, its histogram, what BatchNorm and LocalNorm say to it.
+"""Show one test image to two networks, one with BatchNorm and one with LocalNorm, and see what they answer.
 
-`look` computes what `plot_view` draws, and `explorer` puts sliders in front of the two. Images are noised as in the stage answers,
-so what is seen here is what is counted there.
+`look` asks the networks, `plot_view` draws their answers, and `explorer` adds menus and sliders. Images get their noise as in the stage
+`answers`, so what you see here is what is counted there.
 """
 
 import io
@@ -27,38 +27,54 @@ from localnorm.answers import (
 )
 from localnorm.data import Dataset, load, prepare
 from localnorm.data.augment import standardise
+from localnorm.machine import use_cpu
 from localnorm.models import load_model
 from localnorm.params import load_params
 from localnorm.prediction import estimate_statistics, predict
 from localnorm.settings import AnswersConfig, TrainConfig
 from localnorm.train import fit
 
-__all__ = ["STATISTICS", "Pair", "View", "available", "explorer", "load_pair", "look", "plot_view", "train_pair"]
+__all__ = [
+    "Pair",
+    "View",
+    "available",
+    "explorer",
+    "first_look",
+    "load_pair",
+    "look",
+    "offered",
+    "plot_view",
+    "train_pair",
+]
 
 TRAINING_IMAGES = 512  # enough for stored statistics to a few percent, and seconds on a CPU
 TOP = 5  # classes in a bar chart
 
 PAIR = ("bn", "ln")
 USUAL = {"bn": "fixed", "ln": "batch"}  # statistics
-# statistics that are on offer -> the words of a menu
-STATISTICS = {
-    key: f"{arms.STATISTICS[key].text} ({arms.STATISTICS[key].label})"
-    for key in ("fixed", "batch", "single", "vote", "prior", "last_fixed")
-}
+STATISTICS = (
+    "fixed",
+    "batch",
+    "single",
+    "vote",
+    "prior",
+    "last_fixed",
+)  # companions would need training images as well
+START = ("named", "contrast")  # a noise that shows the difference on every data set
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A BatchNorm and a LocalNorm network of one experiment and seed, and the test images that they look at.
+    """A BatchNorm and a LocalNorm network that were trained alike, and the test images to show them.
 
     Attributes:
-        name: the run's experiment and seed, for titles.
+        name: experiment and seed, for titles.
         dataset: title, classes, mean and standard deviation.
-        networks: a key of PAIR -> network.
-        config: the experiment's answers block.
+        networks: "bn" and "ln" -> network.
+        config: the experiment's answers block of params.yaml.
         images, labels: (B, C, H, W) uint8 and (B,), the first test batch.
-        training_range: smallest and largest pixel of each channel of the training part.
-        training_images: (N, C, H, W) uint8, for the statistics that a LocalNorm network does not store by itself.
+        training_range: smallest and largest pixel of each channel of the training images.
+        training_images: (N, C, H, W) uint8, from which a LocalNorm network gets its stored statistics.
     """
 
     name: str
@@ -76,17 +92,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class View:
-    """What both networks make of one image under one noise.
+    """What both networks answer to one image under one noise.
 
     Attributes:
         title: noise and level.
-        clean, noisy: (C, H, W) pixels, 0 ... 255; noisy ones may lie outside, as the network gets them.
+        clean, noisy: (C, H, W) pixels from 0 to 255. Noisy ones may lie outside, as the network gets them.
         label: the true class.
-        classes: all names.
-        probabilities: network -> (num_classes,) of this image.
-        statistics: network -> the statistics under which it was asked.
-        accuracy: network -> over all test images of the pair under the same noise.
-        images: how many those are.
+        classes: the names of all classes.
+        probabilities: network -> (num_classes,), for this image.
+        statistics: network -> the statistics that it used.
+        accuracy: network -> share of the pair's test images that it gets right under the same noise.
+        images: the number of those test images.
     """
 
     title: str
@@ -101,7 +117,7 @@ class View:
 
 
 def available(seed: int = 0) -> list[str]:
-    """Experiments of params.yaml of which images and both networks of a seed are here."""
+    """The experiments of params.yaml whose images and trained networks are on this machine."""
     return [
         name
         for name in load_params()["experiments"]
@@ -115,10 +131,10 @@ def _files(experiment: str, seed: int) -> list[Path]:
 
 
 def load_pair(experiment: str, seed: int = 0) -> Pair:
-    """The pair that the pipeline trained; for the digits, where there is none, one that is trained now and not kept.
+    """Load the two networks that the pipeline trained. For the digits none need be there: two are trained now, and not kept.
 
     Raises:
-        FileNotFoundError: images or networks of any other experiment are missing; names the command that makes them.
+        FileNotFoundError: images or networks of another experiment are missing; names the command that makes them.
     """
     block = load_params(experiment)
     if experiment not in available(seed):
@@ -134,7 +150,7 @@ def load_pair(experiment: str, seed: int = 0) -> Pair:
 
 
 def train_pair(experiment: str = "digits-small", seed: int = 0) -> Pair:
-    """Prepare and train a pair by the experiment's block of params.yaml, in memory: seconds for the digits."""
+    """Prepare the images and train two networks by the experiment's block of params.yaml, in memory: seconds for the digits."""
     block = load_params(experiment)
     with tempfile.TemporaryDirectory() as folder:
         dataset = load(prepare(output=Path(folder) / "prepared", **block["prepare"]))
@@ -145,6 +161,7 @@ def train_pair(experiment: str = "digits-small", seed: int = 0) -> Pair:
 
 def _pair(experiment: str, seed: int, dataset: Dataset, bn: torch.nn.Module, ln: torch.nn.Module) -> Pair:
     config = AnswersConfig.from_params(load_params(experiment)["answers"])
+    use_cpu(config.threads)
     images, labels = test_images(dataset, config)
     return Pair(
         name=f"{experiment}, seed {seed}",
@@ -174,18 +191,23 @@ def look(
     Args:
         pair: from `load_pair`.
         image: its number in `pair.images`.
-        suite, name, level: of the noise.
-        statistics: a key of PAIR -> a key of STATISTICS; "fixed" for BatchNorm and "batch" for LocalNorm where it is left out.
+        suite, name, level: of the noise; level 0 is the clean image.
+        statistics: "bn" or "ln" -> one of `offered`; "fixed" for BatchNorm and "batch" for LocalNorm where it is left out.
 
     Raises:
-        ValueError: no such image, noise, level, network or statistics.
+        ValueError: no such image, noise, level, network or statistics; names the valid ones.
+
+    Example:
+        >>> view = look(load_pair("digits-small"), 3, "named", "contrast", 0.7)  # doctest: +SKIP
+        >>> view.accuracy  # doctest: +SKIP
+        {'bn': 0.11, 'ln': 0.97}
     """
     if not 0 <= image < len(pair.images):
         raise ValueError(f"image must be from 0 to {len(pair.images) - 1}, got {image}")
     statistics = USUAL | (statistics or {})
     for network, each in statistics.items():
         arms.find("network", network, pair.networks)
-        arms.find("statistics", each, STATISTICS)
+        arms.find("statistics", each, offered(network))
     key = (suite, name, float(level))
     if key not in pair._seen:
         pair._seen[key] = noisy_images(pair.images, pair.dataset, suite, name, level, pair.config, pair.training_range)
@@ -204,6 +226,27 @@ def look(
         accuracy={n: (each.argmax(1) == pair.labels).double().mean().item() for n, each in probabilities.items()},
         images=len(pair.images),
     )
+
+
+def offered(network: str) -> dict[str, str]:
+    """The statistics that a network can use here -> what they are, in words: a BatchNorm network has no groups that could vote."""
+    has = {arm.statistics for arm in arms.ARMS.values() if arm.network == network}
+    return {key: f"{arms.STATISTICS[key].text} ({arms.STATISTICS[key].label})" for key in STATISTICS if key in has}
+
+
+def first_look(pair: Pair, suite: str = START[0], name: str = START[1]) -> tuple[int, float]:
+    """An image and a level that show what the statistics do.
+
+    The level is the one at which LocalNorm with the statistics of the test batch (LN batch) is farthest ahead of BatchNorm with stored ones
+    (BN fixed), and the image is the first there that only LN batch gets right; image 0 where there is none.
+    """
+    ahead = {}
+    for level in noise.levels(name, suite):
+        accuracy = look(pair, 0, suite, name, level).accuracy
+        ahead[float(level)] = accuracy["ln"] - accuracy["bn"]
+    level = max(ahead, key=ahead.get)
+    right = {n: pair._seen[n, s, (suite, name, level)].argmax(1) == pair.labels for n, s in USUAL.items()}
+    return int((right["ln"] & ~right["bn"]).int().argmax()), level
 
 
 def _prior(candidates: float | list[float]) -> float:
@@ -228,7 +271,7 @@ def _probabilities(pair: Pair, network: str, statistics: str, key: tuple, noisy:
 
 
 def plot_view(view: View) -> Figure:
-    """The clean and the noisy image, their histograms, and the first classes of both networks as bars."""
+    """Draw a view: the clean and the noisy image, their histograms, and the likeliest classes of both networks as bars."""
     with plt.rc_context({"axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = plt.subplot_mosaic(
             [["clean", "histogram", "bn"], ["noisy", "histogram", "ln"]],
@@ -281,13 +324,14 @@ def _draw_bars(axis: Axes, view: View, network: str) -> None:
 
 
 def explorer(experiment: str = "digits-small", seed: int = 0) -> widgets.Widget:
-    """Menus and sliders (experiment, image, noise, level, statistics of each network) over `plot_view`.
+    """Menus and sliders for experiment, image, noise, level and the statistics of each network; they begin at `first_look`.
 
     Returns:
-        A widget; its child `.picture` holds the drawn PNG and `.controls` the named controls, for tests and scripts.
+        A widget. Its `.picture` holds the drawn PNG and its `.controls` the controls by name, for tests and scripts.
     """
     names = list(dict.fromkeys([experiment, *available(seed)]))
     pairs = {experiment: load_pair(experiment, seed)}
+    image, level = first_look(pairs[experiment])
     choices = [
         (f"{suite}: {about.label.split(' (released')[0]}", (suite, name))
         for suite in ("named", "released")
@@ -297,12 +341,12 @@ def explorer(experiment: str = "digits-small", seed: int = 0) -> widgets.Widget:
     wide = {"style": {"description_width": "9em"}, "layout": {"width": "35em"}}
     controls = {
         "experiment": widgets.Dropdown(options=names, value=experiment, description="experiment", **wide),
-        "image": widgets.IntSlider(max=len(pairs[experiment].images) - 1, description="image", **wide),
-        "noise": widgets.Dropdown(options=choices, description="noise", **wide),
-        "level": widgets.SelectionSlider(options=_levels(choices[0][1]), description="level", **wide),
+        "image": widgets.IntSlider(image, max=len(pairs[experiment].images) - 1, description="image", **wide),
+        "noise": widgets.Dropdown(options=choices, value=START, description="noise", **wide),
+        "level": widgets.SelectionSlider(options=_levels(START), value=level, description="level", **wide),
     }
-    menu = [(text, key) for key, text in STATISTICS.items()]
     for network in PAIR:
+        menu = [(text, key) for key, text in offered(network).items()]
         controls[network] = widgets.Dropdown(
             options=menu, value=USUAL[network], description=f"{_layer(network)} uses", **wide
         )

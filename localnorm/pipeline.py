@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tokenize
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from localnorm import paths
+from localnorm import dvc_state, paths
 from localnorm.params import grid, load_params
 
 __all__ = [
@@ -209,27 +210,29 @@ def strip() -> list[Path]:
 
 
 def check() -> None:
-    """Check params.yaml before any work starts, and prepare DVC: for a folder without git, after a kill, on a shared machine.
+    """Check everything before any work starts: params.yaml, and that the images are those that were prepared; prepare DVC.
 
     Raises:
-        ValueError: see `localnorm.checks.check_params`.
+        ValueError: see `localnorm.checks.check_params` and `check_images`.
     """
-    project = paths.project()  # first: the imports take seconds, and `strip` needs none of them
-    from localnorm.checks import check_params, repair_dvc
-    from localnorm.data.report import changed
+    paths.project()  # first: the imports take seconds, and `strip` needs none of them
+    from localnorm.checks import check_params
 
     check_params()
+    check_images()
+    dvc_state.set_up()
+
+
+def check_images() -> None:
+    """Whether the prepared images of every experiment are those that lie on this machine now.
+
+    Raises:
+        ValueError: an archive was replaced, say; names the command that takes it.
+    """
+    from localnorm.data.report import changed
+
     if found := changed(load_params()["experiments"]):
         raise ValueError("\n".join(found.values()))
-    site = Path(os.environ.setdefault("DVC_SITE_CACHE_DIR", str(project / ".dvc" / "tmp" / "site")))
-    site.mkdir(parents=True, exist_ok=True)
-    site.chmod(0o700)  # DVC keeps pickles in it and opens what it makes itself to all users
-    if not (project / ".git").exists():  # an archive of the repository: DVC must be told
-        subprocess.run(["dvc", "config", "--local", "core.no_scm", "true"], check=True)
-    for name in repair_dvc():
-        print(
-            f"{name} was cut off by a kill and is removed; finished stages come back from DVC's cache", file=sys.stderr
-        )
 
 
 def runs_of(experiment: str) -> list[str]:
@@ -238,14 +241,13 @@ def runs_of(experiment: str) -> list[str]:
     return [f"{experiment}-{network}-{seed}" for seed in seeds for network in networks]
 
 
-def _stale(targets: list[str]) -> list[str]:
-    """Those of the runs that DVC would train or ask again; one question for all, since DVC takes seconds to start."""
-    stages = [f"{stage}@{target}" for target in targets for stage in ("train", "answers")]
-    done = subprocess.run(["dvc", "--wait-for-lock", "status", "--json", *stages], stdout=subprocess.PIPE, text=True)
-    if done.returncode:  # what is wrong is said by the runs themselves
-        return targets
-    changed = json.loads(done.stdout or "{}")
-    return [target for target in targets if f"train@{target}" in changed or f"answers@{target}" in changed]
+def _stages_of(runs: list[str]) -> list[str]:
+    return [f"{stage}@{run}" for run in runs for stage in ("train", "answers")]
+
+
+def _reproduce(*arguments: str) -> bool:
+    """Whether `dvc repro` succeeds; its reasons and progress are on stderr (with --quiet it would keep them to itself)."""
+    return subprocess.run(["dvc", "repro", *arguments], stdout=subprocess.DEVNULL).returncode == 0
 
 
 def run_side_by_side(experiment: str, jobs: int, share: tuple[int, int] = (0, 1)) -> None:
@@ -263,15 +265,14 @@ def run_side_by_side(experiment: str, jobs: int, share: tuple[int, int] = (0, 1)
     """
     targets = runs_of(experiment)[share[0] :: share[1]]
     # Shares start when their machines are free, and DVC locks what preparing writes against the runs that read it already.
-    # Not --quiet, which keeps the reason of a failure to itself as well; that and the progress are on stderr.
-    prepare = ["dvc", "repro", f"prepare@{experiment}"]
-    if share == (0, 1) and subprocess.run(prepare, stdout=subprocess.DEVNULL).returncode:
+    if share == (0, 1) and not _reproduce(f"prepare@{experiment}"):
         raise RuntimeError(f"the images of {experiment} could not be prepared; the reason stands above")
-    targets = _stale(targets)
+    late = dvc_state.stale(_stages_of(targets))
+    targets = [target for target in targets if late & set(_stages_of([target]))]
 
     def reproduce(target: str) -> subprocess.CompletedProcess:
         # single items: two DVCs may not look at the stages that their runs share
-        command = ["dvc", "--wait-for-lock", "repro", "--single-item", f"train@{target}", f"answers@{target}"]
+        command = ["dvc", "--wait-for-lock", "repro", "--single-item", *_stages_of([target])]
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     failed = []
@@ -292,16 +293,46 @@ def run_side_by_side(experiment: str, jobs: int, share: tuple[int, int] = (0, 1)
         )
 
 
+def _before_scores(experiment: str) -> list[str]:
+    return ["strip", f"prepare@{experiment}", *_stages_of(runs_of(experiment))]
+
+
+def _late(experiments: list[str], others: Iterable[str] = ()) -> set[str]:
+    """Which stages DVC would run: those of the experiments up to their answers, and `others`; then all is checked for the run.
+
+    Where it would run none, params.yaml needs no check, which takes as long as all the rest: its values are those of the last run.
+    """
+    try:
+        dvc_state.set_up()
+        check_images()
+        late = dvc_state.stale({*others}.union(*map(_before_scores, experiments or load_params()["experiments"])))
+        wrong = None
+    except Exception as error:  # of a params.yaml that cannot be right: its check says it better
+        late, wrong = {*others}, error
+    if late or wrong:
+        from localnorm.checks import check_params  # here, since it imports what is checked
+
+        check_params()
+    if wrong:
+        raise wrong
+    if not late:
+        print("nothing to do: all is as the last run left it", file=sys.stderr)
+    return late
+
+
 def run_experiments(experiments: list[str], jobs: int, share: tuple[int, int] = (0, 1)) -> None:
-    """`run_side_by_side` for each of `experiments`; one that fails does not keep the next ones from their turn.
+    """`run_side_by_side` for each of `experiments` (none: all of params.yaml) that has something to run; one that fails does not keep
+    the next ones from their turn.
 
     Raises:
+        ValueError: see `check`.
         RuntimeError: some failed; tells of each.
     """
-    failed = []
-    for experiment in experiments:
+    late, failed = _late(experiments), []
+    for experiment in experiments or load_params()["experiments"]:
         try:
-            run_side_by_side(experiment, jobs, share)
+            if late.intersection(_before_scores(experiment)):
+                run_side_by_side(experiment, jobs, share)
         except RuntimeError as error:
             failed.append(f"{experiment}: {error}")
     if failed:
@@ -309,16 +340,21 @@ def run_experiments(experiments: list[str], jobs: int, share: tuple[int, int] = 
 
 
 def demonstrate(experiment: str, jobs: int) -> None:
-    """All of one experiment, from its images to its report: its own networks and seeds, and nothing of other experiments.
+    """The paper, and all of one experiment from its images to its report: its own networks and seeds, and nothing of others.
 
     `dvc repro report@<experiment>` does the same with all networks and seeds of params.yaml.
 
     Raises:
+        ValueError: see `check`.
         RuntimeError: a run or a stage failed; the reason stands above.
     """
-    run_side_by_side(experiment, jobs)
     stages = [f"{stage}@{experiment}" for stage in OF_ONE_EXPERIMENT]
-    if subprocess.run(["dvc", "repro", "--single-item", *stages], stdout=subprocess.DEVNULL).returncode:
+    if not _late([experiment], ["paper", *stages]):
+        return
+    if not _reproduce("--single-item", "strip", "paper"):
+        raise RuntimeError("the paper could not be set; the reason stands above")
+    run_side_by_side(experiment, jobs)
+    if not _reproduce("--single-item", *stages):
         raise RuntimeError(f"the results of {experiment} could not be made; the reason stands above")
 
 
@@ -411,7 +447,6 @@ def main(arguments: list[str] | None = None) -> None:
         elif given.command == "check":
             check()
         elif given.command == "demonstrate":
-            check()
             demonstrate(given.experiment, given.jobs)
             print(summary(given.experiment))
         elif given.command == "summary":
@@ -421,8 +456,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif given.command == "publish-network":
             publish_network(given.experiment, given.network, given.statistics, given.seed)
         else:
-            check()
-            run_experiments(given.experiments or load_params()["experiments"], given.jobs, given.share)
+            run_experiments(given.experiments, given.jobs, given.share)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from there", file=sys.stderr)
         sys.exit(130)

@@ -19,6 +19,7 @@ __all__ = [
     "Answers",
     "commonest",
     "curves",
+    "estimates",
     "per_image",
     "per_seed",
     "read_answers",
@@ -170,7 +171,7 @@ def summarise(table: pd.DataFrame, answers: Mapping[tuple[str, int], Answers]) -
         answers: (network, seed) -> the answers that it was made from.
 
     Returns:
-        One row per arm and metric: arm, metric, seeds, images (that every condition scored), estimate, low, high.
+        One row per arm and metric: arm, metric, seeds, images (that every condition scored), estimate, low, high, by_seed.
     """
     rows = []
     of_arm = {arm.label: arm for arm in (arm_of(*key) for key in _arms_in(answers))}
@@ -182,8 +183,8 @@ def summarise(table: pd.DataFrame, answers: Mapping[tuple[str, int], Answers]) -
             images = images[:, ~np.isnan(images).any(0)]
             over = stats.interval(found, stats.image_spread(images))
             bounds = np.clip([over.low, over.high], 0, 1)  # a share is, and Student's t does not know it
-            rows.append((label, metric, len(found), images.shape[1], over.estimate, *bounds))
-    return pd.DataFrame(rows, columns=["arm", "metric", "seeds", "images", "estimate", "low", "high"])
+            rows.append((label, metric, len(found), images.shape[1], over.estimate, *bounds, stats.by_seed(found)))
+    return pd.DataFrame(rows, columns=["arm", "metric", "seeds", "images", "estimate", "low", "high", "by_seed"])
 
 
 def _arms_in(answers: Mapping[tuple[str, int], Answers]) -> list[tuple[str, str]]:
@@ -192,11 +193,32 @@ def _arms_in(answers: Mapping[tuple[str, int], Answers]) -> list[tuple[str, str]
     )
 
 
+def estimates(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str] = ("clean", "noisy")) -> pd.DataFrame:
+    """Metrics of a table of networks and statistics: one row per arm, metric and combination of `by`, with its interval over seeds.
+
+    Args:
+        table: columns network, statistics, seed, suite, noise, level, images, right, and those of `by`.
+
+    Returns:
+        arm, metric, the columns of `by`, seeds, accuracy, low, high and by_seed.
+    """
+    arms = {key: arm_of(*key).label for key in set(zip(table.network, table.statistics, strict=True))}
+    table = table.assign(arm=[arms[key] for key in zip(table.network, table.statistics, strict=True)])
+    rows = []
+    for metric in metrics:
+        for key, values in per_seed(table, metric, ["arm", *by, "seed"]).groupby(level=["arm", *by], sort=False):
+            found = stats.interval(values)
+            bounds = np.clip([found.low, found.high], 0, 1)
+            rows.append((key[0], metric, *key[1:], len(values), found.estimate, *bounds, stats.by_seed(values)))
+    return pd.DataFrame(rows, columns=["arm", "metric", *by, "seeds", "accuracy", "low", "high", "by_seed"])
+
+
 def curves(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     """Accuracy (or another column) against the level of each noise, which begins on clean images.
 
     Returns:
-        One row per arm, suite, noise and level, level 0 among them: arm, suite, noise, level, seeds, `value`, low and high over seeds.
+        One row per arm, suite, noise and level, level 0 among them: arm, suite, noise, level, seeds, `value`, low and high over seeds,
+        by_seed.
     """
     table = table.assign(value=table.right / table.images if value == "accuracy" else table[value])
     rows = []
@@ -213,8 +235,9 @@ def curves(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
                 bounds = np.clip(
                     [found.low, found.high], 0, 1 if value in ("accuracy", "ece", "disagreement") else None
                 )
-                rows.append((arm, suite, noise, level, len(at_level), found.estimate, *bounds))
-    return pd.DataFrame(rows, columns=["arm", *CONDITION, "seeds", value, "low", "high"])
+                seeds = stats.by_seed(at_level.value)
+                rows.append((arm, suite, noise, level, len(at_level), found.estimate, *bounds, seeds))
+    return pd.DataFrame(rows, columns=["arm", *CONDITION, "seeds", value, "low", "high", "by_seed"])
 
 
 def commonest(answers: Answers, statistics: str) -> float:

@@ -95,6 +95,8 @@ def read_table(kind: str, experiment: str = "") -> pd.DataFrame:
         elif column in columns and column not in MAY_BE_EMPTY and (text[column] == "").any():
             row = int((text[column] == "").argmax())
             raise ValueError(f"{name}, line {row + 2}: {column} is empty; {repair}")
+    if "by_seed" in text:
+        _check_by_seed(text.by_seed, name, repair)
     _check_known(table, columns, name, repair)
     return table
 
@@ -126,6 +128,14 @@ def _check_known(table: pd.DataFrame, columns: list[str], name: str, repair: str
         for row, found in enumerate(zip(table.suite, table.noise, strict=True)):
             if found not in conditions:
                 raise ValueError(f"{name}, line {row + 2}: unknown suite and noise {', '.join(found)}; {repair}")
+
+
+def _check_by_seed(column: pd.Series, name: str, repair: str) -> None:
+    for row, text in enumerate(column):
+        if pd.to_numeric(pd.Series(text.split(), dtype=str), errors="coerce").isna().any():
+            raise ValueError(
+                f"{name}, line {row + 2}: by_seed must be numbers with spaces between, got {text!r}; {repair}"
+            )
 
 
 def _numbers(text: pd.Series, column: str, name: str, repair: str) -> pd.Series:

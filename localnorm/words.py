@@ -3,16 +3,24 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from localnorm.stats import ENOUGH_SEEDS
+
 __all__ = [
+    "IN_BRACKETS",
     "describe",
     "difference",
     "enumerate_words",
     "percent",
     "scored_images",
     "seed_count",
+    "seed_values",
     "share",
+    "spread",
     "title",
 ]
+
+
+IN_BRACKETS = ("its 95 % interval in [ ]", "each seed in ( )")  # how tables show it, see `spread`
 
 
 def percent(value: float) -> str:
@@ -20,17 +28,30 @@ def percent(value: float) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
-def share(estimate: float, low: float, high: float) -> str:
-    """A share in percent with its interval: "86.9 [86.5, 87.1]"; without it where one seed has none."""
-    return percent(estimate) if math.isnan(low) else f"{percent(estimate)} [{percent(low)}, {percent(high)}]"
+def share(row) -> str:
+    """A share in percent with its interval, "86.9 [86.5, 87.1]"; of few seeds with each of them instead, "38.0 (35.2, 40.8)".
+
+    Args:
+        row: with the attributes estimate, low, high and by_seed, as a row of the tables `summary` and `comparisons` has them.
+    """
+    return _around(row, percent)
 
 
-def difference(estimate: float, low: float, high: float) -> str:
-    """A difference of two shares in points with its interval: "+1.2 [-0.3, +2.7]"."""
-    if math.isnan(estimate):
-        return "-"
-    signed = [f"{100 * value:+.1f}" for value in (estimate, low, high)]
-    return signed[0] if math.isnan(low) else f"{signed[0]} [{signed[1]}, {signed[2]}]"
+def difference(row) -> str:
+    """A difference of two shares in points with its interval, "+1.2 [-0.3, +2.7]", or with its seeds; `row` as of `share`."""
+    return _around(row, lambda value: "-" if math.isnan(value) else f"{100 * value:+.1f}")
+
+
+def _around(row, written) -> str:
+    seeds = seed_values(row)
+    if not math.isnan(row.low):
+        return f"{written(row.estimate)} [{written(row.low)}, {written(row.high)}]"
+    return written(row.estimate) + (f" ({', '.join(map(written, seeds))})" if len(seeds) > 1 else "")
+
+
+def seed_values(row) -> list[float]:
+    """The value of each seed, from a table's column `by_seed`; none where a table has no such column."""
+    return [float(value) for value in getattr(row, "by_seed", "").split()]
 
 
 def enumerate_words(words: Sequence[str]) -> str:
@@ -44,8 +65,26 @@ def enumerate_words(words: Sequence[str]) -> str:
 
 
 def seed_count(count: int) -> str:
-    """ "6 seeds", and for one what it means: a number without an interval."""
-    return f"{count} seeds" if count > 1 else "one seed, so no interval"
+    """ "6 seeds", and for few what it means: no interval."""
+    if count == 1:
+        return "one seed, so no interval"
+    return f"{count} seeds" if count >= ENOUGH_SEEDS else f"{count} seeds, too few for an interval"
+
+
+def spread(counts: Iterable[int], interval: str = "its 95 % interval", seeds: str = "each seed as a small dot") -> str:
+    """What a figure or a table shows beside a mean over so many seeds: "with its 95 % interval".
+
+    Args:
+        counts: the seeds of each experiment or row that is shown.
+        interval, seeds: how it is shown; by default as in figures.
+
+    Example:
+        >>> spread([6]), spread([1])
+        ('with its 95 % interval', 'without an interval')
+    """
+    kinds = {"interval" if count >= ENOUGH_SEEDS else "seeds" if count > 1 else "" for count in counts}
+    said = [text for kind, text in (("interval", interval), ("seeds", seeds)) if kind in kinds]
+    return f"with {' or, of few seeds, '.join(said)}" if said else "without an interval"
 
 
 def title(about: dict, others: Iterable[dict] = ()) -> str:
@@ -86,16 +125,15 @@ def scored_images(about: dict) -> str:
 
 
 def summary_text(summary) -> str:
-    """The small table of an experiment for a terminal: clean and noisy accuracy of each arm in percent, with the interval over seeds.
+    """The small table of an experiment for a terminal: clean and noisy accuracy of each arm in percent, see `share`.
 
     Args:
         summary: what `localnorm.scores.summarise` gives.
     """
     value = summary.set_index(["arm", "metric"])
     arms = list(dict.fromkeys(summary.arm))
-    width = max(map(len, arms))
-    lines = [f"{'accuracy in %':{width}} {'clean':>20} {'noisy (mean of all)':>22}"]
-    for arm in arms:
-        cells = [share(*value.loc[(arm, metric), ["estimate", "low", "high"]]) for metric in ("clean", "noisy")]
-        lines.append(f"{arm:{width}} {cells[0]:>20} {cells[1]:>22}")
-    return "\n".join(lines)
+    rows = [("accuracy in %", "clean", "noisy (mean of all)")]
+    rows += [(arm, *(share(value.loc[arm, metric]) for metric in ("clean", "noisy"))) for arm in arms]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{arm:{widths[0]}}  {clean:>{widths[1]}}  {noisy:>{widths[2]}}" for arm, clean, noisy in rows]
+    return "\n".join([*lines, f"mean {spread(summary.seeds, *IN_BRACKETS)}"])

@@ -95,12 +95,25 @@ def test_named_noise_is_the_one_that_it_is_called(pair):
     np.testing.assert_allclose(dark.noisy, dark.clean / 2, atol=1e-3)
 
 
-@pytest.mark.parametrize("mode", list(explore.STATISTICS))
-def test_every_source_of_statistics_serves_both_networks(pair, mode):
-    view = explore.look(pair, 1, "named", "contrast", 0.8, {"bn": mode, "ln": mode})
-    assert view.statistics == {"bn": mode, "ln": mode}
-    for probabilities in view.probabilities.values():
-        assert np.isfinite(probabilities).all()
+def test_a_network_is_offered_the_statistics_of_its_arms_and_answers_with_each(pair):
+    assert set(explore.offered("ln")) - set(explore.offered("bn")) == {"vote"}, (
+        "BatchNorm has no groups that could vote"
+    )
+    for network in explore.PAIR:
+        for mode in explore.offered(network):
+            view = explore.look(pair, 1, "named", "contrast", 0.8, {network: mode})
+            assert view.statistics[network] == mode
+            assert np.isfinite(view.probabilities[network]).all()
+
+
+def test_the_first_look_shows_batchnorm_failing_where_localnorm_does_not(pair):
+    image, level = explore.first_look(pair)
+    view = explore.look(pair, image, "named", "contrast", level)
+    assert view.accuracy["ln"] > view.accuracy["bn"] + 0.3
+    right = {network: each.argmax() == view.label for network, each in view.probabilities.items()}
+    assert right == {"bn": False, "ln": True}
+    others = [explore.look(pair, 0, "named", "contrast", each).accuracy for each in noise.levels("contrast", "named")]
+    assert view.accuracy["ln"] - view.accuracy["bn"] == max(each["ln"] - each["bn"] for each in others)
 
 
 def test_statistics_of_the_test_batch_save_a_network_from_low_contrast(pair):
@@ -117,6 +130,10 @@ def test_statistics_of_the_test_batch_save_a_network_from_low_contrast(pair):
         (
             {"statistics": {"ln": "companions"}},
             "unknown statistics 'companions'; choose one of fixed, batch, single, vote, prior, last_fixed",
+        ),
+        (
+            {"statistics": {"bn": "vote"}},
+            "unknown statistics 'vote'; choose one of fixed, batch, single, prior, last_fixed",
         ),
         ({"statistics": {"gn": "batch"}}, "unknown network 'gn'; choose one of bn, ln"),
         ({"name": "gauss"}, "unknown noise 'gauss'"),
@@ -141,6 +158,8 @@ def test_every_control_redraws_and_the_levels_are_those_of_the_noise(pair, monke
     monkeypatch.setattr(explore, "load_pair", lambda experiment, seed: pair)  # trained once is enough
     box = explore.explorer()
     assert Image.open(io.BytesIO(box.picture.value)).size[0] > 900
+    assert (box.controls["image"].value, box.controls["level"].value) == explore.first_look(pair)
+    assert {key for _, key in box.controls["bn"].options} == set(explore.offered("bn"))
     for name, value in (
         ("level", 0.3),
         ("noise", ("released", "bernoulli")),

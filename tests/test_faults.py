@@ -3,12 +3,14 @@
 Fetching and preparing have such tests of their own (test_fetch, test_prepare); `make soak` kills the whole pipeline for longer.
 """
 
+import contextlib
 import errno
 import json
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, run
+from conftest import ROOT, environment, make_smoke_project, run
 from data_fixtures import kill_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,10 +27,12 @@ from soak import differences, fingerprint, kill, printed, start, wait_for
 from stages import CALLS, EXPERIMENT, STAGES, TRAIN, remove_outputs
 
 from localnorm import paths
-from localnorm.checks import repair_dvc
 from localnorm.data import load, prepare
+from localnorm.dvc_state import repair
 from localnorm.pipeline import source_of
 from localnorm.train import fit, make_fabric
+
+SHARED = ("data/prepared/", "data/models/", "data/runs/")  # what DVC's cache gives to another clone
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +201,7 @@ def test_a_dvc_lock_cut_off_anywhere_is_removed_or_still_one_that_dvc_reads(tmp_
     (project / ".dvc" / "tmp" / "rwlock").write_text('{"write": {}, "read": {}}'[: cut % 26])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        removed = repair_dvc()
+        removed = repair()
     for name, read in (
         ("dvc.lock", lambda t: COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(t))),
         (".dvc/tmp/rwlock", json.loads),
@@ -217,9 +221,9 @@ def test_files_that_a_living_dvc_is_writing_are_left_alone(tmp_path, monkeypatch
     other = [sys.executable, "-c", script, str(tmp_path / ".dvc" / "tmp" / "lock")]
     with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        assert repair_dvc() == []
+        assert repair() == []
         process.communicate(b"\n")
-    assert repair_dvc() == ["dvc.lock"]
+    assert repair() == ["dvc.lock"]
 
 
 def test_after_a_cut_off_dvc_lock_nothing_trains_again(smoke_copy):
@@ -236,6 +240,75 @@ def test_after_a_cut_off_dvc_lock_nothing_trains_again(smoke_copy):
     assert "Stage 'train@digits-small-ln-0' is cached - skipping run" in done.stdout
     assert not re.search(r"Running stage '(train|answers)@", done.stdout)
     assert fingerprint(smoke_copy) == results_before
+
+
+def test_a_second_clone_that_shares_the_cache_trains_nothing_while_the_first_is_at_work(smoke_run, tmp_path):
+    second = make_smoke_project(tmp_path / "second")
+    with (second / ".dvc" / "config.local").open("a") as config:
+        config.write(f'[cache]\n    dir = "{smoke_run / ".dvc" / "cache"}"\n')
+    expected = {name: digest for name, digest in fingerprint(smoke_run).items() if name.startswith(SHARED)}
+    first = start(smoke_run, ["dvc", "repro", "--force", "--single-item", "scores@digits-small"])
+    done = run(["dvc", "repro", *(f"answers@digits-small-{name}" for name in ("bn-0", "bn-1", "ln-0", "ln-1"))], second)
+    assert done.returncode == 0, done.stderr
+    assert not re.search(r"Running stage '(prepare|train|answers)@", done.stdout)
+    assert done.stdout.count("is cached - skipping run") == 9, (
+        "the images, and four networks that are trained and asked"
+    )
+    assert {name: digest for name, digest in fingerprint(second).items() if name.startswith(SHARED)} == expected
+    assert first.wait(300) == 0, printed(smoke_run)
+
+
+def run_until(project: Path, stage: str) -> tuple[int, str]:
+    """Run the demonstration until a stage's notebook is at work, press Ctrl-C, and say how it ended and what it printed."""
+    command = [sys.executable, "-m", "localnorm.pipeline", "demonstrate", "digits-small", "--jobs", "1"]
+    process = subprocess.Popen(
+        command,
+        cwd=project,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(project),
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell started us with &
+    )
+    at_work, deadline = [], time.monotonic() + 120
+    while not any("ipykernel_launcher" in each for each in at_work) or not any(
+        f".stage {stage}" in each for each in at_work
+    ):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, at_work
+        time.sleep(0.05)
+        at_work = [" ".join(line) for line in map(command_line, psutil.Process(process.pid).children(recursive=True))]
+    tree = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(tree, timeout=20)
+    assert not alive, "nothing works on behind the prompt"
+    return process.returncode, said
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+def test_ctrl_c_in_any_part_of_the_demonstration_ends_all_of_it_and_the_next_run_goes_on(smoke_copy):
+    """Networks are trained by several DVCs side by side; what comes before and after them by one."""
+    expected = fingerprint(smoke_copy)
+    lock = yaml.safe_load((smoke_copy / "dvc.lock").read_text())
+    for stage in ("train@digits-small-ln-1", "scores@digits-small"):
+        del lock["stages"][stage]
+    (smoke_copy / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    shutil.rmtree(smoke_copy / ".dvc" / "cache" / "runs")  # else they would come from there
+    for stage in ("train", "scores"):
+        code, said = run_until(smoke_copy, stage)
+        assert (code, said.splitlines()[-1]) == (130, "interrupted; the same command goes on from there"), (stage, said)
+        assert not differences(fingerprint(smoke_copy), expected), stage
+    done = run(["dvc", "repro", "--single-item", "scores@digits-small", "report@digits-small"], smoke_copy)
+    assert done.returncode == 0, done.stderr
+    assert "Running stage 'scores@digits-small'" in done.stdout
+    assert fingerprint(smoke_copy) == expected
 
 
 def wait_for_stage(project: Path, stage: str) -> None:

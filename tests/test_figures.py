@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_hex
 from torch import nn
 
@@ -307,10 +308,35 @@ def test_streams_tell_a_uniform_batch_from_a_mixed_one(scores):
     assert plot_streams(table.head(0), ["LN batch"]).axes[0].texts, "without a study a sentence says so"
 
 
-def test_few_seeds_have_no_band_that_fills_the_panel(curves):
-    two = plot_accuracy(curves.assign(seeds=2), ["LN batch"]).axes[0]
-    six = plot_accuracy(curves.assign(seeds=6), ["LN batch"]).axes[0]
-    assert (len(two.collections), len(six.collections)) == (0, 1)
+def dots(axis):
+    return [collection.get_offsets().data for collection in axis.collections if isinstance(collection, PathCollection)]
+
+
+def bands(axis):
+    return [each for each in axis.collections if isinstance(each, PolyCollection) and len(each.get_paths())]
+
+
+def test_few_seeds_are_drawn_themselves_instead_of_a_band_that_fills_the_panel(curves):
+    six = plot_accuracy(curves, ["LN batch"]).axes[0]
+    assert (len(bands(six)), len(dots(six))) == (1, 0)
+    few = curves.assign(seeds=2, low=np.nan, high=np.nan, by_seed=[f"{a - 0.1:g} {a + 0.1:g}" for a in curves.accuracy])
+    two = plot_accuracy(few, ["LN batch"]).axes[0]
+    assert not bands(two)
+    assert np.concatenate(dots(two)) == pytest.approx(
+        np.array([[0, 0.8], [0, 1.0], [0.2, 0.35], [0.2, 0.55], [0.5, 0.2], [0.5, 0.4]])
+    )
+
+
+def test_few_seeds_of_all_arms_stand_beside_their_mean_instead_of_an_interval():
+    few = summary().assign(low=np.nan, high=np.nan, by_seed=[f"{v - 0.1:g} {v + 0.1:g}" for v in summary().estimate])
+    first = plot_one_image(few, ["BN fixed"], ["LN single"]).axes[0]
+    assert dots(first)[0] == pytest.approx(np.array([[80, 0], [100, 0]]))
+    teaser = plot_clean_against_noisy(few[few.title == "Toys"], ["LN prior"]).axes
+    assert dots(teaser[0])[0] == pytest.approx(np.array([[70, 50], [90, 70]])), "clean and noisy of a seed"
+    rows = [{"title": "Toys", "primary": row.primary, "seeds": 2, "estimate": 0.05, "low": np.nan, "high": np.nan,
+             "by_seed": "0.04 0.06", "threshold": row.threshold, "p_holm": 0.5, "train_gap": 0.0} for row in PRIMARY]  # fmt: skip
+    (axis,) = plot_forest(pd.DataFrame(rows)).axes
+    assert dots(axis)[0] == pytest.approx(np.array([[4, 0], [6, 0]]))
 
 
 def test_cost_writes_every_ratio_and_leaves_single_layers_out():

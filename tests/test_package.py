@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, copy_project
+from conftest import ROOT, copy_project, run
 from packaging.metadata import Metadata
 from stages import CALLS, EXPERIMENT
 

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from data_fixtures import (
     BAD_FILES,
     BAD_NAMES,
@@ -21,7 +22,7 @@ from data_fixtures import (
 )
 from PIL import Image, features
 
-from localnorm import paths
+from localnorm import own_images, paths
 from localnorm.data import load, prepare, readers
 from localnorm.data.__main__ import main
 from localnorm.data.images import to_pixels, why_unread
@@ -87,6 +88,43 @@ def test_all_bad_files_are_named_at_once_nothing_stays_behind_and_the_next_run_j
     if door == "notebook":
         assert list(raw.iterdir()) == []
     assert load(prepare(supply(raw, mixed_folder(), door), tmp_path / "out", **SETTINGS)).num_classes == 3
+
+
+def test_one_folder_with_every_kind_goes_through_the_readmes_command_and_then_through_the_notebook(
+    raw, tmp_path, capsys
+):
+    heic = {f"robin/IMG_{i}.HEIC": HEIC for i in range(3 * (not reads_heic))}
+    files = mixed_folder() | heic | BAD_FILES | {"wren/microscope.tif": sixteen_bit_tiff(9)}
+    folder = write_container(tmp_path / "pictures" / "birds", "folder", files)
+    command = [str(folder), "--model", "small", "--image-size", "8"]
+    assert own_images.main(command) == 1
+    said = capsys.readouterr().err
+    assert "3 of 21 images cannot be used" in said
+    for name in BAD_NAMES:
+        assert name in said
+    assert list(raw.iterdir()) == []
+    for name in BAD_FILES:
+        (folder / name).unlink()
+    assert own_images.main(command) == 0
+    assert "birds-small:" in capsys.readouterr().out
+
+    cells = json.loads((ROOT / "notebooks" / "your-own-images.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    (last,) = [number for number, cell in enumerate(code) if "report(dataset)" in cell]
+    code.insert(2, f"folder, image_size = {str(folder)!r}, 8")  # after the parameters, as papermill does
+    with pytest.raises(ValueError, match=r"wren/microscope\.tif has 16 bits per pixel; .* set sixteen_bit: true"):
+        exec("\n".join(code[: last + 2]), {})
+    (folder / "wren" / "microscope.tif").unlink()
+    exec("\n".join(code[: last + 2]), {})
+    said = capsys.readouterr().out
+    for text in (
+        "left out of robin:",
+        "(no image: .mov)",
+        "never tested",
+        "11 of 17 images are not square and were cut",
+    ):
+        assert text in said
+    assert ("HEIC, which needs" in said) == bool(heic)
 
 
 def test_a_class_that_ends_up_empty_is_an_error_with_its_reason(raw, tmp_path, door):

@@ -12,14 +12,30 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import ROOT, copy_project, environment, run
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.manager import start_new_kernel
+from jupyter_server.services.contents.filemanager import FileContentsManager
 
-from localnorm import paths
+from localnorm import dvc_state, paths
 from localnorm.params import load_params
-from localnorm.pipeline import check, closure, current_source, main, parameters_of, source_of, strip, strip_source
+from localnorm.pipeline import (
+    OF_ONE_EXPERIMENT,
+    check,
+    closure,
+    current_source,
+    main,
+    parameters_of,
+    source_of,
+    strip,
+    strip_source,
+)
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -172,18 +188,24 @@ def test_every_parameter_that_dvc_passes_is_in_the_notebook_cell_tagged_paramete
             assert set(passed) <= set(parameters_of(ROOT / "notebooks" / f"{notebook}.ipynb")), name
 
 
+# what JupyterLab writes of the kernel into a notebook that is opened: where it stands there already, it changes nothing
+SAVED = {
+    "kernelspec": {"display_name": get_kernel_dict()["display_name"], "language": "python", "name": "python3"},
+    "language_info": {key: value for key, value in IPythonKernel.language_info.items() if key != "version"},
+}
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_stripped_and_thin(notebook):
-    content = json.loads(notebook.read_text())
+    text = notebook.read_text(encoding="utf-8")
+    content = json.loads(text)
     cells = content["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert cells[0]["cell_type"] == "markdown"
     assert "".join(cells[0]["source"]).startswith("# ")
     fix = "it was opened and saved: `make strip-notebooks` takes out what that left"
-    assert content["metadata"] == {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }, fix
+    assert content["metadata"] == SAVED, fix
+    assert nbformat.writes(nbformat.reads(text, as_version=4)) == text.removesuffix("\n"), "written as JupyterLab does"
     for cell in code:
         text = "".join(cell["source"])
         assert not cell["outputs"], fix
@@ -501,30 +523,67 @@ def test_only_half_an_environment_of_our_own_is_emptied(tree, env, finished, cle
     assert re.search(rf"-m venv +{'--clear ' if clears else ''}{env}\n", planned), planned
 
 
-def test_strip_notebooks_takes_out_what_opening_and_saving_left_and_nothing_else(tree):
+def test_the_kernel_tells_jupyterlab_what_the_notebooks_say_and_the_pipeline_its_version_too(tree):
+    """The file that sets up kernels, as `make` writes it; JupyterLab names its session to the kernels that it starts."""
+    planned = run(["make", "--dry-run", "env/installed", "ENV=env"], tree).stdout
+    (recipe,) = re.findall(r"^mkdir -p env/etc/ipython.*?ipython_kernel_config\.py$", planned, re.M | re.S)
+    assert run(["bash", "-c", recipe], tree).returncode == 0
+    profile = tree / "home" / "profile_default"
+    profile.mkdir(parents=True)
+    shutil.copy(tree / "env" / "etc" / "ipython" / "ipython_kernel_config.py", profile)
+    for session, told in (
+        ({"JPY_SESSION_NAME": "tour.ipynb"}, SAVED["language_info"]),
+        ({}, IPythonKernel.language_info),
+    ):
+        manager, client = start_new_kernel(env=environment(tree, IPYTHONDIR=str(tree / "home")) | session)
+        try:
+            assert client.kernel_info(reply=True, timeout=60)["content"]["language_info"] == told
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)
+
+
+def test_saving_an_opened_notebook_changes_nothing_and_strip_notebooks_takes_out_what_running_it_left(tree):
     original = (ROOT / "notebooks" / "explore.ipynb").read_text()
-    saved = json.loads(original)
-    saved["metadata"]["kernelspec"]["display_name"] = "Python 3 (ipykernel)"
-    saved["metadata"]["language_info"] |= {
-        "codemirror_mode": {"name": "ipython", "version": 3},
-        "file_extension": ".py",
-        "mimetype": "text/x-python",
-        "nbconvert_exporter": "python",
-        "pygments_lexer": "ipython3",
-        "version": "3.12.1",
-    }
-    for cell in saved["cells"]:
-        if cell["cell_type"] == "code":
-            cell["execution_count"] = 7
-            cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["saved"]}]
     (tree / "notebooks").mkdir()
     file = tree / "notebooks" / "explore.ipynb"
-    file.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
+    file.write_text(original)
+    contents = FileContentsManager(root_dir=str(file.parent))  # as JupyterLab's server reads and writes
+    opened = contents.get(file.name)
+    contents.save({"type": "notebook", "format": "json", "content": opened["content"]}, file.name)
+    assert file.read_text() == original
+    opened["content"]["metadata"]["language_info"]["version"] = "3.12.1"  # of a kernel that `make` did not set up
+    for cell in opened["content"]["cells"]:
+        if cell["cell_type"] == "code":
+            cell["execution_count"] = 7
+            cell["outputs"] = [nbformat.v4.new_output("stream", name="stdout", text="saved")]
+    contents.save({"type": "notebook", "format": "json", "content": opened["content"]}, file.name)
+    assert file.read_text() != original
     done = make(tree, "strip-notebooks")
     assert done.returncode == 0, done.stderr
     assert file.read_text() == original
-    assert os.listdir(tree / "notebooks") == ["explore.ipynb"]
+    assert "explore.ipynb" in os.listdir(tree / "notebooks")
     assert '"parameters"' in original, "a tag that papermill needs"
+
+
+def test_the_tour_computes_on_one_thread_whatever_the_machine_has():
+    """On two its small networks take ten times as long, which is a minute instead of the seconds that it promises."""
+    cells = json.loads((ROOT / "notebooks" / "tour.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        exec("\n".join(code[:3]), {})
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_notebook_to_read_first_is_the_one_that_make_lab_opens_and_all_stand_in_reading_order(tree):
+    assert run(["make", "--dry-run", "lab", "ENV="], tree).stdout.endswith("jupyter lab notebooks/tour.ipynb\n")
+    listed = re.findall(r"\((\S+)\.ipynb\)", (ROOT / "notebooks" / "README.md").read_text())
+    assert listed[0] == "tour"
+    assert sorted(listed) == [notebook.stem for notebook in NOTEBOOKS]
 
 
 # ------------------------------------------------------------------------------------------ the whole branch, as a user runs it
@@ -553,12 +612,101 @@ def test_the_demonstration_leaves_what_is_published_as_it_is(smoke_run):
         assert not re.search(rf"^!/{kind}/digits", ignored, re.M)
 
 
-def test_a_second_run_finds_nothing_to_do(smoke_run):
-    done = run([sys.executable, "-m", "localnorm.pipeline", "demonstrate", "digits-small"], smoke_run)
+@pytest.mark.parametrize("command", [("demonstrate", "digits-small"), ("runs", "digits-small")], ids=" ".join)
+def test_a_second_run_finds_nothing_to_do_and_starts_no_dvc(smoke_run, tmp_path, command):
+    write_command(tmp_path / "bin" / "dvc", "exit 1")
+    (smoke_run / ".git").mkdir()  # without it DVC is told so, which is a start
+    try:
+        done = run([sys.executable, "-m", "localnorm.pipeline", *command], smoke_run, PATH=path_with(tmp_path / "bin"))
+    finally:
+        (smoke_run / ".git").rmdir()
     assert done.returncode == 0, done.stderr
-    assert "run/s" not in done.stderr, "no run is started"
+    assert "nothing to do" in done.stderr
+    assert not (smoke_run / "calls").exists(), "no dvc is started"
+    assert ("LN batch" in done.stdout) == (command[0] == "demonstrate")
+
+
+def test_dvc_itself_finds_nothing_to_do_either(smoke_run):
     done = run(["dvc", "repro", "--single-item", "scores@digits-small", "report@digits-small", "paper"], smoke_run)
     assert "Running stage" not in done.stdout
+
+
+# what changes -> the stages, without their matrix, of which one question says that DVC would run them
+CHANGES = {
+    "localnorm/train/loop.py": "strip",
+    "notebooks/report.ipynb": "strip",
+    "data/sources/answers.py": "strip answers",
+    "data/prepared/digits-small/split.csv": "prepare train answers figure-poor-light",
+    "data/models/digits-small/digits-small-ln-s1.safetensors": "train answers figure-poor-light",
+    "data/runs/digits-small/digits-small-bn-s0/answers.csv": "answers scores comparisons figure-poor-light",
+    "data/results/digits-small/summary.csv": "scores report",
+    "paper/paper.pdf": "paper",
+}
+
+
+@pytest.fixture(scope="module")
+def asked(smoke_run):
+    """A function that asks which stages of the demonstration DVC would run, in `smoke_run` as it is now."""
+    stages = ["strip", "paper", "prepare@digits-small", *(f"{stage}@digits-small" for stage in OF_ONE_EXPERIMENT)]
+    stages += [f"{s}@digits-small-{n}-{i}" for s in ("train", "answers") for n in ("bn", "ln") for i in (0, 1)]
+
+    def ask() -> set[str]:
+        with pytest.MonkeyPatch.context() as here:
+            here.chdir(smoke_run)
+            here.setenv("DVC_SITE_CACHE_DIR", str(smoke_run / ".dvc" / "tmp" / "site"))
+            return dvc_state.stale(stages)
+
+    assert ask() == set()
+    return ask
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_one_question_for_all_stages_misses_no_change(smoke_run, asked, name):
+    file = smoke_run / name
+    before = file.read_bytes()
+    file.write_bytes(before + b" ")
+    try:
+        found = asked()
+    finally:
+        file.write_bytes(before)
+    assert {each.split("@")[0] for each in found} == set(CHANGES[name].split())
+    of_one_run = [each for each in found if each.startswith(("train@", "answers@"))]
+    assert name.startswith("data/runs") <= (of_one_run == ["answers@digits-small-bn-0"]), "and of no other run"
+    file.unlink()
+    try:
+        assert asked(), "a file that is gone is a change too"
+    finally:
+        file.write_bytes(before)
+
+
+def test_one_question_sees_other_settings_and_a_lost_lock(smoke_run, asked):
+    params, lock = smoke_run / "params.yaml", smoke_run / "dvc.lock"
+    before = params.read_text(), lock.read_text()
+    changed = yaml.safe_load(before[0])
+    changed["digits-small"]["train"]["epochs"] = 3
+    try:
+        params.write_text(yaml.safe_dump(changed, sort_keys=False))
+        assert asked() == {f"train@digits-small-{network}-{seed}" for network in ("bn", "ln") for seed in (0, 1)}
+        params.write_text(before[0])
+        lock.unlink()
+        assert {"strip", "train@digits-small-ln-0", "report@digits-small"} <= asked()
+        lock.write_text(before[1][:1000])
+        assert "strip" in asked(), "where DVC cannot say, all may have changed"
+    finally:
+        params.write_text(before[0])
+        lock.write_text(before[1])
+    assert asked() == set()
+
+
+@pytest.mark.parametrize("command", ["demonstrate", "runs"])
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "is not YAML"), ("seeds: 3\n", "experiments"), ("[1]\n", "must map names to values")]
+)
+def test_a_params_file_that_cannot_be_read_is_refused_by_name_before_any_dvc(project, capsys, command, text, message):
+    (project / "params.yaml").write_text(text)
+    (project / ".git").mkdir()
+    with pytest.raises(SystemExit, match=message):
+        main([command, "digits-small"])
 
 
 def test_a_comment_in_the_library_and_a_saved_notebook_train_nothing(smoke_run):
@@ -589,7 +737,7 @@ def test_the_closing_table_names_every_arm_and_where_things_are(smoke_run):
         "report-digits-small.ipynb",
     ):
         assert text in done.stdout
-    assert re.search(r"LN batch +\d+\.\d \[\d", done.stdout), "accuracy with an interval"
+    assert re.search(r"LN batch +\d+\.\d \(\d+\.\d, \d+\.\d\)", done.stdout), "two seeds: each of them, no interval"
 
 
 def test_notebooks_that_no_stage_of_the_demonstration_ran_execute_where_jupyterlab_opens_them(smoke_run):

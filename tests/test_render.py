@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import typst
 import yaml
 from conftest import ROOT
-from results_fixtures import EXPERIMENT, write_experiment
+from results_fixtures import EXPERIMENT, right_share, write_experiment
 
 from localnorm import evaluators, paths
 from localnorm.arms import ARMS
@@ -19,7 +20,7 @@ from localnorm.publish import publish
 from localnorm.render import latex, numbers, readme, reproducing
 from localnorm.render.verdicts import verdict_words
 from localnorm.tables import read_table
-from localnorm.words import difference, percent, share
+from localnorm.words import difference, percent, share, spread, summary_text
 
 PUBLISHED = yaml.safe_load((ROOT / "params.yaml").read_text())["published"]
 
@@ -88,12 +89,51 @@ def test_scores_of_the_published_experiments_follow_from_their_answers(monkeypat
         assert (paths.results(name) / file).read_bytes() == (ROOT / "data" / "results" / name / file).read_bytes(), file
 
 
+def row(estimate, low=float("nan"), high=float("nan"), by_seed=""):
+    return SimpleNamespace(estimate=estimate, low=low, high=high, by_seed=by_seed)
+
+
 def test_a_share_and_a_difference_are_written_in_percent_and_points_with_their_interval():
     assert percent(0.8685) == "86.9"
-    assert share(0.8685, 0.86, 0.88) == "86.9 [86.0, 88.0]"
-    assert difference(-0.005, -0.02, 0.01) == "-0.5 [-2.0, +1.0]"
-    nothing = float("nan")
-    assert (percent(nothing), share(0.5, nothing, nothing), difference(nothing, nothing, nothing)) == ("-", "50.0", "-")
+    assert share(row(0.8685, 0.86, 0.88, "0.86 0.87 0.87 0.88")) == "86.9 [86.0, 88.0]"
+    assert difference(row(-0.005, -0.02, 0.01)) == "-0.5 [-2.0, +1.0]"
+    nothing = row(float("nan"))
+    assert (percent(nothing.estimate), share(row(0.5, by_seed="0.5")), difference(nothing)) == ("-", "50.0", "-")
+
+
+def test_few_seeds_are_written_themselves_where_an_interval_would_say_nothing():
+    assert share(row(0.38, by_seed="0.352 0.408")) == "38.0 (35.2, 40.8)"
+    assert difference(row(0.01, by_seed="-0.01 0.02 0.02")) == "+1.0 (-1.0, +2.0, +2.0)"
+    assert spread([6]) == "with its 95 % interval"
+    assert spread([2]) == "with each seed as a small dot"
+    assert spread([6, 3, 1], "a", "b") == "with a or, of few seeds, b"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_report_of_few_seeds_has_no_interval_in_any_text_and_each_seed_in_its_place(project, count):
+    write_experiment(project, seeds=range(count))
+    runs = collect(EXPERIMENT, ["bn", "ln"], list(range(count)))
+    write_results(runs)
+    evaluators.write(runs)
+    publish([EXPERIMENT])
+    (project / "data" / "results" / "cost.csv").write_bytes((ROOT / "data" / "results" / "cost.csv").read_bytes())
+    of_seeds = [f"{100 * right_share('ln', 'batch', seed, 0):.1f}" for seed in range(count)]
+    cell = f"({', '.join(of_seeds)})" if count > 1 else of_seeds[0]
+    made = numbers.collect()
+    texts = {
+        "terminal": summary_text(read_table("summary", EXPERIMENT)),
+        "latex": "".join([latex.commands(made), *latex.tables(made).values()]),
+        "reproducing": reproducing.blocks()["expected"],
+    }
+    for name, text in texts.items():
+        assert not re.search(r"\d \[[-+\d]", text), name
+    assert cell in texts["terminal"]
+    assert cell in texts["latex"]
+    assert "undecided" in texts["reproducing"]
+    (control,) = [each for each in made["experiments"][EXPERIMENT]["comparisons"] if each["primary"] == "P2"]
+    assert (control["low"], control["high"]) == (None, None)
+    assert len(control.get("by_seed", [])) == (count if count > 1 else 0)
+    json.dumps(made, allow_nan=False)
 
 
 def test_every_claim_has_a_row_and_what_was_not_run_says_so(toy):

@@ -7,7 +7,7 @@ import scipy.stats
 from localnorm import stats
 
 
-@pytest.mark.parametrize("count", [3, 6, 12])
+@pytest.mark.parametrize("count", [4, 6, 12])
 def test_an_interval_holds_the_true_mean_as_often_as_it_says(count):
     draws = np.random.default_rng(0).normal(3, 1, (600, count))
     covered = np.mean([low <= 3 <= high for _, low, high, _ in map(stats.interval, draws)])
@@ -34,13 +34,20 @@ def test_an_interval_is_students_where_images_leave_nothing_open():
     assert found.p == pytest.approx(scipy.stats.ttest_1samp(values, 0.1).pvalue)
 
 
-def test_an_interval_of_one_value_is_unknown_and_of_equal_values_has_no_width():
+def test_too_few_values_have_no_interval_but_a_p_and_equal_ones_one_without_width():
     found = stats.interval([0.5])
     assert found.estimate == 0.5
     assert np.isnan([found.low, found.high, found.p]).all()
-    assert stats.interval([0.25, 0.25, 0.25], null=0)[:3] == (0.25, 0.25, 0.25)
-    assert stats.interval([0.25, 0.25, 0.25], null=0).p == 0
-    assert stats.interval([0.25, 0.25, 0.25], null=0.25).p == 1
+    few = stats.interval([0.1, 0.4, 0.2], null=0.1)
+    assert np.isnan([few.low, few.high]).all()
+    assert few.p == pytest.approx(scipy.stats.ttest_1samp([0.1, 0.4, 0.2], 0.1).pvalue)
+    assert stats.interval([0.25] * 4, null=0) == (0.25, 0.25, 0.25, 0)
+    assert stats.interval([0.25] * 4, null=0.25).p == 1
+    assert np.isnan(stats.interval([0.25] * 3).low)
+
+
+def test_values_are_kept_in_order_beside_their_mean():
+    assert stats.by_seed([0.5, 1 / 3, 0.25]) == "0.5 0.333333 0.25"
 
 
 def test_the_spread_over_images_is_that_of_their_mean_over_seeds():
@@ -77,7 +84,7 @@ def test_holm_is_the_textbook_example_and_counts_tests_that_were_planned_and_not
 
 
 def test_a_ratio_is_one_of_means_and_its_interval_covers_the_true_one():
-    assert stats.ratio_interval([0.6, 0.6], [0.2, 0.2]) == pytest.approx((3, 3, 3))
+    assert stats.ratio_interval([0.6] * 4, [0.2] * 4) == pytest.approx((3, 3, 3))
     assert stats.ratio_interval([0.0, 0.0], [0.2, 0.2]) == (0, 0, 0)
     draw = np.random.default_rng(1)
     covered = []

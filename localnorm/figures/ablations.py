@@ -8,10 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from localnorm import scores
 from localnorm.arms import ARMS, NETWORKS, in_order
-from localnorm.figures.streams import estimates, ticks_at
-from localnorm.figures.style import draw_arms, figure_legend, new_figure
-from localnorm.words import describe, enumerate_words, seed_count
+from localnorm.figures.streams import ticks_at
+from localnorm.figures.style import draw_arms, draw_seeds, figure_legend, new_figure
+from localnorm.words import describe, enumerate_words, seed_count, spread
 
 __all__ = ["caption", "plot_ablations"]
 
@@ -26,7 +27,8 @@ ABLATIONS = {
 
 
 def plot_ablations(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
-    """One column per ablation, clean accuracy above and noisy below, lines or points per arm with the interval over seeds.
+    """One column per ablation, clean accuracy above and noisy below, lines or points per arm with the interval over seeds, or a dot per
+    seed of few.
 
     Args:
         table: the experiment's ablations.
@@ -41,7 +43,7 @@ def plot_ablations(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
     if (wrong := ~np.isfinite(pd.to_numeric(counted.value, errors="coerce").astype(float))).any():
         row = counted[wrong].iloc[0]
         raise ValueError(f"a value of the ablation {row.ablation!r} must be a finite number, got {row.value!r}")
-    made = estimates(table, ["ablation", "value"])
+    made = scores.estimates(table, ["ablation", "value"])
     shown = [name for name in ABLATIONS if name in set(table.ablation)]
     arms = [arm for arm in in_order(arms) if arm in set(made.arm)]
     figure, axes = new_figure(2, len(shown), 3.4, sharey=True, sharex="col")
@@ -73,6 +75,8 @@ def _draw_values(axis: Axes, panel: pd.DataFrame, arms: list[str], order: list[s
         aside = [present[value].index(label) - (len(present[value]) - 1) / 2 for value in rows.value]
         x = [order.index(value) + 0.14 * step for value, step in zip(rows.value, aside, strict=True)]
         axis.vlines(x, rows.low, rows.high, color=arm.colour, linewidth=1)
+        for place, row in zip(x, rows.itertuples(), strict=True):
+            draw_seeds(axis, row, arm.colour, x=place)
         axis.plot(
             x, rows.accuracy, color=arm.colour, marker=arm.marker, linestyle="", label=label if len(rows) else None
         )
@@ -95,7 +99,8 @@ def caption(table: pd.DataFrame, settings: dict, about: dict) -> str:
     return (
         "What the number of groups does, and what else: one setting varies per column. With the batch fixed, more "
         "groups K leave fewer images per group; fine-tuning follows the exchange of a trained BatchNorm network's "
-        f"layers. Where a line is flat, the setting does not matter. Noisy is the mean over {len(noises)} "
+        f"layers. Where a line is flat, the setting does not matter. Each point is the mean over seeds "
+        f"{spread(table.groupby('ablation').seed.nunique())}; noisy is the mean over {len(noises)} "
         f"noise{'s' * (len(noises) > 1)}. Networks {trained}like the experiment's: {_seeds(table)}, "
         f"{int(table[table.level > 0].images.max()):,} test images under noise, {trained_on(table)}. "
         f"{describe(about)}."

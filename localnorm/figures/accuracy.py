@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 
 from localnorm import noise
 from localnorm.figures.style import draw_arms, legend_below, new_figure, short
-from localnorm.words import describe, enumerate_words
+from localnorm.words import describe, enumerate_words, spread
 
 __all__ = ["caption", "plot_accuracy"]
 
 
 def plot_accuracy(curves: pd.DataFrame, arms: Sequence[str]) -> Figure:
-    """Accuracy against level: one panel per noise, one line per arm, with a band for the interval over seeds.
+    """Accuracy against level: one panel per noise, one line per arm, with a band for the interval, or dots for few seeds.
 
     Args:
         curves: what `localnorm.scores.curves` gives.
@@ -42,5 +42,5 @@ def caption(curves: pd.DataFrame, arms: Sequence[str], about: dict) -> str:
     drawn = [arm for arm in arms if arm in set(curves.arm)]
     return (
         "Accuracy falls with rising noise; how fast depends on where the statistics come from. One panel per noise, "
-        f"one line per arm ({enumerate_words(drawn)}), the mean over seeds with its 95 % interval. {describe(about)}."
+        f"one line per arm ({enumerate_words(drawn)}), the mean over seeds {spread(curves.seeds)}. {describe(about)}."
     )

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from localnorm import noise, scores
 from localnorm.figures.style import draw_arms, legend_below, new_figure, short
-from localnorm.words import describe
+from localnorm.words import describe, spread
 
 __all__ = ["caption", "plot_calibration"]
 
@@ -32,7 +32,7 @@ def plot_calibration(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
     columns = min(4, count)
     rows = -(-count // columns)
     figure, axes = new_figure(rows, columns, 1.7 * rows + 0.6)
-    top = 1.05 * errors.high.fillna(errors.ece).max()
+    top = 1.05 * errors.high.fillna(table[table.arm.isin(arms)].ece.max()).max()  # few seeds are drawn themselves
     for axis, ((suite, name), panel) in zip(axes.flat, panels, strict=False):
         known = noise.noises(suite)[name]
         draw_arms(axis, panel, arms, "level", "ece")
@@ -67,5 +67,5 @@ def caption(table: pd.DataFrame, about: dict) -> str:
     )
     return (
         "A network that fails should say so: the expected calibration error (15 bins of the confidence) against the "
-        f"level of each noise, the mean over seeds with its 95 % interval{disagreement}. {describe(about)}."
+        f"level of each noise, the mean over seeds {spread([about['seeds']])}{disagreement}. {describe(about)}."
     )

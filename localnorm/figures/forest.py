@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from localnorm.arms import METRICS
 from localnorm.comparisons import HOLDS, PRIMARY, UNDECIDED, verdict
-from localnorm.figures.style import new_figure
-from localnorm.words import describe
+from localnorm.figures.style import draw_seeds, new_figure
+from localnorm.words import describe, spread
 
 __all__ = ["caption", "plot_forest"]
 
@@ -38,6 +38,7 @@ def plot_forest(comparisons: pd.DataFrame) -> Figure:
             word = verdict(row)
             colour = COLOURS.get(word, AGAINST)
             axis.plot([100 * row.low, 100 * row.high], [height] * 2, color=colour, linewidth=1.2)
+            draw_seeds(axis, row, colour, y=height, scale=100)
             face = "white" if word == UNDECIDED else colour
             axis.plot(100 * row.estimate, height, marker="o", color=colour, markerfacecolor=face, markersize=5)
             axis.plot([100 * row.threshold] * 2, [height - 0.3, height + 0.3], color="0.3", linewidth=0.8)
@@ -54,7 +55,8 @@ def plot_forest(comparisons: pd.DataFrame) -> Figure:
 def caption(abouts: Sequence[dict]) -> str:
     return (
         "The primary comparisons, written down before anything was scored. Each is the difference of two arms in "
-        "points, the mean over seeds with its 95 % interval; the tick is the threshold that the claim needs to pass. "
+        f"points, the mean over seeds {spread(about['seeds'] for about in abouts)}; the tick is the threshold that the "
+        "claim needs to pass. "
         "Green holds and red does not hold here, after Holm's correction; a hollow mark is undecided. The axis is "
         "linear between -10 and 10 points and logarithmic beyond. "
         + ". ".join(describe(about) for about in abouts)

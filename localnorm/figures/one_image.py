@@ -7,14 +7,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from localnorm.arms import ARMS
-from localnorm.figures.style import new_figure
-from localnorm.words import describe, enumerate_words
+from localnorm.figures.style import draw_seeds, new_figure
+from localnorm.words import describe, enumerate_words, spread
 
 __all__ = ["caption", "plot_one_image"]
 
 
 def plot_one_image(summary: pd.DataFrame, references: Sequence[str], arms: Sequence[str]) -> Figure:
-    """One panel per experiment, one row per arm: its accuracy under noise (filled) and on clean images (hollow), with intervals.
+    """One panel per experiment, one row per arm: its accuracy under noise (filled) and on clean images (hollow), each
+    with its interval, or a dot per seed of few.
 
     Args:
         summary: columns title, arm, metric, estimate, low and high.
@@ -37,10 +38,11 @@ def plot_one_image(summary: pd.DataFrame, references: Sequence[str], arms: Seque
             arm = ARMS[label]
             for metric, face in (("clean", "white"), ("noisy", arm.colour)):
                 if (label, metric) in rows.index:
-                    estimate, low, high = 100 * rows.loc[(label, metric), ["estimate", "low", "high"]].astype(float)
-                    axis.plot([low, high], [height] * 2, color=arm.colour, linewidth=1)  # nothing of one seed
+                    row = rows.loc[(label, metric)]
+                    axis.plot([100 * row.low, 100 * row.high], [height] * 2, color=arm.colour, linewidth=1)
+                    draw_seeds(axis, row, arm.colour, y=height, scale=100)
                     axis.plot(
-                        estimate, height, marker=arm.marker, linestyle="", color=arm.colour, markerfacecolor=face, markersize=5
+                        100 * row.estimate, height, marker=arm.marker, linestyle="", color=arm.colour, markerfacecolor=face, markersize=5
                     )  # fmt: skip
         axis.axhline(sum(arm in shown for arm in references) - 0.5, color="0.7", linewidth=0.6)
         axis.grid(axis="x", color="0.9", linewidth=0.6)
@@ -59,8 +61,8 @@ def caption(summary: pd.DataFrame, references: Sequence[str], abouts: Sequence[d
     above = [arm for arm in references if arm in set(summary.arm)]
     return (
         "One test image at a time: accuracy under noise (filled) and on clean images (hollow) of every way to give "
-        f"it statistics, and above the line, for comparison, of {enumerate_words(above)}. Means over seeds with 95 % "
-        "intervals. The strength of a prior, and in last fixed the number of layers, were chosen on validation "
+        f"it statistics, and above the line, for comparison, of {enumerate_words(above)}. Each mark is the mean over seeds "
+        f"{spread(summary.seeds)}. The strength of a prior, and in last fixed the number of layers, were chosen on validation "
         "images under noises that are not scored. An arm of fewer images scored the first of "
         "them, which moves its accuracy by several points. " + ". ".join(describe(about) for about in abouts) + "."
     )

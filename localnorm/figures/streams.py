@@ -7,12 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from localnorm import scores, stats
+from localnorm import scores
 from localnorm.arms import arm_of, in_order
 from localnorm.figures.style import draw_arms, figure_legend, new_figure, sentence
-from localnorm.words import describe, enumerate_words, seed_count
+from localnorm.words import describe, enumerate_words, spread
 
-__all__ = ["caption", "estimates", "plot_streams", "ticks_at"]
+__all__ = ["caption", "plot_streams", "ticks_at"]
 
 # composition, metric -> title
 PANELS = {
@@ -21,25 +21,6 @@ PANELS = {
     ("mixed", "clean"): "clean, among noisy",
     ("mixed", "noisy"): "noisy, mixed noises",
 }
-
-
-def estimates(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str] = ("clean", "noisy")) -> pd.DataFrame:
-    """Metrics of a table of networks and statistics: one row per arm, metric and combination of `by`, with its interval over seeds.
-
-    Args:
-        table: columns network, statistics, seed, suite, noise, level, images, right, and those of `by`.
-    """
-    if table.empty:
-        return pd.DataFrame(columns=["arm", "metric", *by, "seeds", "accuracy", "low", "high"])
-    arms = {key: arm_of(*key).label for key in set(zip(table.network, table.statistics, strict=True))}
-    table = table.assign(arm=[arms[key] for key in zip(table.network, table.statistics, strict=True)])
-    rows = []
-    for metric in metrics:
-        values = scores.per_seed(table, metric, ["arm", *by, "seed"])
-        for key, of_seeds in values.groupby(level=["arm", *by], sort=False):
-            found = stats.interval(of_seeds)
-            rows.append((key[0], metric, *key[1:], len(of_seeds), found.estimate, found.low, found.high))
-    return pd.DataFrame(rows, columns=["arm", "metric", *by, "seeds", "accuracy", "low", "high"])
 
 
 def plot_streams(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
@@ -51,7 +32,7 @@ def plot_streams(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
     """
     if table.empty:
         return sentence("This experiment has no study of test batches.")
-    made = estimates(table, ["composition", "batch_size"])
+    made = scores.estimates(table, ["composition", "batch_size"])
     arms = [arm for arm in in_order(arms) if arm in set(made.arm)]
     panels = [(made[(made.composition == c) & (made.metric == m)], title) for (c, m), title in PANELS.items()]
     panels = [(panel, title) for panel, title in panels if len(panel)]
@@ -89,6 +70,6 @@ def caption(table: pd.DataFrame, arms: Sequence[str], about: dict) -> str:
         f"Statistics of the test batch need company of one kind: accuracy of {enumerate_words(drawn)} against the "
         "number of images in a test batch. Left, batches of one condition; right, batches that hold clean images and "
         "several noises in turn. BN batch takes one statistic of the whole batch, LN batch one of each of its "
-        f"groups. Means over {seed_count(table.seed.nunique())}, {int(table.images.max()):,} test images. "
+        f"groups. Each point is the mean over seeds {spread([table.seed.nunique()])}; {int(table.images.max()):,} test images. "
         f"{describe(about)}."
     )

@@ -13,9 +13,9 @@ from matplotlib.patches import FancyArrowPatch
 
 from localnorm import paths
 from localnorm.arms import ARMS
-from localnorm.stats import ENOUGH_SEEDS
+from localnorm.words import seed_values
 
-__all__ = ["WIDTH", "draw_arms", "new_figure", "save"]
+__all__ = ["WIDTH", "draw_arms", "draw_seeds", "new_figure", "save"]
 
 WIDTH = 6.75  # inches: a full text width
 
@@ -78,7 +78,7 @@ def sentence(text: str) -> Figure:
 def draw_arms(axis: Axes, table: pd.DataFrame, arms: Sequence[str], x: str, y: str) -> None:
     """One line per arm, `y` against `x`, in the arm's colour, marker and line style.
 
-    The band goes from `low` to `high`. Fewer than three seeds have no band: their interval would fill the panel and say nothing.
+    A band goes from `low` to `high`; where few seeds have none, each is a small dot, see `draw_seeds`.
     """
     for label in arms:
         rows = table[table.arm == label].sort_values(x)
@@ -88,8 +88,22 @@ def draw_arms(axis: Axes, table: pd.DataFrame, arms: Sequence[str], x: str, y: s
             axis.plot(
                 rows[x], rows[y], color=arm.colour, marker=arm.marker, linestyle=arm.line, label=label, zorder=above
             )
-            if "seeds" not in rows or rows.seeds.min() >= ENOUGH_SEEDS:
-                axis.fill_between(rows[x], rows.low, rows.high, color=arm.colour, alpha=0.2, linewidth=0)
+            axis.fill_between(rows[x], rows.low, rows.high, color=arm.colour, alpha=0.2, linewidth=0)
+            for row in rows.itertuples():
+                draw_seeds(axis, row, arm.colour, x=getattr(row, x))
+
+
+def draw_seeds(axis: Axes, row, colour: str, x: float | None = None, y: float | None = None, scale: float = 1) -> None:
+    """A small dot for each seed of a row that has too few of them for an interval, along the line at `x` or at height `y`.
+
+    Args:
+        row: with the attributes low and by_seed; one with an interval gets no dots.
+        scale: of the values, 100 for percent.
+    """
+    values = [] if np.isfinite(row.low) else [scale * value for value in seed_values(row)]
+    if len(values) > 1:
+        places = (values, [y] * len(values)) if x is None else ([x] * len(values), values)
+        axis.scatter(*places, s=4, color=colour, alpha=0.5, linewidth=0, zorder=1.5)
 
 
 def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from localnorm import paths
 from localnorm.arms import METRICS
 from localnorm.render.verdicts import verdict_words
+from localnorm.stats import by_seed
 from localnorm.words import describe, difference, share
 
 __all__ = ["commands", "tables", "write"]
@@ -22,7 +23,7 @@ def commands(numbers: dict) -> str:
         for arm, metrics in experiment["arms"].items():
             for metric in METRICS_SHOWN:
                 if metric in metrics:
-                    text = share(*_bounds(metrics[metric]))
+                    text = share(_row(metrics[metric]))
                     lines.append(f"\\newcommand{{\\LN{_letters(name)}{_letters(arm)}{metric}}}{{{_escape(text)}}}")
         lines.append(f"\\newcommand{{\\LN{_letters(name)}source}}{{{_escape(describe(experiment['about']))}}}")
     for name, caption in numbers["figures"].items():
@@ -35,31 +36,25 @@ def tables(numbers: dict) -> dict[str, str]:
     made = {}
     for name, experiment in numbers["experiments"].items():
         rows = [
-            [arm, *(share(*_bounds(metrics[metric])) if metric in metrics else "--" for metric in METRICS_SHOWN)]
+            [arm, *(share(_row(metrics[metric])) if metric in metrics else "--" for metric in METRICS_SHOWN)]
             for arm, metrics in experiment["arms"].items()
         ]
         made[f"summary-{name}"] = _table("lrr", ["Arm", "Clean (%)", "Noisy (%)"], rows)
     rows = []
     for experiment in numbers["experiments"].values():
-        for row in (SimpleNamespace(**_filled(each)) for each in experiment["comparisons"] if each["primary"]):
+        for row in (_row(each) for each in experiment["comparisons"] if each["primary"]):
             p = "--" if math.isnan(row.p_holm) else f"{row.p_holm:.3f}"
             compared = f"{row.first} - {row.second}, {METRICS[row.metric].label}"
             words = verdict_words(row).partition(":")[0]
-            rows.append(
-                [row.primary, experiment["title"], compared, difference(row.estimate, row.low, row.high), p, words]
-            )
+            rows.append([row.primary, experiment["title"], compared, difference(row), p, words])
     made["primary"] = _table("lllrrl", ["", "On", "Compared", "Points", "p (Holm)", "Verdict"], rows)
     return made
 
 
-def _filled(row: dict) -> dict:
-    """nan for JSON's null, which numbers that were not measured are."""
-    return {key: math.nan if value is None else value for key, value in row.items()}
-
-
-def _bounds(cell: dict) -> tuple[float, float, float]:
-    filled = _filled(cell)
-    return filled["estimate"], filled["low"], filled["high"]
+def _row(cell: dict) -> SimpleNamespace:
+    """A row as tables have it: nan for JSON's null, which numbers that were not measured are."""
+    filled = {key: math.nan if value is None else value for key, value in cell.items()}
+    return SimpleNamespace(**filled | {"by_seed": by_seed(cell.get("by_seed", []))})
 
 
 def _table(columns: str, header: list[str], rows: list[list[str]]) -> str:

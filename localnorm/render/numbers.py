@@ -6,7 +6,6 @@ import math
 import pandas as pd
 
 from localnorm import paths, scores, stats
-from localnorm.arms import arm_of
 from localnorm.comparisons import CLAIMS, PRIMARY, lacks_training, verdict
 from localnorm.evaluators import cost_summary
 from localnorm.tables import read_table
@@ -22,7 +21,8 @@ def collect() -> dict:
     Returns:
         experiments: name -> {title, about, arms: {arm: {metric: {estimate, low, high, seeds, images}}}, comparisons: a list of rows
             with their verdict and whether the first arm was not trained to the end, streams and ablations: lists of rows {arm, metric,
-            estimate, low, high, seeds} with what they vary, ratio, mcnemar, shifts}; see `localnorm.comparisons`.
+            estimate, low, high, seeds} with what they vary, ratio, mcnemar, shifts}; see `localnorm.comparisons`. What has too few
+            seeds for an interval has by_seed, a list.
         claims: key -> {statement, ours}.
         primary: the primary comparisons, in the order in which they were written down.
         costs: what `localnorm.evaluators.cost_summary` gives.
@@ -57,7 +57,7 @@ def _experiment(name: str, about: dict, summary: pd.DataFrame, compared: pd.Data
         "about": about,
         "arms": {
             arm: {
-                row["metric"]: {key: row[key] for key in ("estimate", "low", "high", "seeds", "images")}
+                row["metric"]: {key: row[key] for key in row if key not in ("experiment", "title", "arm", "metric")}
                 for row in _rows(table)
             }
             for arm, table in own.groupby("arm", sort=False)
@@ -78,21 +78,7 @@ def _varied(name: str, kind: str, by: list[str]) -> list[dict]:
     """Clean and noisy accuracy of each arm for each combination of what a table varies; empty where it was not measured."""
     if not (paths.results(name) / f"{kind}.csv").is_file():
         return []
-    table = read_table(kind, name)
-    table["arm"] = [arm_of(*key).label for key in zip(table.network, table.statistics, strict=True)]
-    rows = []
-    for metric in ("clean", "noisy"):
-        values = scores.per_seed(table, metric, ["arm", *by, "seed"])
-        for key, found in values.groupby(level=["arm", *by], sort=False):
-            made = stats.interval(found)
-            bounds = {"low": max(0.0, made.low), "high": min(1.0, made.high)}
-            rows.append(
-                dict(zip(("arm", *by), key, strict=True))
-                | {"metric": metric, "estimate": made.estimate}
-                | bounds
-                | {"seeds": len(found)}
-            )
-    return _rows(pd.DataFrame(rows))
+    return _rows(scores.estimates(read_table(kind, name), by).rename(columns={"accuracy": "estimate"}))
 
 
 def _ratio(name: str) -> dict | None:
@@ -129,8 +115,13 @@ def _shifts(name: str) -> dict | None:
 
 
 def _rows(table: pd.DataFrame) -> list[dict]:
-    """Rows as JSON takes them: numbers of six digits, and null where there is none."""
-    return [{key: _plain(value) for key, value in row.items()} for row in table.to_dict("records")]
+    """Rows as JSON takes them: numbers of six digits, null where there is none, and the seeds where they are too few for an interval."""
+    rows = []
+    for row in table.to_dict("records"):
+        seeds = [float(value) for value in row.pop("by_seed", "").split()]
+        plain = {key: _plain(value) for key, value in row.items()}
+        rows.append(plain | ({"by_seed": seeds} if len(seeds) > 1 and plain["low"] is None else {}))
+    return rows
 
 
 def _plain(value):

@@ -34,7 +34,7 @@ def expected(compared: pd.DataFrame) -> str:
             what = f"{row.first} - {row.second}, {METRICS[row.metric].label}"
             off = within.get((row.first, row.second, row.metric, row.source))
             lines.append(
-                f"| {row.primary} | {row.title} | {what} | {difference(row.estimate, row.low, row.high)} | "
+                f"| {row.primary} | {row.title} | {what} | {difference(row)} | "
                 f"{verdict_words(row)} | {'-' if off is None else f'{100 * off:.1f}'} |"
             )
     titles = dict(zip(compared.title, compared.experiment, strict=True))

@@ -22,7 +22,7 @@ from localnorm.params import load_params
 from localnorm.render import readme
 from localnorm.render.verdicts import verdict_words
 from localnorm.tables import read_about, read_table
-from localnorm.words import describe, difference, share
+from localnorm.words import IN_BRACKETS, describe, difference, share, spread
 
 __all__ = ["page", "write_site"]
 
@@ -166,14 +166,13 @@ def _experiment(name: str, folder: Path, notebooks: dict[str, bool]) -> str:
         shutil.copyfile(file, tables / file.name)
     value = summary.set_index(["arm", "metric"])
     rows = [
-        [arm, *(share(*value.loc[(arm, metric), ["estimate", "low", "high"]]) for metric in ("clean", "noisy"))]
-        for arm in dict.fromkeys(summary.arm)
+        [arm, *(share(value.loc[(arm, metric)]) for metric in ("clean", "noisy"))] for arm in dict.fromkeys(summary.arm)
     ]
     primary = [
         [
             row.primary,
             f"{row.first} - {row.second}, {METRICS[row.metric].label}",
-            difference(row.estimate, row.low, row.high),
+            difference(row),
             verdict_words(row),
         ]
         for row in compared[compared.primary != ""].itertuples()
@@ -183,6 +182,7 @@ def _experiment(name: str, folder: Path, notebooks: dict[str, bool]) -> str:
         f'<h2 id="{name}">{escape(about["title"])}</h2>',
         f'<p class="note">{escape(describe(about))}; {_origin(name)}.</p>',
         _table(["arm", "clean (%)", "noisy (%)"], rows),
+        f'<p class="note">Mean {spread(summary.seeds, *IN_BRACKETS)}.</p>',
         "<h3>Primary comparisons (points)</h3>",
         _table(["", "compared", "difference", "verdict"], primary, "text"),
         *(_figure(f"{name}/{stem}", folder) for stem in FIGURES),
