@@ -349,12 +349,12 @@ def demonstrate(experiment: str, jobs: int) -> None:
         RuntimeError: a run or a stage failed; the reason stands above.
     """
     stages = [f"{stage}@{experiment}" for stage in OF_ONE_EXPERIMENT]
-    if not _late([experiment], ["paper", *stages]):
-        return
-    if not _reproduce("--single-item", "strip", "paper"):
+    late = _late([experiment], ["paper", *stages])
+    if late & {"strip", "paper"} and not _reproduce("--single-item", "strip", "paper"):
         raise RuntimeError("the paper could not be set; the reason stands above")
-    run_side_by_side(experiment, jobs)
-    if not _reproduce("--single-item", *stages):
+    if late.intersection(_before_scores(experiment)):
+        run_side_by_side(experiment, jobs)
+    if late and not _reproduce("--single-item", *stages):
         raise RuntimeError(f"the results of {experiment} could not be made; the reason stands above")
 
 

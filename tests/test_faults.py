@@ -271,7 +271,7 @@ def run_until(project: Path, stage: str) -> tuple[int, str]:
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell started us with &
     )
-    at_work, deadline = [], time.monotonic() + 120
+    at_work, deadline = [], time.monotonic() + 300
     while not any("ipykernel_launcher" in each for each in at_work) or not any(
         f".stage {stage}" in each for each in at_work
     ):
