@@ -23,7 +23,9 @@ from localnorm.pipeline import notebook_code
 from localnorm.tables import TABLES, read_table
 
 EXPERIMENT = "cars-efficientnet_lite0"
-OF_AN_EXPERIMENT = [kind for kind in TABLES if kind not in ("cost", "study")]  # a study belongs to those in the list `studied`
+OF_AN_EXPERIMENT = [
+    kind for kind in TABLES if kind not in ("cost", "study")
+]  # a study belongs to those in the list `studied`
 DRAWN = {
     "scores": lambda table: plot_accuracy(scores.curves(table), ["BN fixed", "LN batch"]),
     "comparisons": lambda table: plot_forest(table.assign(title="Cars")),
