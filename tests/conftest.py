@@ -140,6 +140,7 @@ def make_smoke_project(folder: Path) -> Path:
         "fine_tuning_epochs": [0, 1],
         "networks": ["bn"],
     }
+    digits["study"]["images"] = 16
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (project / "dvc.lock").unlink(missing_ok=True)
     for name in params["published"]:  # what the paper reads stays, and the demonstration starts from nothing
