@@ -433,7 +433,7 @@ def test_variables_of_the_shell_choose_no_folder_to_remove_and_no_experiment(tre
     assert "rm -rf .venv .venv-lowest\n" in done.stdout
     assert "demonstrate digits-small" in done.stdout
     assert "of-the-shell" not in done.stdout
-    assert "rm -rf elsewhere\n" in run(["make", "--dry-run", "clean", "ENV=elsewhere"], tree).stdout
+    assert "rm -rf elsewhere .venv-lowest\n" in run(["make", "--dry-run", "clean", "ENV=elsewhere"], tree).stdout
 
 
 @pytest.mark.parametrize(("given", "jobs"), [((), ""), (("JOBS=3",), " --jobs 3")])
