@@ -1,0 +1,40 @@
+"""Trainings for one image at a time: what a study's table says, and how it is drawn."""
+
+import pandas as pd
+import pytest
+
+from localnorm.figures.front import at_equal_clean, plot_front
+
+
+@pytest.fixture
+def table():
+    rows = []
+    for seed in (0, 1):
+        off = 0.01 * (2 * seed - 1)  # means over seeds are the numbers below
+        for variant, network, points in (
+            ("BN", "bn", [(64, 0.60, 0.70), (1e9, 0.80, 0.50)]),
+            ("shrunk", "bn_shrunk", [(64, 0.795, 0.62), (1024, 0.80, 0.60), (1e9, 0.81, 0.51)]),
+            ("drawn", "ln_drawn", [(64, 0.70, 0.66), (1e9, 0.78, 0.55)]),
+        ):
+            rows += [(variant, network, seed, n0, clean + off, noisy - off) for n0, clean, noisy in points]
+    return pd.DataFrame(rows, columns=["variant", "network", "seed", "prior", "clean", "noisy"])
+
+
+def test_each_training_is_judged_at_the_clean_accuracy_of_fixed_statistics(table):
+    best = at_equal_clean(table)
+    assert list(best.index) == ["BN", "shrunk", "drawn"]
+    assert best.loc["BN", "noisy"] == pytest.approx(0.50), "more noise is borne only at 60 % clean"
+    assert (best.loc["shrunk", "prior"], best.loc["shrunk", "noisy"]) == (64, pytest.approx(0.62))
+    assert best.loc["drawn"].isna().all(), "no n0 keeps the clean accuracy"
+    assert at_equal_clean(table, margin=0.02).loc["drawn", "noisy"] == pytest.approx(0.55)
+
+
+def test_a_reference_that_was_not_studied_is_named(table):
+    with pytest.raises(ValueError, match=r"'GN'.*BN, shrunk, drawn"):
+        at_equal_clean(table, "GN")
+
+
+def test_a_line_is_the_means_over_seeds_in_the_order_of_n0(table):
+    lines = {line.get_label(): line for line in plot_front(table.iloc[::-1]).axes[0].lines}
+    assert lines["shrunk"].get_xdata() == pytest.approx([79.5, 80, 81])
+    assert lines["shrunk"].get_ydata() == pytest.approx([62, 60, 51])
