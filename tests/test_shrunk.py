@@ -206,7 +206,7 @@ def test_n0_is_drawn_log_uniformly_and_a_share_of_draws_is_plain(per, shape):
         "small", epochs=1, batch_size=64, shrunk={"lowest": 4, "highest": 1024, "plain": 0.25, "drawn_per": per}
     )
     generator = torch.Generator().manual_seed(0)
-    drawn = [draw(config, "bn_shrunk", 3, generator).prior for _ in range(2000)]
+    drawn = [draw(config, "bn_shrunk", 3, 0.5, generator).prior for _ in range(2000)]
     assert drawn[0].shape == shape
     drawn = torch.cat([each.flatten() for each in drawn])
     assert abs(drawn.isinf().double().mean().item() - 0.25) < 0.04
@@ -216,10 +216,20 @@ def test_n0_is_drawn_log_uniformly_and_a_share_of_draws_is_plain(per, shape):
     assert abs(finite.log2().mean().item() - 6) < 0.2  # the middle of 2 and 10
 
 
+@pytest.mark.parametrize(("progress", "lowest"), [(0.0, 1024), (0.1, 256), (0.2, 64), (0.5, 4), (1.0, 4)])
+def test_a_ramp_lowers_the_lowest_n0_by_degrees(progress, lowest):
+    shrunk = {"lowest": 4, "highest": 1024, "plain": 0, "ramp": 0.4}
+    config = TrainConfig("small", epochs=1, batch_size=64, shrunk=shrunk)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([draw(config, "bn_shrunk", 3, progress, generator).prior for _ in range(500)])
+    assert lowest * 0.999 <= drawn.min() < lowest * 1.1
+    assert drawn.max() <= 1024 * 1.001
+
+
 def test_only_networks_that_shrink_draw_a_prior():
     config = TrainConfig("small", epochs=1, batch_size=64, num_groups=4)
     for network in ("bn", "ln", "ln_drawn", "gbn"):
-        assert draw(config, network, 3, torch.Generator()).prior is None
+        assert draw(config, network, 3, 0.5, torch.Generator()).prior is None
 
 
 @pytest.mark.parametrize(
@@ -228,6 +238,7 @@ def test_only_networks_that_shrink_draw_a_prior():
         ({"lowest": 0}, "lowest"),
         ({"lowest": 9, "highest": 8}, "lowest"),
         ({"plain": 1.5}, "share"),
+        ({"ramp": 1.5}, "share"),
         ({"drawn_per": "epoch"}, "choose one of step, image, layer"),
         ({"strength": 1}, "it knows lowest, highest, plain"),
     ],

@@ -23,6 +23,8 @@ class Shrinkage:
         drawn_per: "step", "image" or "layer": what has one n0.
         distil: weight of the Kullback-Leibler divergence from what the network says under its groups' statistics alone; above 0 a step
             has two forwards, one of each kind.
+        ramp: the share of the training in which the lowest n0 falls from `highest` to `lowest`, in equal factors. A pretrained network
+            may diverge without it: the gradients through the small variances of single images are large at first.
 
     Raises:
         ValueError: a value that cannot work.
@@ -33,14 +35,16 @@ class Shrinkage:
     plain: float = 0.2
     drawn_per: str = "step"
     distil: float = 0.0
+    ramp: float = 0.0
 
     def __post_init__(self):
-        for name in ("lowest", "highest", "plain", "distil"):
+        for name in ("lowest", "highest", "plain", "distil", "ramp"):
             check_number(name, getattr(self, name))
         if not 0 < self.lowest <= self.highest:
             raise ValueError(f"lowest must be above 0 and at most highest, got {self.lowest} and {self.highest}")
-        if self.plain > 1:
-            raise ValueError(f"plain is a share, from 0 to 1, got {self.plain}")
+        for name in ("plain", "ramp"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} is a share, from 0 to 1, got {getattr(self, name)}")
         check_choice("drawn_per", self.drawn_per, ("step", "image", "layer"))
 
 

@@ -46,8 +46,12 @@ def group_sizes(config: TrainConfig, network: str) -> list[int]:
     return config.group_sizes
 
 
-def draw(config: TrainConfig, network: str, layers: int, generator: torch.Generator) -> Draw:
-    """What one step of a network with so many LocalNorm layers takes."""
+def draw(config: TrainConfig, network: str, layers: int, progress: float, generator: torch.Generator) -> Draw:
+    """What one step of a network with so many LocalNorm layers takes.
+
+    Args:
+        progress: of the training, from 0 to 1.
+    """
     if sizes := group_sizes(config, network):
         return Draw(size=sizes[torch.randint(len(sizes), (), generator=generator)])
     if NETWORKS[network].training != "shrunk":
@@ -55,6 +59,8 @@ def draw(config: TrainConfig, network: str, layers: int, generator: torch.Genera
     about = Shrinkage(**config.shrunk)
     shape = {"step": (), "image": (config.batch_size,), "layer": (layers, 1)}[about.drawn_per]
     low, high = math.log(about.lowest), math.log(about.highest)
+    if progress < about.ramp:
+        low = high + (low - high) * progress / about.ramp
     prior = torch.exp(low + (high - low) * torch.rand(shape, generator=generator))
     plain = torch.rand(shape, generator=generator) < about.plain
     return Draw(prior=prior.masked_fill(plain, math.inf), per_layer=about.drawn_per == "layer")

@@ -221,7 +221,8 @@ class _Batches:
             chosen = order[position : position + self.config.batch_size]
             images = standardise(self.images[chosen], self.mean, self.std)
             images = augment(images, generator=generator, **self.config.augment)
-            drawn = draw(self.config, self.network, self.layers, draws)
+            progress = (epoch + number / self.steps) / self.config.epochs
+            drawn = draw(self.config, self.network, self.layers, progress, draws)
             yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen], drawn
 
 
