@@ -36,7 +36,7 @@ quickstart: $(INSTALLED) ## a demonstration in minutes: set the paper, then trai
 repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (days on two cores, less with a GPU)
 	@python -m localnorm.pipeline check
 	@# 1: a run failed, for want of memory say; DVC tries it again alone. Ctrl-C (130) ends all
-	python -m localnorm.pipeline runs $(if $(JOBS),--jobs $(JOBS)) || [ $$? -eq 1 ]
+	python -m localnorm.pipeline runs --plan $(if $(JOBS),--jobs $(JOBS)) || [ $$? -eq 1 ]
 	dvc repro --keep-going
 
 compare: $(INSTALLED) ## expected against obtained: the committed results beside yours; fails where they differ

@@ -14,10 +14,12 @@ import os
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
+from threading import Event, Thread
 
 import yaml
 from tqdm import tqdm
@@ -39,6 +41,8 @@ __all__ = [
 ]
 
 PACKAGE = Path(__file__).parent
+POLL = 10  # seconds between two looks at the checkpoints
+UNMEASURED = (1.0, 0.2)  # a run's training and answers where nobody measured: any unit
 OF_ONE_EXPERIMENT = (  # right of its answers, in order
     "scores",
     "comparisons",
@@ -250,7 +254,67 @@ def _reproduce(*arguments: str) -> bool:
     return subprocess.run(["dvc", "repro", *arguments], stdout=subprocess.DEVNULL).returncode == 0
 
 
-def run_side_by_side(experiment: str, jobs: int, share: tuple[int, int] = (0, 1)) -> None:
+class _Bar:
+    """One bar over the runs of all experiments. A run counts for the seconds that it was expected to take, and moves the bar with every
+    epoch that its checkpoint holds.
+
+    Args:
+        seconds: run, as DVC names it -> expected of its training, and of its answers.
+    """
+
+    def __init__(self, seconds: dict[str, tuple[float, float]]):
+        self.seconds, self.running, self.ended = seconds, set(), set()
+        total = sum(map(sum, seconds.values()))
+        form = "train and ask: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+        self.bar = tqdm(total=total, bar_format=form, smoothing=0, disable=not seconds)
+
+    def start(self, run: str) -> None:
+        self.running.add(run)
+
+    def end(self, run: str) -> None:
+        self.running.discard(run)
+        self.ended.add(run)
+        self.show()
+
+    def show(self) -> None:
+        """Move the bar to where the runs are now."""
+        done = sum(sum(self.seconds.get(run, (0, 0))) for run in self.ended)
+        done += sum(_share_trained(run) * self.seconds.get(run, (0, 0))[0] for run in list(self.running))
+        self.bar.set_postfix_str(f"{len(self.ended)} of {len(self.seconds)} runs", refresh=False)
+        self.bar.update(max(0, done - self.bar.n))
+
+    @contextmanager
+    def moving(self) -> Iterator["_Bar"]:
+        """A block during which the bar moves by itself."""
+        stop = Event()
+
+        def move() -> None:
+            while not stop.wait(POLL):
+                self.show()
+
+        mover = Thread(target=move, daemon=True)
+        mover.start()
+        try:
+            yield self
+        finally:
+            stop.set()
+            mover.join()
+            self.bar.close()
+
+
+def _share_trained(run: str) -> float:
+    """How much of its training a run's checkpoint holds; 0 where there is none."""
+    experiment_network, _, seed = run.rpartition("-")
+    try:
+        with paths.checkpoint(f"{experiment_network}-s{seed}").open("rb") as file:  # safetensors: a length, then JSON
+            length = int.from_bytes(file.read(8), "little")
+            about = json.loads(file.read(min(length, 2**24)))["__metadata__"]
+        return len(json.loads(about["history"])) / json.loads(about["identity"])["train"]["epochs"]
+    except (OSError, ValueError, KeyError):
+        return 0.0
+
+
+def run_side_by_side(experiment: str, jobs: int, share: tuple[int, int] = (0, 1), bar: _Bar | None = None) -> None:
     """Train and ask all networks of an experiment, `jobs` of them at a time, each by a DVC of its own.
 
     The runs do not depend on each other, so this is what `dvc repro` does one after the other. Ctrl-C ends those under
@@ -259,6 +323,7 @@ def run_side_by_side(experiment: str, jobs: int, share: tuple[int, int] = (0, 1)
     Args:
         share: (i, n): only the runs i, i + n, i + 2n, ..., while other machines that share this folder do the rest. The images are
             prepared and stripped sources written before: `dvc repro prepare@<experiment>`.
+        bar: shows the progress; None makes one of this experiment's runs.
 
     Raises:
         RuntimeError: a run failed; ends with what it printed. The others finish and are kept.
@@ -271,19 +336,19 @@ def run_side_by_side(experiment: str, jobs: int, share: tuple[int, int] = (0, 1)
     targets = [target for target in targets if late & set(_stages_of([target]))]
 
     def reproduce(target: str) -> subprocess.CompletedProcess:
+        bar.start(target)
         # single items: two DVCs may not look at the stages that their runs share
         command = ["dvc", "--wait-for-lock", "repro", "--single-item", *_stages_of([target])]
-        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        bar.end(target)
+        return done
 
     failed = []
-    with (
-        ThreadPoolExecutor(jobs) as pool,
-        tqdm(total=len(targets), desc=f"train and ask {experiment}", unit="run", disable=not targets) as bar,
-    ):
+    own = nullcontext(bar) if bar else _Bar(dict.fromkeys(targets, UNMEASURED)).moving()
+    with ThreadPoolExecutor(jobs) as pool, own as bar:
         try:
             for done in as_completed([pool.submit(reproduce, target) for target in targets]):
                 failed += [done.result()] if done.result().returncode else []
-                bar.update()
         except BaseException:  # leaving the pool would start every run that still waits
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -291,6 +356,13 @@ def run_side_by_side(experiment: str, jobs: int, share: tuple[int, int] = (0, 1)
         raise RuntimeError(
             f"{len(failed)} of {len(targets)} runs failed; the first printed:\n{failed[0].stdout[-4000:]}"
         )
+
+
+def _others(experiments: list[str]) -> list[str]:
+    """The stages that train networks beside an experiment's own."""
+    params = load_params()
+    lists = {"ablations": params.get("ablated", []), "study": params.get("studied", [])}
+    return [f"{stage}@{name}" for stage, names in lists.items() for name in names if name in experiments]
 
 
 def _before_scores(experiment: str) -> list[str]:
@@ -320,21 +392,39 @@ def _late(experiments: list[str], others: Iterable[str] = ()) -> set[str]:
     return late
 
 
-def run_experiments(experiments: list[str], jobs: int, share: tuple[int, int] = (0, 1)) -> None:
+def run_experiments(experiments: list[str], jobs: int, share: tuple[int, int] = (0, 1), plan: bool = False) -> None:
     """`run_side_by_side` for each of `experiments` (none: all of params.yaml) that has something to run; one that fails does not keep
     the next ones from their turn.
+
+    Args:
+        plan: say before it starts what is to do, how long it will take and how much disk it needs; see `localnorm.plan`.
 
     Raises:
         ValueError: see `check`.
         RuntimeError: some failed; tells of each.
     """
-    late, failed = _late(experiments), []
-    for experiment in experiments or load_params()["experiments"]:
-        try:
-            if late.intersection(_before_scores(experiment)):
-                run_side_by_side(experiment, jobs, share)
-        except RuntimeError as error:
-            failed.append(f"{experiment}: {error}")
+    experiments = experiments or load_params()["experiments"]
+    late, failed = _late(experiments, _others(experiments) if plan else ()), []
+    open_runs = {name: [run for run in runs_of(name) if late & set(_stages_of([run]))] for name in experiments}
+    expected = {run: UNMEASURED for runs in open_runs.values() for run in runs[share[0] :: share[1]]}
+    if plan and late:
+        from localnorm.plan import describe_plan, make_plan  # here: it needs torch
+
+        parts = make_plan(experiments, late)
+        print(describe_plan(experiments, parts, jobs), flush=True)
+        expected |= {
+            run: (part.training, part.answering)
+            for part in parts
+            if part.what == "runs"
+            for run in open_runs[part.experiment]
+        }
+    with _Bar(expected).moving() as bar:
+        for experiment in experiments:
+            try:
+                if late.intersection(_before_scores(experiment)):
+                    run_side_by_side(experiment, jobs, share, bar)
+            except RuntimeError as error:
+                failed.append(f"{experiment}: {error}")
     if failed:
         raise RuntimeError("\n".join(failed))
 
@@ -425,6 +515,7 @@ def main(arguments: list[str] | None = None) -> None:
     runs = commands.add_parser("runs", help="train and sweep an experiment's runs side by side")
     runs.add_argument("experiments", nargs="*", metavar="experiment", help="names in params.yaml; default: all there")
     runs.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
+    runs.add_argument("--plan", action="store_true", help="say first what is to do, how long it takes, how much disk")
     runs.add_argument("--share", type=_share, default=(0, 1), metavar="i/n", help="every n-th run alone, from the i-th")
     whole = commands.add_parser("demonstrate", help="one experiment from its images to its report")
     whole.add_argument("experiment", help="a name in params.yaml")
@@ -456,7 +547,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif given.command == "publish-network":
             publish_network(given.experiment, given.network, given.statistics, given.seed)
         else:
-            run_experiments(given.experiments, given.jobs, given.share)
+            run_experiments(given.experiments, given.jobs, given.share, given.plan)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from there", file=sys.stderr)
         sys.exit(130)

@@ -442,14 +442,14 @@ def test_repro_runs_side_by_side_first_and_then_dvc_does_the_rest_and_what_faile
     assert make(tree, "repro", *given, RUNS_END_WITH=end).returncode == 0
     assert calls(tree) == [
         "python -m localnorm.pipeline check",
-        f"python -m localnorm.pipeline runs{jobs}",
+        f"python -m localnorm.pipeline runs --plan{jobs}",
         "dvc repro --keep-going",
     ]
 
 
 def test_repro_ends_where_its_runs_were_interrupted(tree):
     assert make(tree, "repro", RUNS_END_WITH="130").returncode != 0
-    assert calls(tree)[-1] == "python -m localnorm.pipeline runs"
+    assert calls(tree)[-1] == "python -m localnorm.pipeline runs --plan"
 
 
 @pytest.fixture
