@@ -198,7 +198,8 @@ def test_latex_names_hold_letters_only_and_its_own_characters_are_escaped(toy):
     assert all(name.isalpha() for name in names)
     assert len(set(names)) == len(names)
     assert r"A caption, 5 \% \& more\_." in text
-    primary = latex.tables(numbers.collect())["primary"]
+    primary = latex.tables(numbers.collect())[f"primary-{EXPERIMENT}"]
+    assert re.search(r"& LN batch \$-\$ BN fixed, noisy & (\+|\$-\$)\d", primary)
     assert primary.count(r"\\") == 10, "a header and nine rows"
 
 
