@@ -27,6 +27,7 @@ from localnorm.figures.cost import plot_cost
 from localnorm.figures.forest import plot_forest
 from localnorm.figures.groups import group_of_each_image, plot_groups
 from localnorm.figures.length import plot_length
+from localnorm.figures.levels import plot_levels
 from localnorm.figures.network import plot_network, trace_network
 from localnorm.figures.one_image import plot_one_image
 from localnorm.figures.photographs import noise_wall, noisy_photographs, photograph
@@ -415,6 +416,15 @@ def test_every_figure_notebook_saves_with_a_caption_from_the_library():
         cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
         code = "".join(cells[-1]["source"])
         assert re.search(r"save\(figure, .*caption\(", code, re.S), notebook.name
+
+
+def test_levels_draw_a_row_per_data_set_and_leave_out_the_noises_that_one_lacks(curves):
+    figure = plot_levels({"Toys": curves, "Cars": curves[curves.noise == "contrast"]}, ["BN fixed", "LN batch"])
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(shown) == 2 + 1
+    for axis, name in zip(shown, ("gaussian", "contrast", "contrast"), strict=True):
+        table = curves[(curves.noise == name) & (curves.arm == "BN fixed")]
+        assert axis.lines[0].get_xydata() == pytest.approx(table[["level", "accuracy"]].to_numpy())
 
 
 def test_longer_training_draws_each_arm_against_its_epochs(project):
