@@ -9,6 +9,7 @@ import html
 import io
 import math
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,7 @@ from localnorm.trained import (
     PAIR,
     Shown,
     Trained,
+    class_title,
     load_published_pair,
     load_trained,
     published_pairs,
@@ -224,7 +226,7 @@ def look(
     expected = {network: _expected(pair, network, each) for network, each in statistics.items()}
     mean, std = (torch.tensor(values)[:, None, None] for values in (trained.mean, trained.std))
     return View(
-        title=f"{shown.names[image]}: {about.label}, {about.unit} {level:g}",
+        title=f"{shown.names[image]}: " + (f"{about.label}, {about.unit} {level:g}" if level else "clean"),
         clean=shown.images[image].numpy(),
         noisy=(_noisy(pair, condition)[image] * std + mean).numpy(),
         known=shown.labels is not None,
@@ -302,22 +304,25 @@ def _answers(pair: Pair, network: str, statistics: str, condition: arms.Conditio
 
 def plot_view(view: View) -> Figure:
     """Draw a view: the clean and the noisy image, their histograms, and the likeliest classes of both networks as bars."""
-    with plt.rc_context({"axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, axes = plt.subplot_mosaic(
-            [["clean", "histogram", "bn"], ["noisy", "histogram", "ln"]],
-            figsize=(10, 4.4),
-            width_ratios=[1, 1.9, 1.9],
-            layout="constrained",
-        )
-        figure.suptitle(view.title, fontsize=11)
-        for name in ("clean", "noisy"):
-            pixels = getattr(view, name).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)  # (H, W, C)
-            axes[name].imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axes[name].set(title=name, xticks=[], yticks=[])
-        _draw_histogram(axes["histogram"], view)
-        for network in PAIR:
-            _draw_bars(axes[network], view, network)
-        return figure
+    # no rc_context: the first figure of a notebook makes matplotlib interactive, and leaving the context would take that back
+    figure, axes = plt.subplot_mosaic(
+        [["clean", "histogram", "bn"], ["noisy", "histogram", "ln"]],
+        figsize=(10, 4.4),
+        width_ratios=[1, 1.9, 1.9],
+        layout="constrained",
+    )
+    figure.suptitle(view.title, fontsize=11)
+    for name in ("clean", "noisy"):
+        pixels = getattr(view, name).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)  # (H, W, C)
+        axes[name].imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes[name].set(title=name, xticks=[], yticks=[])
+    _draw_histogram(axes["histogram"], view)
+    for network in PAIR:
+        _draw_bars(axes[network], view, network)
+    for axis in axes.values():
+        axis.title.set_fontsize(10)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def _draw_histogram(axis: Axes, view: View) -> None:
@@ -343,14 +348,15 @@ def _draw_bars(axis: Axes, view: View, network: str) -> None:
             bar.set_hatch("///")
             bar.set_edgecolor("white")
     mark = " (true)" if view.known else " (clean)"
-    names = [view.classes[i] if len(view.classes[i]) < 30 else f"{view.classes[i][:27]}..." for i in order]
+    names = [textwrap.shorten(class_title(view.classes[i]), 30, placeholder=" ...") for i in order]
     names = [f"{name}{mark if i == expected else ''}" for i, name in zip(order, names, strict=True)]
     axis.set_yticks(range(len(order)), names)
     axis.invert_yaxis()
     words = ("right", "wrong") if view.known else ("as clean", "not as clean")
     verdict = words[0] if order[0] == expected else words[1]
     title = f"{_layer(network)}, {arms.STATISTICS[view.statistics[network]].label}: {verdict}"
-    axis.set(xlim=(0, 1), title=f"{title}; {view.accuracy[network]:.0%} of {view.images} images")
+    count = round(view.accuracy[network] * view.images)
+    axis.set(xlim=(0, 1), title=f"{title} ({count} of {view.images} {words[0]})")
 
 
 # ------------------------------------------------------------------------------------------------------------------ sliders

@@ -4,6 +4,7 @@ The networks are a pair that comes with the repository, or those that the pipeli
 of the networks' own data set, or photographs whose class nobody knows.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -79,8 +80,13 @@ class Trained:
         return predict_arguments(arms.ARMS[arm].statistics, **self.strengths.get(arm, {}))
 
 
+def class_title(name: str) -> str:
+    """A class's name without the number that some data sets begin it with: "018 Audi 100 Wagon" -> "Audi 100 Wagon"."""
+    return re.sub(r"^\d+ (?=\D)", "", name)
+
+
 def published_pairs() -> list[str]:
-    """The experiments of which a BatchNorm and a LocalNorm network come with the repository."""
+    """The experiments of which a BatchNorm and a LocalNorm network come with the repository; their files end in -bn-prior and -ln-prior."""
     names = published()
     of_bn = [name.removesuffix(f"-bn-{PRIOR}") for name in names if name.endswith(f"-bn-{PRIOR}")]
     return [experiment for experiment in of_bn if f"{experiment}-ln-{PRIOR}" in names]

@@ -1,6 +1,7 @@
 """Publishes a BatchNorm and a LocalNorm network for tests, as `localnorm.publish_network` does with runs that were asked."""
 
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ def publish_pair(
     dataset=None,
     classes: tuple[str, ...] = (),
     shape: tuple[int, int, int] = (),
+    priors: dict[str, float] = MappingProxyType({"bn": 64.0, "ln": 16.0}),
 ) -> None:
     """Write <experiment>-bn-prior and <experiment>-ln-prior.
 
@@ -44,7 +46,7 @@ def publish_pair(
     }
     for kind, model in models.items():
         of_kind = {"network": network | {"network": kind}, "arm": f"{kind.upper()} prior"}
-        strength = {"statistics": {"mode": "prior", "prior": {"bn": 64.0, "ln": 16.0}[kind]}}
+        strength = {"statistics": {"mode": "prior", "prior": priors[kind]}}
         file = project / published_networks.PLACE / f"{experiment}-{kind}-prior.safetensors"
         paths.write(file, _bytes(_rounded(model), about | of_kind | strength))
 

@@ -217,6 +217,15 @@ def test_the_figure_draws_the_largest_probabilities_and_marks_the_true_class(pai
         )
 
 
+def test_every_figure_of_a_notebook_is_shown_not_the_first_alone(pair, monkeypatch):
+    """Jupyter's backend makes matplotlib interactive while the first figure is made, and shows the figures made from then on."""
+    make = plt.subplot_mosaic
+    monkeypatch.setattr(plt, "subplot_mosaic", lambda *args, **options: [plt.ion(), make(*args, **options)][1])
+    with plt.rc_context():
+        explore.plot_view(explore.look(pair))
+        assert plt.isinteractive()
+
+
 def test_another_experiment_brings_its_own_images_and_statistics(pair, published_pair):
     photographs = explore.load_pair(published_pair)
     box = explore.Explorer(photographs)

@@ -1,6 +1,5 @@
 """One poorly lit image at a time: what each network answers, with its five likeliest classes (claim C6)."""
 
-import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from localnorm.params import grid
 from localnorm.prediction import Predictor
 from localnorm.strengths import choose_strengths
 from localnorm.tables import read_table
-from localnorm.trained import Shown, Trained, load_published_pair, load_trained, published_pairs
+from localnorm.trained import Shown, Trained, class_title, load_published_pair, load_trained, published_pairs
 from localnorm.words import describe
 
 __all__ = [
@@ -107,7 +106,7 @@ def choose(trained: Trained, shown: Shown, count: int) -> Choice:
     """Choose the light in which BN fixed fails, and the first images that show it.
 
     Of the first FIRST test images, those count that BN fixed answers rightly in full light. The level is the smallest of the noise
-    "brightness" at which it loses more than half of them, and the images are the first `count` that it loses there. No other arm has a
+    "brightness" at which it loses at least half of them, and the images are the first `count` that it loses there. No other arm has a
     part in the choice. Nobody knows the class of photographs: the answer in full light counts as the right one, and the first `count`
     are shown, lost or not.
 
@@ -123,22 +122,21 @@ def choose(trained: Trained, shown: Shown, count: int) -> Choice:
     known = in_full_light == expected
     for level in levels("brightness", "named")[1:]:
         lost = known & (ask(_darkened(trained, first.images, level)).argmax(1) != expected)
-        if failed := 2 * lost.sum() > known.sum():
+        if failed := bool(known.any()) and int(2 * lost.sum()) >= int(known.sum()):
             break
+    everything = list(range(len(first.images)))[:count]
     light = f"{100 * (1 - level):.0f} % of the light"
-    rule = (
-        f"the most at which BN fixed {{}} more than half of {int(known.sum())}"
-        if failed
-        else "the least that was tried"
-    )
+    least = "the least that was tried"
     if first.labels is None:
-        words = f"photographs in full light and at {light}, {rule.format('changes its answer to')}"
-        return Choice(level, list(range(len(first.images)))[:count], words)
-    images = lost.nonzero().flatten().tolist()[:count] or list(range(len(first.images)))[:count]
-    words = (
-        f"the first {len(images)} test images that BN fixed recognises in full light and not at {light}; this light is "
-        f"{rule.format('loses')} that it recognises among the first {len(known)}"
-    )
+        rule = "the most at which BN fixed gives another answer to at least half of them" if failed else least
+        return Choice(level, everything, f"photographs in full light and at {light}, {rule}")
+    images = lost.nonzero().flatten().tolist()[:count]
+    if not images:
+        return Choice(
+            level, everything, f"the first {len(everything)} test images in full light and at {light}, {least}"
+        )
+    rule = f"the most at which it loses at least half of the {int(known.sum())} that it recognises among the first {len(known)}"
+    words = f"the first {len(images)} test images that BN fixed recognises in full light and not at {light}, {rule if failed else least}"
     return Choice(level, images, words)
 
 
@@ -253,7 +251,7 @@ def _draw_bars(axis: Axes, answer: pd.DataFrame, classes: Sequence[str], true: i
         right = true is None or row.label == true
         # pale, so that a name on it is read without an outline, whose paths made half a megabyte of the names of cars
         axis.barh(row.rank, row.probability, color=ARMS[arm].colour if right else "0.6", height=0.85, alpha=0.4)
-        name = re.sub(r"^\d+ (?=\D)", "", classes[row.label])  # some data sets number their classes
+        name = class_title(classes[row.label])
         name = name if len(name) <= longest else f"{name[: longest - 1]}…"
         weight = "bold" if row.label == true else "normal"
         text = axis.text(0.02, row.rank, name, va="center", fontsize=5.2, fontweight=weight)
