@@ -51,7 +51,7 @@ def collect(lengths: Sequence[str] = ()) -> dict:
         "figures": {
             file.relative_to(folder).with_suffix("").as_posix(): file.read_text(encoding="utf-8").strip()
             for file in sorted(folder.rglob("*.txt"))
-            if file.parent == folder or file.parent.name in abouts
+            if file.parent == folder or file.parent.name in (*abouts, *lengths)
         },
     }
 
