@@ -35,6 +35,7 @@ __all__ = [
     "run_side_by_side",
     "runs_of",
     "source_of",
+    "stages",
     "strip",
     "strip_source",
     "train",
@@ -243,6 +244,24 @@ def runs_of(experiment: str) -> list[str]:
     """The runs of an experiment as DVC names their stages: "digits-small-ln-0"."""
     networks, seeds = grid(experiment)
     return [f"{experiment}-{network}-{seed}" for seed in seeds for network in networks]
+
+
+def stages() -> list[str]:
+    """All stages of dvc.yaml, in its order, but for the trainings and answers of networks and seeds that an experiment does not have:
+    a matrix of DVC has the same for all.
+    """
+    params = load_params()
+    found = []
+    for name, stage in yaml.safe_load((paths.project() / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
+        matrix = stage.get("matrix", {})
+        experiments = params[matrix["experiment"].strip("${}")] if matrix else []
+        found += [name] if not matrix else []
+        found += [
+            f"{name}@{item}"
+            for experiment in experiments
+            for item in (runs_of(experiment) if "seed" in matrix else [experiment])
+        ]
+    return found
 
 
 def _stages_of(runs: list[str]) -> list[str]:
@@ -512,6 +531,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("strip", help="write what each notebook runs to data/sources")
     commands.add_parser("check", help="check params.yaml before any work starts")
+    commands.add_parser("stages", help="name all stages in order, for dvc repro --single-item")
     runs = commands.add_parser("runs", help="train and sweep an experiment's runs side by side")
     runs.add_argument("experiments", nargs="*", metavar="experiment", help="names in params.yaml; default: all there")
     runs.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
@@ -537,6 +557,8 @@ def main(arguments: list[str] | None = None) -> None:
             strip()
         elif given.command == "check":
             check()
+        elif given.command == "stages":
+            print("\n".join(stages()))
         elif given.command == "demonstrate":
             demonstrate(given.experiment, given.jobs)
             print(summary(given.experiment))

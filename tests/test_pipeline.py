@@ -33,6 +33,7 @@ from localnorm.pipeline import (
     main,
     parameters_of,
     source_of,
+    stages,
     strip,
     strip_source,
 )
@@ -443,8 +444,35 @@ def test_repro_runs_side_by_side_first_and_then_dvc_does_the_rest_and_what_faile
     assert calls(tree) == [
         "python -m localnorm.pipeline check",
         f"python -m localnorm.pipeline runs --plan{jobs}",
-        "dvc repro --keep-going",
+        "python -m localnorm.pipeline stages",
+        "dvc repro --keep-going --single-item",
     ]
+
+
+def test_all_stages_are_named_once_each_after_what_it_needs_and_no_network_that_its_experiment_lacks(monkeypatch):
+    """DVC's matrix has every network and seed for every experiment; a full run would train all of them."""
+    monkeypatch.chdir(ROOT)
+    named = stages()
+    assert len(set(named)) == len(named)
+    params = load_params()
+    expected = [
+        f"train@{experiment}-{network}-{seed}"
+        for experiment in params["experiments"]
+        for seed in params[experiment].get("seeds", params["seeds"])
+        for network in params[experiment].get("networks", params["networks"])
+    ]
+    assert [name for name in named if name.startswith("train@")] == expected
+    assert "train@cars-efficientnet_lite0-long-ln-1" not in named
+    known = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    made, order = {}, list(dict.fromkeys(name.partition("@")[0] for name in named))
+    assert order == [name for name in known if name in order]
+    for name, stage in known.items():
+        outs = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+        made |= {(out if isinstance(out, str) else next(iter(out))): name for out in outs}
+    for name, stage in known.items():
+        for needed in stage["deps"]:
+            makers = [maker for out, maker in made.items() if needed == out or out.startswith(f"{needed}/")]
+            assert all(order.index(maker) < order.index(name) for maker in makers), f"{name} needs {needed}"
 
 
 def test_repro_ends_where_its_runs_were_interrupted(tree):
