@@ -240,7 +240,7 @@ def caption(shown: str, trained: Trained, arms: Sequence[str], about: dict | Non
     n0 = ", ".join(f"{arm} {trained.strengths[arm]['prior']:g}" for arm in arms if arm in trained.strengths)
     return (
         f"Single images under poor light (claim C6) and the five likeliest classes of each arm, each image alone: {shown}. A true class "
-        f"that is known is coloured. Asked are {trained.about}{f'; n0 in positions: {n0}' if n0 else ''}."
+        f"that is known is bold and coloured. Asked are {trained.about}{f'; n0 in positions: {n0}' if n0 else ''}."
         + (f" {describe(about)}." if about else "")
     )
 
