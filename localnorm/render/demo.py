@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -142,7 +143,7 @@ def _write_pair(name: str, bn: Path, ln: Path, target: Path) -> dict:
         arms.append({"file": file, "label": label, "text": text, "ours": layer == "ln"})
     return {
         "title": network.data,
-        "classes": network.classes,
+        "classes": _names(network),
         "shape": [network.shape[0], network.shape[-1]],
         "arms": arms,
         "examples": _examples(network),
@@ -187,6 +188,11 @@ def _about(networks: list[PublishedNetwork]) -> str:
     )
 
 
+def _names(network: PublishedNetwork) -> list[str]:
+    """Names of the classes as a reader knows them: "173 Porsche Panamera" of Stanford Cars without its number."""
+    return [re.sub(r"^\d+ (?=\D)", "", name) for name in network.classes]
+
+
 def _examples(network: PublishedNetwork) -> list[dict]:
     """The first test images of different classes where the network's images are prepared here, else scikit-learn's two photographs."""
     dataset = _prepared(network)
@@ -194,9 +200,9 @@ def _examples(network: PublishedNetwork) -> list[dict]:
         return [{"image": _png(photograph), "truth": None} for photograph in load_sample_images().images]
     labels = dataset.labels("test").numpy()
     _, first = np.unique(labels, return_index=True)
-    images = dataset.images("test")
+    images, names = dataset.images("test"), _names(network)
     return [
-        {"image": _png(images[i].numpy().transpose(1, 2, 0).squeeze()), "truth": network.classes[labels[i]]}
+        {"image": _png(images[i].numpy().transpose(1, 2, 0).squeeze()), "truth": names[labels[i]]}
         for i in sorted(first)[:EXAMPLES]
     ]
 

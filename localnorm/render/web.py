@@ -56,7 +56,7 @@ FIGURES = ("accuracy", "streams", "calibration", "ablations", "poor-light", "fro
 
 def page(title: str, body: str, up: str = "", style: str = "style.css") -> str:
     """A whole HTML page around `body`; `up` is the address of the index, empty on the index itself."""
-    link = f'<nav><a href="{up}">All results</a></nav>' if up else ""
+    link = f'<nav><a href="{up}">{HEADING}</a></nav>' if up else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

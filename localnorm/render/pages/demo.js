@@ -53,9 +53,9 @@ function session(file) {
   return sessions[file];
 }
 
-async function ask(file, pixels, shape) {
+async function ask(file, pixels, [channels, size]) {
   const network = await session(file);
-  const answer = await network.run({ pixels: new ort.Tensor("float32", pixels, [1, ...shape]) });
+  const answer = await network.run({ pixels: new ort.Tensor("float32", pixels, [1, channels, size, size]) });
   return answer.probabilities.data;
 }
 
