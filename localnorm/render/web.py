@@ -49,7 +49,6 @@ MAIN_FIGURES = {
     "groups": "How LocalNorm works",
     "forest": "In test batches",
     "one-image": "One image at a time",
-    "cost": "What it costs",
 }
 FIGURES = ("accuracy", "streams", "calibration", "ablations", "poor-light", "front")  # of an experiment, in this order
 
