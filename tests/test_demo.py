@@ -191,7 +191,7 @@ def test_in_a_browser_the_page_answers_as_predict_does(inside, digits, tmp_path)
         if "could not get" not in str(reason):
             raise
         pytest.skip(str(reason))
-    photograph = np.random.default_rng(0).integers(0, 256, (50, 61, 3)).astype(np.uint8)
+    photograph = np.random.default_rng(0).integers(0, 256, (50, 62, 3)).astype(np.uint8)
     (site / "demo.html").write_text(body + ASK.replace("PHOTOGRAPH", demo._png(photograph)))
     told = ask_in_browser(site / "demo.html", tmp_path / "profile")
 
