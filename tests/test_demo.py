@@ -216,9 +216,12 @@ def test_in_a_browser_the_page_answers_as_predict_does(inside, digits, tmp_path)
         else:
             assert torch.allclose(pixels, noise.apply(clean, name, level, suite="named"), atol=1e-6), name
 
-    wanted = to_pixels(photograph, "mine", 8, 1, fit="crop")
+    middle = np.ascontiguousarray(
+        photograph[:, 6:56]
+    )  # a canvas cuts first; Pillow blurs a little of the outside into the edges
+    wanted = to_pixels(middle, "mine", 8, 1)
     off = np.abs(np.array(told["own"]["pixels"]).reshape(1, 8, 8) - wanted)
-    assert off.max() <= 2, "the page cuts and resizes as the training images were"
+    assert off.max() <= 1, "the page cuts and resizes as the training images were"
     assert told["own"]["truth"] is None
     assert "no image" in told["nonsense"]["said"]
     assert told["nonsense"]["pixels"] == told["own"]["pixels"]

@@ -90,7 +90,8 @@ function resize(channel, side, size) {
   return small;
 }
 
-// The square in the middle of a picture as bytes of each channel, (C, size, size); where Pillow would halve a pixel, whole ones.
+// The square in the middle of a picture as bytes of each channel, (C, size, size).
+// It is cut first and at whole pixels; Pillow cuts while it resizes, and blurs a little of the outside into the edges.
 function squareOf(picture, [channels, size]) {
   const side = Math.min(picture.width, picture.height), taken = Math.min(side, LARGEST);
   const canvas = Object.assign(document.createElement("canvas"), { width: taken, height: taken });
