@@ -27,6 +27,7 @@ __all__ = [
     "PAIR",
     "Shown",
     "Trained",
+    "class_title",
     "load_published_pair",
     "load_trained",
     "published_pairs",

@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import io
 import json
-import re
 import shutil
 import subprocess
 import tarfile
@@ -30,6 +29,7 @@ from localnorm.data.dataset import load
 from localnorm.eval_mode import set_eval_mode
 from localnorm.noise import noises
 from localnorm.published_networks import PLACE, PublishedNetwork, load_published
+from localnorm.trained import class_title, published_pairs
 from localnorm.words import percent
 
 __all__ = ["NoDemonstration", "to_onnx", "write_demo"]
@@ -68,7 +68,7 @@ def write_demo(folder: Path) -> str:
     Raises:
         NoDemonstration: no such pair is published, npm is not here or cannot get the runtime, or a package for the export is missing.
     """
-    pairs = _pairs()
+    pairs = published_pairs()
     if not pairs:
         raise NoDemonstration(
             f"{PLACE} has no two files <experiment>-bn-prior.safetensors and <experiment>-ln-prior.safetensors"
@@ -78,7 +78,7 @@ def write_demo(folder: Path) -> str:
     paths.write(target / "runtime.js", files.pop("runtime"))
     for name, content in files.items():
         paths.write(target / f"{name}.js", _as_script(name, content))
-    data = [_write_pair(name, *pair, target) for name, pair in pairs.items()]
+    data = [_write_pair(name, target) for name in pairs]
     settings = {"data": data, "noises": _noises()}
     paths.write(target / "settings.js", f"const SETTINGS = {json.dumps(settings)};\n")
     pages = resources.files("localnorm.render") / "pages"
@@ -123,19 +123,11 @@ class _FromPixels(nn.Module):
         return self.model((pixels - self.mean) / self.std).softmax(1)
 
 
-def _pairs() -> dict[str, tuple[Path, Path]]:
-    """experiment -> its files of BN prior and LN prior, where both are published."""
-    folder, end = paths.project() / PLACE, "-bn-prior.safetensors"
-    names = [file.name.removesuffix(end) for file in sorted(folder.glob(f"*{end}"))]
-    pairs = {name: tuple(folder / f"{name}-{layer}-prior.safetensors" for layer in ("bn", "ln")) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[1].is_file()}
-
-
-def _write_pair(name: str, bn: Path, ln: Path, target: Path) -> dict:
+def _write_pair(name: str, target: Path) -> dict:
     """Write the networks of one data set; what the page has to know of them."""
     arms = []
     for layer, fixed, label, text in ARMS:
-        network = load_published(bn if layer == "bn" else ln)
+        network = load_published(f"{name}-{layer}-prior")
         if fixed:
             set_eval_mode(network.model, "fixed")
         file = f"{name}-{label.lower().replace(' ', '-')}"
@@ -143,11 +135,11 @@ def _write_pair(name: str, bn: Path, ln: Path, target: Path) -> dict:
         arms.append({"file": file, "label": label, "text": text, "ours": layer == "ln"})
     return {
         "title": network.data,
-        "classes": _names(network),
+        "classes": [class_title(each) for each in network.classes],
         "shape": [network.shape[0], network.shape[-1]],
         "arms": arms,
         "examples": _examples(network),
-        "about": _about([load_published(bn), network]),
+        "about": _about([load_published(f"{name}-bn-prior"), network]),
     }
 
 
@@ -188,11 +180,6 @@ def _about(networks: list[PublishedNetwork]) -> str:
     )
 
 
-def _names(network: PublishedNetwork) -> list[str]:
-    """Names of the classes as a reader knows them: "173 Porsche Panamera" of Stanford Cars without its number."""
-    return [re.sub(r"^\d+ (?=\D)", "", name) for name in network.classes]
-
-
 def _examples(network: PublishedNetwork) -> list[dict]:
     """The first test images of different classes where the network's images are prepared here, else scikit-learn's two photographs."""
     dataset = _prepared(network)
@@ -200,9 +187,12 @@ def _examples(network: PublishedNetwork) -> list[dict]:
         return [{"image": _png(photograph), "truth": None} for photograph in load_sample_images().images]
     labels = dataset.labels("test").numpy()
     _, first = np.unique(labels, return_index=True)
-    images, names = dataset.images("test"), _names(network)
+    images = dataset.images("test")
     return [
-        {"image": _png(images[i].numpy().transpose(1, 2, 0).squeeze()), "truth": names[labels[i]]}
+        {
+            "image": _png(images[i].numpy().transpose(1, 2, 0).squeeze()),
+            "truth": class_title(network.classes[labels[i]]),
+        }
         for i in sorted(first)[:EXAMPLES]
     ]
 

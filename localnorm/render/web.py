@@ -23,7 +23,7 @@ from localnorm.params import load_params
 from localnorm.render import readme
 from localnorm.render.verdicts import verdict_words
 from localnorm.tables import read_about, read_table
-from localnorm.words import IN_BRACKETS, describe, difference, share, spread
+from localnorm.words import IN_BRACKETS, describe, difference, share, spread, title
 
 __all__ = ["page", "write_site"]
 
@@ -47,10 +47,20 @@ OWN |= {".DS_Store"}
 # of the article, each with the heading above it
 MAIN_FIGURES = {
     "groups": "How LocalNorm works",
+    "levels": "How fast accuracy falls",
     "forest": "In test batches",
     "one-image": "One image at a time",
+    "length": "What longer training changes",
 }
-FIGURES = ("accuracy", "streams", "calibration", "ablations", "poor-light", "front")  # of an experiment, in this order
+FIGURES = (
+    "accuracy",
+    "streams",
+    "calibration",
+    "ablations",
+    "poor-light",
+    "poor-light-published",
+    "front",
+)  # of an experiment, in this order
 
 
 def page(title: str, body: str, up: str = "", style: str = "style.css") -> str:
@@ -194,11 +204,11 @@ def _invitation() -> str:
 
 def _list_of_pages(there: list[str]) -> str:
     """Links to the pages behind the article, with one line on each."""
+    abouts = {name: read_about(name) for name in there}
     rows = [
-        f'<li><a href="results-{name}.html">{escape(about["title"])}</a>: {escape(about["model"])}, every arm and comparison, '
-        "figures, tables, notebooks</li>"
-        for name in there
-        for about in [read_about(name)]
+        f'<li><a href="results-{name}.html">{escape(title(about, abouts.values()))}</a>: {escape(about["model"])}, every arm and '
+        "comparison, figures, tables, notebooks</li>"
+        for name, about in abouts.items()
     ]
     return '<ul id="all-results">' + "".join(rows) + '<li><a href="more.html">More figures and notebooks</a></li></ul>'
 
