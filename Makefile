@@ -43,7 +43,7 @@ repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (days on two 
 compare: $(INSTALLED) ## expected against obtained: the committed results beside yours; fails where they differ
 	@python -m localnorm.compare
 
-html: $(INSTALLED) ## a finished run as web pages that need no network
+html: $(INSTALLED) ## a finished run as web pages that need no network, with a demonstration
 	@python -m localnorm.render web
 
 released: $(INSTALLED) ## the released protocol at full length instead (days, GPUs)
