@@ -14,53 +14,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from published_pair import publish_pair
 
 from localnorm import noise
 from localnorm.convert import estimate_statistics
+from localnorm.data.augment import standardise
 from localnorm.data.images import to_pixels
 from localnorm.prediction import predict
-from localnorm.published_networks import ABOUT, load_published
+from localnorm.published_networks import load_published
 from localnorm.render import demo
 
 pytest.importorskip("onnxscript")
-ARM = {"bn": "BN prior", "ln": "LN prior"}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-def publish(folder: Path, pair: dict, dataset, experiment: str) -> None:
-    """Put a trained pair of networks under data/networks, as `publish_network` would have."""
-    (folder / "data" / "networks").mkdir(parents=True, exist_ok=True)
-    for network, model in pair.items():
-        images = (dataset.images("train")[:256] - torch.tensor(dataset.mean)[:, None, None]) / torch.tensor(
-            dataset.std
-        )[:, None, None]
-        estimate_statistics(model, images.float().split(64))
-        about = dict.fromkeys(ABOUT, "") | {
-            "network": {"name": "small", "network": network, "num_classes": 10, "in_channels": 1, "num_groups": 4},
-            "arm": ARM[network],
-            "statistics": {"mode": "prior", "prior": 16},
-            "classes": list(dataset.classes),
-            "mean": list(dataset.mean),
-            "std": list(dataset.std),
-            "data": {
-                "title": dataset.title,
-                "shape": dataset.shape,
-                "counts": dataset.counts,
-                "provenance": dataset.provenance,
-            },
-            "accuracy": {"clean": {"share": 0.9}, "noisy": {"share": 0.7}},
-            "licence": "MIT <weights>",
-        }
-        file = folder / "data" / "networks" / f"{experiment}-{network}-prior.safetensors"
-        tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(tensors, file, {"published": json.dumps(about)})
 
 
 @pytest.fixture
 def inside(project, pair, digits):
     """A project with a published pair of digits, and their images."""
-    publish(project, pair, digits, "digits-small")
+    for model in pair.values():
+        estimate_statistics(model, standardise(digits.images("train")[:256], digits.mean, digits.std).split(64))
+    network = {"name": "small", "num_classes": 10, "in_channels": 1, "image_size": 8, "num_groups": 4}
+    publish_pair(project, "digits-small", pair, network, digits)
     (project / "data" / "prepared").mkdir()
     (project / "data" / "prepared" / "digits-small").symlink_to(digits.folder)
     return project
