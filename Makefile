@@ -37,8 +37,7 @@ repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (days on two 
 	@python -m localnorm.pipeline check
 	@# 1: a run failed, for want of memory say; DVC tries it again alone. Ctrl-C (130) ends all
 	python -m localnorm.pipeline runs --plan $(if $(JOBS),--jobs $(JOBS)) || [ $$? -eq 1 ]
-	@# single items: else DVC would train every network with every seed for every experiment, also where its block names fewer
-	dvc repro --keep-going --single-item $$(python -m localnorm.pipeline stages)
+	python -m localnorm.pipeline stages
 
 compare: $(INSTALLED) ## expected against obtained: the committed results beside yours; fails where they differ
 	@python -m localnorm.compare

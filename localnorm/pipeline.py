@@ -10,14 +10,18 @@ import argparse
 import ast
 import io
 import json
+import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from threading import Event, Thread
 
@@ -246,22 +250,73 @@ def runs_of(experiment: str) -> list[str]:
     return [f"{experiment}-{network}-{seed}" for seed in seeds for network in networks]
 
 
-def stages() -> list[str]:
+@dataclass(frozen=True)
+class Stage:
+    """A stage of dvc.yaml: its name, and the files and folders that it needs and makes."""
+
+    name: str
+    needs: tuple[str, ...]
+    makes: tuple[str, ...]
+
+    def follows(self, other: "Stage") -> bool:
+        """Whether it needs something that the other one makes."""
+        pairs = ((f"{needed}/", f"{made}/") for needed in self.needs for made in other.makes)
+        return any(needed.startswith(made) or made.startswith(needed) for needed, made in pairs)
+
+
+def stages() -> list[Stage]:
     """All stages of dvc.yaml, in its order, but for the trainings and answers of networks and seeds that an experiment does not have:
     a matrix of DVC has the same for all.
     """
-    params = load_params()
-    found = []
+    params, found = load_params(), []
     for name, stage in yaml.safe_load((paths.project() / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
         matrix = stage.get("matrix", {})
-        experiments = params[matrix["experiment"].strip("${}")] if matrix else []
-        found += [name] if not matrix else []
-        found += [
-            f"{name}@{item}"
-            for experiment in experiments
-            for item in (runs_of(experiment) if "seed" in matrix else [experiment])
-        ]
+        experiments = params.get(matrix["experiment"].strip("${}"), []) if matrix else []
+        items = [{"experiment": experiment} for experiment in experiments] if matrix else [{}]
+        if "seed" in matrix:
+            items = [
+                item | {"network": network, "seed": seed}
+                for item in items
+                for networks, seeds in [grid(item["experiment"])]
+                for seed in seeds
+                for network in networks
+            ]
+        found += [_stage(name, stage, item) for item in items]
     return found
+
+
+def _stage(name: str, stage: dict, item: dict) -> Stage:
+    def filled(entries: list) -> tuple[str, ...]:
+        texts = [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+        return tuple(re.sub(r"\$\{item\.(\w+)\}", lambda found: str(item[found[1]]), text) for text in texts)
+
+    made = [entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, [])]
+    suffix = "-".join(map(str, item.values()))
+    return Stage(f"{name}@{suffix}" if item else name, filled(stage.get("deps", [])), filled(made))
+
+
+def run_stages() -> None:
+    """Run all of `stages()` that are not up to date, and leave out what follows from one that failed.
+
+    With DVC's own graph every network would be trained with every seed for every experiment, also where a block names fewer. Without it,
+    DVC removes what a stage makes before it sees that a dependency is missing; so such stages are not begun.
+
+    Raises:
+        RuntimeError: some failed, whose reasons stand above; names them and what was left out.
+    """
+    failed, left_out = [], []
+    for _, group in groupby(stages(), key=lambda stage: stage.name.partition("@")[0]):  # these do not need each other
+        group = list(group)
+        begun = [stage for stage in group if not any(stage.follows(other) for other in (*failed, *left_out))]
+        left_out += [stage for stage in group if stage not in begun]
+        late = dvc_state.stale(stage.name for stage in begun)
+        late = [stage for stage in begun if stage.name in late]
+        if late and not _reproduce("--single-item", "--keep-going", *(stage.name for stage in late)):
+            still = dvc_state.stale(stage.name for stage in late)
+            failed += [stage for stage in late if stage.name in still]
+    if failed:
+        names = [", ".join(stage.name for stage in each) or "none" for each in (failed, left_out)]
+        raise RuntimeError(f"failed: {names[0]}; left out, since they need these: {names[1]}")
 
 
 def _stages_of(runs: list[str]) -> list[str]:
@@ -377,6 +432,32 @@ def run_side_by_side(experiment: str, jobs: int, share: tuple[int, int] = (0, 1)
         )
 
 
+def _open_runs(experiment: str, late: Collection[str], share: tuple[int, int]) -> list[str]:
+    """The runs of a share that DVC would train or ask: all of them where the images are prepared anew."""
+    runs = runs_of(experiment)[share[0] :: share[1]]
+    return [run for run in runs if {f"prepare@{experiment}", *_stages_of([run])} & set(late)]
+
+
+def _planned(open_runs: dict[str, list[str]], late: Collection[str], jobs: int) -> list:
+    """Say what is to do, and return its parts: see `localnorm.plan`. A process of its own measures, since torch keeps what it took."""
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            parts, said = pool.submit(_plan, open_runs, late, jobs).result()
+    except (RuntimeError, MemoryError) as error:  # a killed child's is one too
+        print(f"how long it takes was not measured: {error}", flush=True)
+        return []
+    print(said, flush=True)
+    return parts
+
+
+def _plan(open_runs: dict[str, list[str]], late: Collection[str], jobs: int) -> tuple[list, str]:
+    from localnorm.plan import describe_plan, make_plan
+
+    parts = make_plan({name: len(runs) for name, runs in open_runs.items()}, late)
+    return parts, describe_plan(open_runs, parts, jobs)
+
+
 def _others(experiments: list[str]) -> list[str]:
     """The stages that train networks beside an experiment's own."""
     params = load_params()
@@ -423,20 +504,23 @@ def run_experiments(experiments: list[str], jobs: int, share: tuple[int, int] = 
         RuntimeError: some failed; tells of each.
     """
     experiments = experiments or load_params()["experiments"]
-    late, failed = _late(experiments, _others(experiments) if plan else ()), []
-    open_runs = {name: [run for run in runs_of(name) if late & set(_stages_of([run]))] for name in experiments}
-    expected = {run: UNMEASURED for runs in open_runs.values() for run in runs[share[0] :: share[1]]}
+    others = _others(experiments) if plan else ()
+    late, failed = _late(experiments, others), []
+    if "strip" in late and share == (0, 1):  # what else is late follows from it
+        if not _reproduce("--single-item", "strip"):
+            raise RuntimeError("the stage strip failed; the reason stands above")
+        late = _late(experiments, others)
+    open_runs = {name: _open_runs(name, late, share) for name in experiments}
+    expected = {run: UNMEASURED for runs in open_runs.values() for run in runs}
     if plan and late:
-        from localnorm.plan import describe_plan, make_plan  # here: it needs torch
-
-        parts = make_plan(experiments, late)
-        print(describe_plan(experiments, parts, jobs), flush=True)
-        expected |= {
+        parts = _planned(open_runs, late, jobs)
+        measured = {
             run: (part.training, part.answering)
             for part in parts
             if part.what == "runs"
             for run in open_runs[part.experiment]
         }
+        expected = measured if set(measured) == set(expected) else expected  # of seconds and guesses no bar can be made
     with _Bar(expected).moving() as bar:
         for experiment in experiments:
             try:
@@ -518,6 +602,12 @@ def summary(experiment: str) -> str:
     )
 
 
+def _jobs(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of runs at a time; at least 1")
+    return int(text)
+
+
 def _share(text: str) -> tuple[int, int]:
     """ "2/4" -> (2, 4)."""
     number, _, count = text.partition("/")
@@ -531,15 +621,15 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("strip", help="write what each notebook runs to data/sources")
     commands.add_parser("check", help="check params.yaml before any work starts")
-    commands.add_parser("stages", help="name all stages in order, for dvc repro --single-item")
+    commands.add_parser("stages", help="run all stages that are not up to date, one kind after the other")
     runs = commands.add_parser("runs", help="train and sweep an experiment's runs side by side")
     runs.add_argument("experiments", nargs="*", metavar="experiment", help="names in params.yaml; default: all there")
-    runs.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
+    runs.add_argument("--jobs", type=_jobs, default=os.cpu_count(), help="runs at a time; default: one per core")
     runs.add_argument("--plan", action="store_true", help="say first what is to do, how long it takes, how much disk")
     runs.add_argument("--share", type=_share, default=(0, 1), metavar="i/n", help="every n-th run alone, from the i-th")
     whole = commands.add_parser("demonstrate", help="one experiment from its images to its report")
     whole.add_argument("experiment", help="a name in params.yaml")
-    whole.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
+    whole.add_argument("--jobs", type=_jobs, default=os.cpu_count(), help="runs at a time; default: one per core")
     shown = commands.add_parser("summary", help="print the small table of an experiment")
     shown.add_argument("experiment", help="a name in params.yaml")
     one = commands.add_parser("train", help="one training run, under torchrun or srun on several devices")
@@ -558,7 +648,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif given.command == "check":
             check()
         elif given.command == "stages":
-            print("\n".join(stages()))
+            run_stages()
         elif given.command == "demonstrate":
             demonstrate(given.experiment, given.jobs)
             print(summary(given.experiment))

@@ -4,9 +4,10 @@ Speed is measured: a few training steps and forwards of each experiment's networ
 """
 
 import json
+import math
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from localnorm.models import make_model
 from localnorm.params import grid, load_params
 from localnorm.settings import AblationConfig, AnswersConfig, StudyConfig, TrainConfig
 from localnorm.settings.ablations import variants
-from localnorm.settings.answers import conditions
+from localnorm.settings.answers import conditions, conditions_of
 from localnorm.train import make_fabric
 
 __all__ = ["Part", "Speed", "describe_plan", "make_plan", "measure"]
@@ -60,11 +61,6 @@ class Part:
     training: float
     answering: float
     bytes: int
-
-    @property
-    def seconds(self) -> float:
-        """Of all networks one after the other."""
-        return self.networks * (self.training + self.answering)
 
 
 def measure(config: TrainConfig, shape: tuple[int, int, int], num_classes: int) -> Speed:
@@ -116,29 +112,26 @@ def _seconds(function) -> float:
     return min(taken)
 
 
-def make_plan(experiments: Collection[str], late: Collection[str]) -> list[Part]:
+def make_plan(runs: Mapping[str, int], late: Collection[str]) -> list[Part]:
     """The parts of the work that DVC would do.
 
     Args:
-        experiments: names in params.yaml.
-        late: names of stages that it would run: "train@digits-small-ln-0", "ablations@cifar10-resnet32".
+        runs: experiment -> how many networks it would train or ask.
+        late: names of the other stages that it would run: "ablations@cifar10-resnet32".
 
     Returns:
         One part per experiment and kind of work. An experiment that has neither prepared images nor results has none: nobody knows
         how many images there are.
     """
     parts = []
-    for experiment in experiments:
-        networks, seeds = grid(experiment)
-        runs = [f"{experiment}-{network}-{seed}" for seed in seeds for network in networks]
-        open_runs = [run for run in runs if {f"train@{run}", f"answers@{run}"} & set(late)]
+    for experiment, count in runs.items():
         others = [what for what in ("ablations", "study") if f"{what}@{experiment}" in late]
         data = _data(experiment)
-        if data and (open_runs or others):
+        if data and (count or others):
             block = load_params(experiment)
             train = TrainConfig.from_params(block["train"])
             speed = measure(train, data["shape"], data["classes"])
-            parts += _parts(experiment, block, len(open_runs), others, data["counts"], data["shape"], speed)
+            parts += _parts(experiment, block, count, others, data["counts"], data["shape"], speed)
     return parts
 
 
@@ -189,8 +182,7 @@ def _parts(
     if "study" in others:
         config = StudyConfig.from_params(block["study"])
         mean = sum(training(config.train_of(name, train)) for name in config.variants) / len(config.variants)
-        conditions_ = 1 + sum(map(len, config.noises.values()))
-        images = conditions_ * config.images * len(config.prior)
+        images = (1 + len(conditions_of(config.noises))) * config.images * len(config.prior)
         parts.append(
             Part(experiment, "study", len(config.variants) * len(config.seeds), mean, images * speed.forward, 0)
         )
@@ -212,7 +204,12 @@ def _images(asked: AnswersConfig, network: str, train: TrainConfig, counts: dict
         total += strengths * validation * (1 + sum(map(len, asked.prior_noises.values())))
         total += counts["train"] if arms.NETWORKS[network].has_groups else 0  # its stored statistics
     if asked.streams:
-        total += 2 * len(asked.streams["sizes"]) * asked.streams["images"] * (1 + len(asked.streams["conditions"]))
+        total += (
+            2
+            * len(asked.streams["sizes"])
+            * asked.streams["images"]
+            * (1 + len(conditions_of(asked.streams["conditions"])))
+        )
     return total
 
 
@@ -220,22 +217,26 @@ def describe_plan(experiments: Collection[str], parts: list[Part], jobs: int) ->
     """The plan in a few lines: what runs, how long, how much disk.
 
     Args:
-        experiments: that `make_plan` was asked for.
+        experiments: that `make_plan` was asked about.
         parts: from `make_plan`.
         jobs: networks that are trained side by side.
     """
     device = make_fabric().device
     side_by_side = min(jobs, os.cpu_count() or 1) if device.type == "cpu" else 1  # of a GPU, each gets its share
+
+    def seconds(part: Part) -> float:
+        """Runs go side by side; ablations and a study are one stage, whose networks follow one another."""
+        turns = math.ceil(part.networks / side_by_side) if part.what == "runs" else part.networks
+        return turns * (part.training + part.answering)
+
     width = max(map(len, experiments))
     lines = [f"To do, measured on this machine ({device_name(device)}, {jobs} side by side):"]
     for part in parts:
         networks = f"{part.networks} network{'s' if part.networks > 1 else ''}"
-        lines.append(
-            f"  {part.experiment:{width}}  {part.what:9}  {networks:>12}  {duration(part.seconds / side_by_side):>8}"
-        )
+        lines.append(f"  {part.experiment:{width}}  {part.what:9}  {networks:>12}  {duration(seconds(part)):>8}")
     if unknown := [name for name in experiments if _data(name) is None]:
         lines.append(f"  {', '.join(unknown)}: not known before the images are prepared")
-    total = sum(part.seconds for part in parts) / side_by_side
+    total = sum(map(seconds, parts))
     size = sum(part.bytes for part in parts) / 1e9
     lines.append(
         f"In all about {duration(total)}, and {size:.1f} GB of disk. Tables, figures and paper take minutes more."

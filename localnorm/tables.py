@@ -165,8 +165,12 @@ def read_lengths(experiments: Sequence[str]) -> tuple[pd.DataFrame, dict[int, di
 
     Raises:
         FileNotFoundError: one of them has no results.
-        ValueError: two of them train equally long, or they differ in images or network.
+        ValueError: there is none, two of them train equally long, or they differ in images or network.
     """
+    if not experiments:
+        raise ValueError(
+            "the list lengths of params.yaml names no experiment, so there is no length of training to compare"
+        )
     abouts = {name: read_about(name) for name in experiments}
     same = {(about["title"], about["model"], about["counts"]["test"]) for about in abouts.values()}
     lengths = {about["epochs"]: name for name, about in abouts.items()}

@@ -51,7 +51,7 @@ class Trained:
         experiment: its name in params.yaml.
         models: network -> in evaluation mode, with stored statistics.
         title, classes, shape, mean, std: of the data set.
-        about: where the networks come from, for a caption.
+        origin: where the networks come from, for a caption.
         strengths: label of an arm -> its prior (n0) and fixed_last, for the arms that have them.
         seed: of the training; None for a published pair.
         fit: how an oblong image became a square for them.
@@ -65,7 +65,7 @@ class Trained:
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    about: str
+    origin: str
     strengths: dict[str, dict] = field(default_factory=dict)
     seed: int | None = None
     fit: str = "squash"
@@ -112,7 +112,7 @@ def load_published_pair(experiment: str) -> Trained:
         shape=ln.shape,
         mean=ln.mean,
         std=ln.std,
-        about=f"the published networks {loaded['bn'].name} and {ln.name} ({ln.about['network']['name']}, {training['epochs']} epochs, "
+        origin=f"the published networks {loaded['bn'].name} and {ln.name} ({ln.about['network']['name']}, {training['epochs']} epochs, "
         f"batches of {training['batch_size']} in {training['num_groups']} groups, seed {training['seed']}; {ln.data}, "
         f"{data['counts']['train']:,} training images of {ln.shape[2]} x {ln.shape[1]} pixels)",
         strengths={each.arm: {"prior": each.about["statistics"]["prior"], "fixed_last": 0} for each in loaded.values()},
@@ -156,7 +156,7 @@ def with_statistics(
         shape=dataset.shape,
         mean=dataset.mean,
         std=dataset.std,
-        about=f"networks of seed {seed}",
+        origin=f"networks of seed {seed}",
         strengths=strengths,
         seed=seed,
         fit=dataset.provenance.get("fit") or "squash",

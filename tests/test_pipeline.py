@@ -445,14 +445,14 @@ def test_repro_runs_side_by_side_first_and_then_dvc_does_the_rest_and_what_faile
         "python -m localnorm.pipeline check",
         f"python -m localnorm.pipeline runs --plan{jobs}",
         "python -m localnorm.pipeline stages",
-        "dvc repro --keep-going --single-item",
     ]
 
 
 def test_all_stages_are_named_once_each_after_what_it_needs_and_no_network_that_its_experiment_lacks(monkeypatch):
     """DVC's matrix has every network and seed for every experiment; a full run would train all of them."""
     monkeypatch.chdir(ROOT)
-    named = stages()
+    found = stages()
+    named = [stage.name for stage in found]
     assert len(set(named)) == len(named)
     params = load_params()
     expected = [
@@ -463,16 +463,43 @@ def test_all_stages_are_named_once_each_after_what_it_needs_and_no_network_that_
     ]
     assert [name for name in named if name.startswith("train@")] == expected
     assert "train@cars-efficientnet_lite0-long-ln-1" not in named
-    known = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    made, order = {}, list(dict.fromkeys(name.partition("@")[0] for name in named))
-    assert order == [name for name in known if name in order]
-    for name, stage in known.items():
-        outs = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
-        made |= {(out if isinstance(out, str) else next(iter(out))): name for out in outs}
-    for name, stage in known.items():
-        for needed in stage["deps"]:
-            makers = [maker for out, maker in made.items() if needed == out or out.startswith(f"{needed}/")]
-            assert all(order.index(maker) < order.index(name) for maker in makers), f"{name} needs {needed}"
+    assert {"strip", "paper", "scores@cars-efficientnet_lite0-long"} <= set(named)
+    for place, stage in enumerate(found):
+        assert "${" not in "".join((*stage.needs, *stage.makes))
+        assert not [later.name for later in found[place + 1 :] if stage.follows(later)], stage.name
+
+
+TOY = """
+stages:
+  prepare: {matrix: {experiment: "${experiments}"}, cmd: "exit 3", outs: ["prepared/${item.experiment}"]}
+  train:
+    matrix: {experiment: "${experiments}", network: "${networks}", seed: "${seeds}"}
+    cmd: echo new > ${item.experiment}-${item.network}-${item.seed}.json
+    deps: ["prepared/${item.experiment}"]
+    metrics: [{"${item.experiment}-${item.network}-${item.seed}.json": {cache: false}}]
+  other: {cmd: echo new > other, outs: [other]}
+  scores:
+    matrix: {experiment: "${experiments}"}
+    cmd: echo new > scores.csv
+    deps: ["${item.experiment}-bn-0.json"]
+    plots: [{scores.csv: {cache: false}}]
+"""
+
+
+def test_what_follows_from_a_failed_stage_is_not_begun_so_dvc_removes_none_of_its_files(project):
+    (project / "params.yaml").write_text(
+        "experiments: [toy]\nnetworks: [bn]\nseeds: [0]\ntoy: {prepare: {}, train: {}, answers: {}}\n"
+    )
+    (project / "dvc.yaml").write_text("vars: [params.yaml]\n" + TOY)
+    kept = [project / "toy-bn-0.json", project / "scores.csv"]
+    for file in kept:
+        file.write_text("committed")
+    assert run(["dvc", "init", "--no-scm", "--quiet"], project).returncode == 0
+    done = run([sys.executable, "-m", "localnorm.pipeline", "stages"], project, PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    assert "failed: prepare@toy; left out, since they need these: train@toy-bn-0, scores@toy" in done.stderr
+    assert [file.read_text() for file in kept] == ["committed"] * 2
+    assert (project / "other").read_text() == "new\n"
 
 
 def test_repro_ends_where_its_runs_were_interrupted(tree):

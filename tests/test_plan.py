@@ -9,7 +9,7 @@ from conftest import ROOT
 from safetensors.torch import save_file
 
 from localnorm import plan
-from localnorm.pipeline import _Bar, runs_of
+from localnorm.pipeline import _Bar, _open_runs, runs_of
 from localnorm.plan import Speed, describe_plan, duration, make_plan, measure
 from localnorm.settings import TrainConfig
 
@@ -40,14 +40,18 @@ def test_the_plan_counts_runs_epochs_and_steps(digits_only, monkeypatch):
     monkeypatch.setattr(plan, "measure", lambda *_: Speed(step=0.5, forward=0.0, parameters=1000))
     runs = runs_of(EXPERIMENT)
     late = {f"train@{runs[0]}", f"answers@{runs[0]}", f"answers@{runs[1]}", f"ablations@{EXPERIMENT}"}
-    train, ablations = make_plan([EXPERIMENT, "mine"], late)
+    open_runs = {name: len(_open_runs(name, late, (0, 1))) for name in (EXPERIMENT, "mine")}
+    train, ablations = make_plan(open_runs, late)
     assert (train.what, train.networks) == ("runs", 2)
     assert train.training == 12 * (1213 // 64) * 0.5
-    assert train.seconds == 2 * train.training
     assert ablations.networks == 3 * 21  # seeds, variants
-    assert make_plan([EXPERIMENT], {f"scores@{EXPERIMENT}"}) == []
+    assert make_plan({EXPERIMENT: 0}, {f"scores@{EXPERIMENT}"}) == []
     said = describe_plan([EXPERIMENT, "mine"], [train], jobs=1)
-    assert duration(train.seconds) in said
+    assert duration(2 * train.training) in said
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    side_by_side = describe_plan([EXPERIMENT], [train, ablations], jobs=64)
+    assert duration(train.training) in side_by_side, "no run is faster for more cores"
+    assert duration(ablations.networks * (ablations.training + ablations.answering)) in side_by_side
     assert "mine: not known before" in said
 
 
@@ -55,7 +59,7 @@ def test_more_noises_statistics_and_images_take_longer_to_answer(digits_only, pr
     monkeypatch.setattr(plan, "measure", lambda *_: Speed(step=0.0, forward=1.0, parameters=1))
 
     def answering() -> float:
-        (part,) = make_plan([EXPERIMENT], {f"train@{EXPERIMENT}-bn-0"})
+        (part,) = make_plan({EXPERIMENT: 1}, ())
         return part.answering
 
     def with_answers(**changes) -> float:
@@ -69,6 +73,14 @@ def test_more_noises_statistics_and_images_take_longer_to_answer(digits_only, pr
     assert with_answers(streams=None) < usual
     assert with_answers(max_levels=2) < usual
     assert with_answers(prior=4, prior_noises={}) < usual
+
+
+def test_a_share_has_its_runs_alone_and_images_prepared_anew_open_all(digits_only):
+    runs = runs_of(EXPERIMENT)
+    late = {f"train@{run}" for run in runs[2:]}
+    shares = [_open_runs(EXPERIMENT, late, (number, 2)) for number in range(2)]
+    assert shares == [[run for run in runs[number::2] if run in runs[2:]] for number in range(2)]
+    assert _open_runs(EXPERIMENT, {f"prepare@{EXPERIMENT}"}, (0, 1)) == runs
 
 
 def test_speed_is_measured_on_the_network_itself():

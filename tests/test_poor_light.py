@@ -198,7 +198,7 @@ def test_a_published_pair_answers_where_nothing_was_trained(project, digits, mon
     assert (found.experiment, found.seed, found.classes) == ("tiny", None, digits.classes)
     arms = ["BN fixed", "BN prior", "LN single", "LN drawn single", "LN prior"]
     assert [arm for arm in arms if found.can(arm)] == ["BN fixed", "BN prior", "LN single", "LN prior"]
-    assert "tiny-bn-prior and tiny-ln-prior" in found.about
+    assert "tiny-bn-prior and tiny-ln-prior" in found.origin
     images = digits.images("test")[:4]
     pixels = standardise(images, torch.tensor(digits.mean), torch.tensor(digits.std))
     answers = top_classes(found, images, [0.0], ["BN fixed", "LN prior"])

@@ -27,20 +27,28 @@ def photographs(
         The files' names and uint8 (N, C, H, W).
 
     Raises:
-        ValueError: there is no such folder, or no image in it.
+        ValueError: there is no such folder, or no image in it that can be read.
     """
     import torch  # here, as in `Dataset`: whoever checks or prepares images needs none of it
 
     pictures = _in_folder(Path(folder).expanduser(), most) if folder else _of_scikit_learn()
     channels, side, _ = shape
-    pixels = {name: torch.tensor(to_pixels(data, name, side, channels, fit=fit)) for name, data in pictures.items()}
+    pixels = {}
+    for name, data in pictures.items():
+        try:
+            pixels[name] = torch.tensor(to_pixels(data, name, side, channels, fit=fit))
+        except ValueError as error:
+            print(f"left out: {error}")
+    if not pixels:
+        raise ValueError(f"no image of {str(folder)!r} can be read; the reasons stand above")
     names = sorted(pixels)
     return names, torch.stack([pixels[name] for name in names])
 
 
 def _in_folder(folder: Path, most: int | None) -> dict[str, bytes]:
     entries = scan(folder) if folder.exists() else []
-    entries = [entry for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+    # macOS leaves a hidden ._name.jpg beside name.jpg
+    entries = [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and not Path(e.name).name.startswith(".")]
     if not entries:
         raise ValueError(f"no images in {str(folder)!r}; give a folder with files in {', '.join(IMAGE_SUFFIXES)}")
     entries = sorted(entries, key=lambda entry: entry.name)[:most]

@@ -35,6 +35,7 @@ __all__ = [
 ALONE = [
     label for label, arm in ARMS.items() if STATISTICS[arm.statistics].one_image and arm.statistics != "companions"
 ]
+WITHOUT_BN = 0.8  # share of the light taken away where no BatchNorm network can fail
 FIRST = 64  # test images among which those that are shown are looked for
 TOP = 5
 PRINTED = (
@@ -111,11 +112,18 @@ def choose(trained: Trained, shown: Shown, count: int) -> Choice:
     are shown, lost or not.
 
     Args:
-        trained: the networks; one of them is BatchNorm.
+        trained: the networks. Where none of them is BatchNorm, the first images are shown at a fixed level.
         shown: the images that are offered.
         count: so many at most are chosen.
     """
     first = shown.take(slice(FIRST))
+    everything = list(range(len(first.images)))[:count]
+    if "bn" not in trained.models:
+        return Choice(
+            WITHOUT_BN,
+            everything,
+            f"the first {len(everything)} in full light and at {100 * (1 - WITHOUT_BN):.0f} % of the light",
+        )
     ask = Predictor(trained.models["bn"], mode="fixed", batch_size=first.config.batch_size)
     in_full_light = ask(_darkened(trained, first.images, 0.0)).argmax(1)
     expected = in_full_light if first.labels is None else first.labels
@@ -124,7 +132,6 @@ def choose(trained: Trained, shown: Shown, count: int) -> Choice:
         lost = known & (ask(_darkened(trained, first.images, level)).argmax(1) != expected)
         if failed := bool(known.any()) and int(2 * lost.sum()) >= int(known.sum()):
             break
-    everything = list(range(len(first.images)))[:count]
     light = f"{100 * (1 - level):.0f} % of the light"
     least = "the least that was tried"
     if first.labels is None:
@@ -240,7 +247,7 @@ def caption(shown: str, trained: Trained, arms: Sequence[str], about: dict | Non
     n0 = ", ".join(f"{arm} {trained.strengths[arm]['prior']:g}" for arm in arms if arm in trained.strengths)
     return (
         f"Single images under poor light (claim C6) and the five likeliest classes of each arm, each image alone: {shown}. A true class "
-        f"that is known is bold and coloured. Asked are {trained.about}{f'; n0 in positions: {n0}' if n0 else ''}."
+        f"that is known is bold and coloured. Asked are {trained.origin}{f'; n0 in positions: {n0}' if n0 else ''}."
         + (f" {describe(about)}." if about else "")
     )
 

@@ -51,7 +51,7 @@ def collect(lengths: Sequence[str] = ()) -> dict:
         "figures": {
             file.relative_to(folder).with_suffix("").as_posix(): file.read_text(encoding="utf-8").strip()
             for file in sorted(folder.rglob("*.txt"))
-            if file.parent == folder or file.parent.name in (*abouts, *lengths)
+            if file.parent == folder or file.parent.name in abouts or file.name == "poor-light-published.txt"
         },
     }
 
@@ -155,5 +155,5 @@ def write() -> None:
     """Write paper/numbers.json."""
     paths.write(
         paths.paper() / "numbers.json",
-        json.dumps(collect(load_params()["lengths"]), indent=1, ensure_ascii=False) + "\n",
+        json.dumps(collect(load_params().get("lengths", [])), indent=1, ensure_ascii=False) + "\n",
     )

@@ -103,8 +103,8 @@ def write_site(output: Path) -> Path:
         notebooks = _write_notebooks(new)
         _copy_figures(new)
         for name in there:
-            body = _experiment(name, new, _notebooks_of(name, there, notebooks))
-            paths.write(new / f"results-{name}.html", page(read_about(name)["title"], body, "index.html"))
+            body = _experiment(name, _title(name, there), new, _notebooks_of(name, there, notebooks))
+            paths.write(new / f"results-{name}.html", page(_title(name, there), body, "index.html"))
         paths.write(new / "more.html", page("More figures and notebooks", _more(new, there, notebooks), "index.html"))
         demonstrated = _write_demonstration(new)
         paths.write(new / "index.html", page(TITLE, _article(new, there, bool(published), demonstrated)))
@@ -204,13 +204,17 @@ def _invitation() -> str:
 
 def _list_of_pages(there: list[str]) -> str:
     """Links to the pages behind the article, with one line on each."""
-    abouts = {name: read_about(name) for name in there}
     rows = [
-        f'<li><a href="results-{name}.html">{escape(title(about, abouts.values()))}</a>: {escape(about["model"])}, every arm and '
+        f'<li><a href="results-{name}.html">{escape(_title(name, there))}</a>: {escape(read_about(name)["model"])}, every arm and '
         "comparison, figures, tables, notebooks</li>"
-        for name, about in abouts.items()
+        for name in there
     ]
     return '<ul id="all-results">' + "".join(rows) + '<li><a href="more.html">More figures and notebooks</a></li></ul>'
+
+
+def _title(name: str, there: list[str]) -> str:
+    abouts = {each: read_about(each) for each in there}
+    return title(abouts[name], abouts.values())
 
 
 def _write_demonstration(folder: Path) -> bool:
@@ -219,7 +223,11 @@ def _write_demonstration(folder: Path) -> bool:
 
     try:
         body = demo.write_demo(folder)
-    except demo.NoDemonstration as reason:
+    except (
+        demo.NoDemonstration,
+        ValueError,
+        RuntimeError,
+    ) as reason:  # a damaged network must not cost the other pages
         shutil.rmtree(folder / "demo", ignore_errors=True)
         print(f"no demonstration among the pages: {reason}")
         return False
@@ -263,7 +271,7 @@ def _origin(experiment: str) -> str:
     )
 
 
-def _experiment(name: str, folder: Path, notebooks: dict[str, bool]) -> str:
+def _experiment(name: str, heading: str, folder: Path, notebooks: dict[str, bool]) -> str:
     about, summary, compared = read_about(name), read_table("summary", name), read_table("comparisons", name)
     tables = folder / "tables" / name
     tables.mkdir(parents=True)
@@ -285,7 +293,7 @@ def _experiment(name: str, folder: Path, notebooks: dict[str, bool]) -> str:
     ]
     report = f"report-{name}"
     parts = [
-        f"<h1>{escape(about['title'])}</h1>",
+        f"<h1>{escape(heading)}</h1>",
         f'<p class="note">{escape(describe(about))}; {_origin(name)}.</p>',
         _table(["arm", "clean (%)", "noisy (%)"], rows),
         f'<p class="note">Mean {spread(summary.seeds, *IN_BRACKETS)}.</p>',

@@ -49,7 +49,8 @@ function startRuntime() {
 const sessions = {}; // file -> a network that is ready, or will be
 function session(file) {
   sessions[file] ??= startRuntime().then(() => load(file))
-    .then((model) => ort.InferenceSession.create(model, { executionProviders: ["wasm"] }));
+    .then((model) => ort.InferenceSession.create(model, { executionProviders: ["wasm"] }))
+    .catch((reason) => { delete sessions[file]; throw reason; }); // the next answer tries again
   return sessions[file];
 }
 
@@ -153,10 +154,10 @@ function element(tag, text, ...children) {
   return made;
 }
 
-function answers(probabilities) {
+function answers(probabilities, { classes }) {
   const order = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a]).slice(0, SHOWN);
   return order.map((index) => {
-    const name = chosen.data.classes[index], share = probabilities[index];
+    const name = classes[index], share = probabilities[index];
     const row = element("li", "", element("span", name), element("b", `${(100 * share).toFixed(1)} %`));
     row.style.setProperty("--share", share);
     row.dataset.name = name;
@@ -189,6 +190,7 @@ async function answer() {
 }
 
 async function answerOnce() {
+  if (!chosen.square) return; // another data set was chosen, and its image is still read
   const { data } = chosen, noise = at("noise").value;
   const pixels = chosen.pixels = disturb(chosen.square, noise, level());
   show(pixels, data.shape);
@@ -198,7 +200,7 @@ async function answerOnce() {
     if (!(arm.file in sessions)) say("Loading the networks, once …");
     const probabilities = await ask(arm.file, pixels, data.shape);
     if (again) return;
-    at("answers").children[place].querySelector("ol").replaceChildren(...answers(probabilities));
+    at("answers").children[place].querySelector("ol").replaceChildren(...answers(probabilities, data));
   }
 }
 
@@ -220,7 +222,8 @@ function bytesOf(address) { // of a data: address, which a page from a folder ma
 
 function chooseData(index) {
   const before = chosen.data;
-  chosen.data = SETTINGS.data[index];
+  Object.assign(chosen, { data: SETTINGS.data[index], square: null });
+  again = true; // answers of the data set before are dropped
   at("about").innerHTML = chosen.data.about; // written by localnorm.render.demo
   at("answers").replaceChildren(...chosen.data.arms.map((arm) => {
     const card = element("section", "", element("h3", arm.label), element("p", arm.text), element("ol", ""));
