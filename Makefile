@@ -36,13 +36,13 @@ quickstart: $(INSTALLED) ## a demonstration in minutes: set the paper, then trai
 repro: $(INSTALLED) ## everything: digits, CIFAR-10, Stanford Cars (days on two cores, less with a GPU)
 	@python -m localnorm.pipeline check
 	@# 1: a run failed, for want of memory say; DVC tries it again alone. Ctrl-C (130) ends all
-	python -m localnorm.pipeline runs $(if $(JOBS),--jobs $(JOBS)) || [ $$? -eq 1 ]
-	dvc repro --keep-going
+	python -m localnorm.pipeline runs --plan $(if $(JOBS),--jobs $(JOBS)) || [ $$? -eq 1 ]
+	python -m localnorm.pipeline stages
 
 compare: $(INSTALLED) ## expected against obtained: the committed results beside yours; fails where they differ
 	@python -m localnorm.compare
 
-html: $(INSTALLED) ## a finished run as web pages that need no network
+html: $(INSTALLED) ## a finished run as web pages that need no network, with a demonstration
 	@python -m localnorm.render web
 
 released: $(INSTALLED) ## the released protocol at full length instead (days, GPUs)

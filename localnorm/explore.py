@@ -1,13 +1,18 @@
-"""Show one test image to two networks, one with BatchNorm and one with LocalNorm, and see what they answer.
+"""Show one image to two networks, one with BatchNorm and one with LocalNorm, and see what they answer.
 
-`look` asks the networks, `plot_view` draws their answers, and `explorer` adds menus and sliders. Images get their noise as in the stage
-`answers`, so what you see here is what is counted there.
+`load_pair` finds networks and images, `look` asks, `plot_view` draws the answers, and `Explorer` adds menus and sliders. Images get
+their noise as in the stage `answers`, so what you see here is what is counted there.
 """
 
+import contextlib
+import html
 import io
 import math
 import tempfile
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -19,75 +24,55 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from localnorm import arms, noise, paths
-from localnorm.answers import (
-    noisy_images,
-    predict_arguments,
-    test_images,
-    training_range_of,
-)
-from localnorm.data import Dataset, load, prepare
-from localnorm.data.augment import standardise
+from localnorm.answers import noisy_images, training_range_of
+from localnorm.data import load, prepare
 from localnorm.machine import use_cpu
-from localnorm.models import load_model
 from localnorm.params import load_params
-from localnorm.prediction import estimate_statistics, predict
-from localnorm.settings import AnswersConfig, TrainConfig
+from localnorm.prediction import predict
+from localnorm.settings import TrainConfig
 from localnorm.train import fit
+from localnorm.trained import (
+    PAIR,
+    Shown,
+    Trained,
+    class_title,
+    load_published_pair,
+    load_trained,
+    published_pairs,
+    show,
+    with_statistics,
+)
 
-__all__ = [
-    "Pair",
-    "View",
-    "available",
-    "explorer",
-    "first_look",
-    "load_pair",
-    "look",
-    "offered",
-    "plot_view",
-    "train_pair",
-]
+__all__ = ["Explorer", "Pair", "View", "available", "first_look", "load_pair", "look", "offered", "plot_view"]
 
-TRAINING_IMAGES = 512  # enough for stored statistics to a few percent, and seconds on a CPU
 TOP = 5  # classes in a bar chart
-
-PAIR = ("bn", "ln")
-USUAL = {"bn": "fixed", "ln": "batch"}  # statistics
-STATISTICS = (
-    "fixed",
-    "batch",
-    "single",
-    "vote",
-    "prior",
-    "last_fixed",
-)  # companions would need training images as well
+DIGITS = "digits-small"  # trained on the spot where nothing else is there
 START = ("named", "contrast")  # a noise that shows the difference on every data set
+# companions would need training images as well
+STATISTICS = ("fixed", "batch", "single", "vote", "prior", "last_fixed")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A BatchNorm and a LocalNorm network that were trained alike, and the test images to show them.
+    """A BatchNorm and a LocalNorm network that were trained alike, and the images to show them.
 
     Attributes:
-        name: experiment and seed, for titles.
-        dataset: title, classes, mean and standard deviation.
-        networks: "bn" and "ln" -> network.
-        config: the experiment's answers block of params.yaml.
-        images, labels: (B, C, H, W) uint8 and (B,), the first test batch.
+        trained: the networks.
+        shown: the images: a test batch, or photographs, each of which is asked about alone.
         training_range: smallest and largest pixel of each channel of the training images.
-        training_images: (N, C, H, W) uint8, from which a LocalNorm network gets its stored statistics.
     """
 
-    name: str
-    dataset: Dataset
-    networks: dict[str, torch.nn.Module]
-    config: AnswersConfig
-    images: Tensor
-    labels: Tensor
+    trained: Trained
+    shown: Shown
     training_range: noise.Extrema
-    training_images: Tensor
     _seen: dict = field(
         default_factory=dict
     )  # condition, network and statistics -> probabilities: another image costs nothing
+
+    @property
+    def usual(self) -> dict[str, str]:
+        """The statistics that each network uses if nobody chooses: BatchNorm those of training, LocalNorm those of the test images."""
+        return {"bn": "fixed", "ln": "prior" if self.shown.labels is None else "batch"}
 
 
 @dataclass(frozen=True)
@@ -95,20 +80,22 @@ class View:
     """What both networks answer to one image under one noise.
 
     Attributes:
-        title: noise and level.
+        title: image, noise and level.
         clean, noisy: (C, H, W) pixels from 0 to 255. Noisy ones may lie outside, as the network gets them.
-        label: the true class.
+        known: whether the true class is known.
+        expected: network -> the true class, or where nobody knows it, the network's own answer to the clean image.
         classes: the names of all classes.
         probabilities: network -> (num_classes,), for this image.
         statistics: network -> the statistics that it used.
-        accuracy: network -> share of the pair's test images that it gets right under the same noise.
-        images: the number of those test images.
+        accuracy: network -> share of the pair's images to which it gives the expected answer under the same noise.
+        images: the number of those images.
     """
 
     title: str
     clean: np.ndarray
     noisy: np.ndarray
-    label: int
+    known: bool
+    expected: dict[str, int]
     classes: tuple[str, ...]
     probabilities: dict[str, np.ndarray]
     statistics: dict[str, str]
@@ -116,13 +103,22 @@ class View:
     images: int
 
 
-def available(seed: int = 0) -> list[str]:
-    """The experiments of params.yaml whose images and trained networks are on this machine."""
-    return [
+# ---------------------------------------------------------------------------------------------------------------- networks
+
+
+def available(seed: int | None = None) -> list[str]:
+    """The experiments whose networks are on this machine: first those that come with the repository, then those trained here.
+
+    Args:
+        seed: only pairs that the pipeline trained with this seed; None is all published ones, and of the others seed 0.
+    """
+    published = published_pairs() if seed is None else []
+    here = [
         name
         for name in load_params()["experiments"]
-        if (paths.prepared(name) / "dataset.json").is_file() and all(file.is_file() for file in _files(name, seed))
+        if (paths.prepared(name) / "dataset.json").is_file() and all(file.is_file() for file in _files(name, seed or 0))
     ]
+    return list(dict.fromkeys(published + here))
 
 
 def _files(experiment: str, seed: int) -> list[Path]:
@@ -130,52 +126,66 @@ def _files(experiment: str, seed: int) -> list[Path]:
     return [paths.model(experiment, run) for run in runs]
 
 
-def load_pair(experiment: str, seed: int = 0) -> Pair:
-    """Load the two networks that the pipeline trained. For the digits none need be there: two are trained now, and not kept.
+def load_pair(experiment: str = "", seed: int | None = None, folder: str = "") -> Pair:
+    """Load two trained networks, and images to show them.
+
+    For the digits no networks need be there: two are trained now, in seconds, and not kept.
+
+    Args:
+        experiment: one of `available()`; empty for the first of them, or for the digits where there is none.
+        seed: of networks that the pipeline trained here; None takes the published ones where there are some, else seed 0.
+        folder: photographs to show instead of test images, see `localnorm.trained.show`.
 
     Raises:
-        FileNotFoundError: images or networks of another experiment are missing; names the command that makes them.
+        FileNotFoundError: there are no networks of another experiment than the digits; names the command that makes them.
+        ValueError: there is no image in the folder.
     """
-    block = load_params(experiment)
-    if experiment not in available(seed):
-        if block["prepare"]["dataset"] == "digits":
-            return train_pair(experiment, seed)
-        targets = " ".join(f"train@{experiment}-{network}-{seed}" for network in PAIR)
-        raise FileNotFoundError(
-            f"no trained pair {experiment} of seed {seed} here (found: {', '.join(available(seed)) or 'none'}); "
-            f"make it with `dvc repro {targets}`"
-        )
-    networks = [load_model(file).eval() for file in _files(experiment, seed)]
-    return _pair(experiment, seed, load(paths.prepared(experiment)), *networks)
-
-
-def train_pair(experiment: str = "digits-small", seed: int = 0) -> Pair:
-    """Prepare the images and train two networks by the experiment's block of params.yaml, in memory: seconds for the digits."""
-    block = load_params(experiment)
-    with tempfile.TemporaryDirectory() as folder:
-        dataset = load(prepare(output=Path(folder) / "prepared", **block["prepare"]))
-        config = TrainConfig.from_params(block["train"])
-        networks = [fit(dataset, config, network, seed).model.eval() for network in PAIR]
-        return _pair(experiment, seed, dataset, *networks)
-
-
-def _pair(experiment: str, seed: int, dataset: Dataset, bn: torch.nn.Module, ln: torch.nn.Module) -> Pair:
-    config = AnswersConfig.from_params(load_params(experiment)["answers"])
-    use_cpu(config.threads)
-    images, labels = test_images(dataset, config)
-    return Pair(
-        name=f"{experiment}, seed {seed}",
-        dataset=dataset,
-        networks={"bn": bn, "ln": ln},
-        config=config,
-        images=images[: config.batch_size],
-        labels=labels[: config.batch_size],
-        training_range=training_range_of(dataset),
-        training_images=dataset.images("train")[:TRAINING_IMAGES].clone(),
+    experiment = experiment or (available(seed) or [DIGITS])[0]
+    if seed is None and experiment in published_pairs():
+        return _pair(load_published_pair(experiment), folder)
+    seed, block = seed or 0, load_params(experiment)
+    if experiment in available(seed):
+        return _pair(load_trained(experiment, _strengths(block), seed=seed), folder)
+    if block["prepare"]["dataset"] == "digits":
+        return _train_pair(experiment, seed, folder)
+    targets = " ".join(f"train@{experiment}-{network}-{seed}" for network in PAIR)
+    raise FileNotFoundError(
+        f"no trained pair {experiment} of seed {seed} here (found: {', '.join(available(seed)) or 'none'}); "
+        f"make it with `dvc repro {targets}`"
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------- a look
+def _train_pair(experiment: str, seed: int, folder: str) -> Pair:
+    """Prepare the images and train two networks by the experiment's block of params.yaml, in memory."""
+    block = load_params(experiment)
+    with tempfile.TemporaryDirectory() as images:
+        dataset = load(prepare(output=Path(images) / "prepared", **block["prepare"]))
+        config = TrainConfig.from_params(block["train"])
+        models = {network: fit(dataset, config, network, seed).model for network in PAIR}
+        return _pair(with_statistics(experiment, dataset, models, _strengths(block), seed), folder)
+
+
+def _strengths(block: dict) -> dict[str, dict]:
+    """One n0 for all: the middle candidate of the answers block, where the stage `answers` lets each network choose its own."""
+    candidates = block["answers"].get("prior", 512)
+    prior = sorted(candidates)[len(candidates) // 2] if isinstance(candidates, list) else candidates
+    chosen = [label for label, arm in arms.ARMS.items() if arms.STATISTICS[arm.statistics].chosen]
+    return {label: {"prior": prior, "fixed_last": 1} for label in chosen}
+
+
+def _pair(trained: Trained, folder: str) -> Pair:
+    shown = show(trained, folder)
+    use_cpu(shown.config.threads)
+    channels = trained.shape[0]
+    full = noise.Extrema(torch.zeros(channels), torch.full((channels,), 255.0))  # photographs have black and white
+    return Pair(
+        trained=trained,
+        shown=shown if shown.labels is None else shown.take(slice(shown.config.batch_size)),
+        training_range=training_range_of(trained.dataset) if trained.dataset else full,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------ a look
 
 
 def look(
@@ -186,13 +196,13 @@ def look(
     level: float = 0.0,
     statistics: dict[str, str] | None = None,
 ) -> View:
-    """Ask both networks about one test image under one noise.
+    """Ask both networks about one image under one noise.
 
     Args:
         pair: from `load_pair`.
-        image: its number in `pair.images`.
+        image: its number in `pair.shown`.
         suite, name, level: of the noise; level 0 is the clean image.
-        statistics: "bn" or "ln" -> one of `offered`; "fixed" for BatchNorm and "batch" for LocalNorm where it is left out.
+        statistics: "bn" or "ln" -> one of `offered`; where it is left out, `pair.usual`.
 
     Raises:
         ValueError: no such image, noise, level, network or statistics; names the valid ones.
@@ -202,92 +212,117 @@ def look(
         >>> view.accuracy  # doctest: +SKIP
         {'bn': 0.11, 'ln': 0.97}
     """
-    if not 0 <= image < len(pair.images):
-        raise ValueError(f"image must be from 0 to {len(pair.images) - 1}, got {image}")
-    statistics = USUAL | (statistics or {})
+    trained, shown = pair.trained, pair.shown
+    if not 0 <= image < len(shown.images):
+        raise ValueError(f"image must be from 0 to {len(shown.images) - 1}, got {image}")
+    statistics = pair.usual | (statistics or {})
     for network, each in statistics.items():
-        arms.find("network", network, pair.networks)
-        arms.find("statistics", each, offered(network))
-    key = (suite, name, float(level))
-    if key not in pair._seen:
-        pair._seen[key] = noisy_images(pair.images, pair.dataset, suite, name, level, pair.config, pair.training_range)
-    noisy = pair._seen[key]  # (B, C, H, W), standardised
-    probabilities = {network: _probabilities(pair, network, each, key, noisy) for network, each in statistics.items()}
-    mean, std = (torch.tensor(values)[:, None, None] for values in (pair.dataset.mean, pair.dataset.std))
+        arms.find("network", network, trained.models)
+        arms.find("statistics", each, offered(pair, network))
+    noise.levels(name, suite)  # before the clean image is shown under a noise that there is not
     about = noise.noises(suite)[name]
+    condition = (suite, name, float(level)) if level else arms.CLEAN
+    answers = {network: _answers(pair, network, each, condition) for network, each in statistics.items()}
+    expected = {network: _expected(pair, network, each) for network, each in statistics.items()}
+    mean, std = (torch.tensor(values)[:, None, None] for values in (trained.mean, trained.std))
     return View(
-        title=f"{about.label}, {about.unit} {level:g}",
-        clean=pair.images[image].numpy(),
-        noisy=(noisy[image] * std + mean).numpy(),
-        label=int(pair.labels[image]),
-        classes=pair.dataset.classes,
-        probabilities={network: each[image].numpy() for network, each in probabilities.items()},
+        title=f"{shown.names[image]}: " + (f"{about.label}, {about.unit} {level:g}" if level else "clean"),
+        clean=shown.images[image].numpy(),
+        noisy=(_noisy(pair, condition)[image] * std + mean).numpy(),
+        known=shown.labels is not None,
+        expected={network: int(each[image]) for network, each in expected.items()},
+        classes=trained.classes,
+        probabilities={network: each[image].numpy() for network, each in answers.items()},
         statistics=statistics,
-        accuracy={n: (each.argmax(1) == pair.labels).double().mean().item() for n, each in probabilities.items()},
-        images=len(pair.images),
+        accuracy={n: (each.argmax(1) == expected[n]).double().mean().item() for n, each in answers.items()},
+        images=len(shown.images),
     )
 
 
-def offered(network: str) -> dict[str, str]:
-    """The statistics that a network can use here -> what they are, in words: a BatchNorm network has no groups that could vote."""
-    has = {arm.statistics for arm in arms.ARMS.values() if arm.network == network}
-    return {key: f"{arms.STATISTICS[key].text} ({arms.STATISTICS[key].label})" for key in STATISTICS if key in has}
+def offered(pair: Pair, network: str) -> dict[str, str]:
+    """The statistics that a network can use here -> what they are, in words.
+
+    A BatchNorm network has no groups that could vote, and photographs that come alone are no test batch.
+    """
+    labels = {arm.statistics: label for label, arm in arms.ARMS.items() if arm.network == network}
+    return {
+        key: f"{arms.STATISTICS[key].text} ({arms.STATISTICS[key].label})"
+        for key in STATISTICS
+        if key in labels
+        and pair.trained.can(labels[key])
+        and (pair.shown.labels is not None or arms.STATISTICS[key].one_image)
+    }
 
 
 def first_look(pair: Pair, suite: str = START[0], name: str = START[1]) -> tuple[int, float]:
     """An image and a level that show what the statistics do.
 
-    The level is the one at which LocalNorm with the statistics of the test batch (LN batch) is farthest ahead of BatchNorm with stored ones
-    (BN fixed), and the image is the first there that only LN batch gets right; image 0 where there is none.
+    The level is the one at which LocalNorm with the statistics of the test images is farthest ahead of BatchNorm with stored ones, both
+    as in `pair.usual`, and the image is the first there to which only LocalNorm gives the expected answer. Where LocalNorm is ahead at
+    no level, it is image 0 at the middle one.
     """
-    ahead = {}
-    for level in noise.levels(name, suite):
-        accuracy = look(pair, 0, suite, name, level).accuracy
-        ahead[float(level)] = accuracy["ln"] - accuracy["bn"]
+    levels = [float(level) for level in noise.levels(name, suite)]
+    kept = {level: {n: _kept(pair, n, (suite, name, level)) for n in PAIR} for level in levels}
+    ahead = {level: (each["ln"].double() - each["bn"].double()).mean().item() for level, each in kept.items()}
     level = max(ahead, key=ahead.get)
-    right = {n: pair._seen[n, s, (suite, name, level)].argmax(1) == pair.labels for n, s in USUAL.items()}
-    return int((right["ln"] & ~right["bn"]).int().argmax()), level
+    if ahead[level] <= 0:
+        return 0, levels[len(levels) // 2]
+    return int((kept[level]["ln"] & ~kept[level]["bn"]).int().argmax()), level
 
 
-def _prior(candidates: float | list[float]) -> float:
-    """One n0 of an answers block: the middle one, where each network would choose its own by validation images."""
-    return sorted(candidates)[len(candidates) // 2] if isinstance(candidates, list) else candidates
+def _kept(pair: Pair, network: str, condition: arms.Condition) -> Tensor:
+    """(N,) whether a network as usual gives the expected answer to each image."""
+    statistics = pair.usual[network]
+    return _answers(pair, network, statistics, condition).argmax(1) == _expected(pair, network, statistics)
 
 
-def _probabilities(pair: Pair, network: str, statistics: str, key: tuple, noisy: Tensor) -> Tensor:
-    """(B, num_classes) of one network under one noise, kept so that it is asked once."""
-    if (network, statistics, key) not in pair._seen:
-        model = pair.networks[network]
-        if network == "ln" and arms.STATISTICS[statistics].stored and "stored" not in pair._seen:
-            mean, std = (torch.tensor(values) for values in (pair.dataset.mean, pair.dataset.std))
-            # a tail would be a batch with worse statistics than the others
-            batches = pair.training_images.split(pair.config.batch_size)
-            estimate_statistics(model, [standardise(b, mean, std) for b in batches if len(b) == len(batches[0])])
-            pair._seen["stored"] = True
-        arguments = predict_arguments(statistics, _prior(pair.config.prior))
-        logits = predict(model, noisy, batch_size=pair.config.batch_size, **arguments)
-        pair._seen[network, statistics, key] = logits.float().softmax(-1)
-    return pair._seen[network, statistics, key]
+def _expected(pair: Pair, network: str, statistics: str) -> Tensor:
+    """(N,) the true classes, or the network's own answers to the clean images."""
+    if pair.shown.labels is not None:
+        return pair.shown.labels
+    return _answers(pair, network, statistics, arms.CLEAN).argmax(1)
+
+
+def _noisy(pair: Pair, condition: arms.Condition) -> Tensor:
+    """(N, C, H, W), standardised."""
+    if condition not in pair._seen:
+        shown = pair.shown
+        pair._seen[condition] = noisy_images(shown.images, pair.trained, *condition, shown.config, pair.training_range)
+    return pair._seen[condition]
+
+
+def _answers(pair: Pair, network: str, statistics: str, condition: arms.Condition) -> Tensor:
+    """(N, num_classes) of one network under one noise, kept so that it is asked once."""
+    key = (network, statistics, condition)
+    if key not in pair._seen:
+        arguments = pair.trained.arguments(arms.arm_of(network, statistics).label)
+        batch_size = pair.shown.config.batch_size
+        logits = predict(pair.trained.models[network], _noisy(pair, condition), batch_size=batch_size, **arguments)
+        pair._seen[key] = logits.float().softmax(-1)
+    return pair._seen[key]
 
 
 def plot_view(view: View) -> Figure:
     """Draw a view: the clean and the noisy image, their histograms, and the likeliest classes of both networks as bars."""
-    with plt.rc_context({"axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, axes = plt.subplot_mosaic(
-            [["clean", "histogram", "bn"], ["noisy", "histogram", "ln"]],
-            figsize=(10, 4.4),
-            width_ratios=[1, 1.9, 1.9],
-            layout="constrained",
-        )
-        figure.suptitle(view.title, fontsize=11)
-        for name in ("clean", "noisy"):
-            pixels = getattr(view, name).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)  # (H, W, C)
-            axes[name].imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axes[name].set(title=name, xticks=[], yticks=[])
-        _draw_histogram(axes["histogram"], view)
-        for network in PAIR:
-            _draw_bars(axes[network], view, network)
-        return figure
+    # no rc_context: the first figure of a notebook makes matplotlib interactive, and leaving the context would take that back
+    figure, axes = plt.subplot_mosaic(
+        [["clean", "histogram", "bn"], ["noisy", "histogram", "ln"]],
+        figsize=(10, 4.4),
+        width_ratios=[1, 1.9, 1.9],
+        layout="constrained",
+    )
+    figure.suptitle(view.title, fontsize=11)
+    for name in ("clean", "noisy"):
+        pixels = getattr(view, name).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)  # (H, W, C)
+        axes[name].imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes[name].set(title=name, xticks=[], yticks=[])
+    _draw_histogram(axes["histogram"], view)
+    for network in PAIR:
+        _draw_bars(axes[network], view, network)
+    for axis in axes.values():
+        axis.title.set_fontsize(10)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def _draw_histogram(axis: Axes, view: View) -> None:
@@ -304,100 +339,124 @@ def _draw_histogram(axis: Axes, view: View) -> None:
 
 
 def _draw_bars(axis: Axes, view: View, network: str) -> None:
-    probabilities = view.probabilities[network]
+    probabilities, expected = view.probabilities[network], view.expected[network]
     order = probabilities.argsort()[::-1][:TOP]
-    colour = arms.arm_of(network, USUAL[network]).colour
+    colour = arms.arm_of(network, view.statistics[network]).colour
     bars = axis.barh(range(len(order)), probabilities[order], color=colour, alpha=0.8)
     for bar, index in zip(bars, order, strict=True):
-        if index == view.label:
+        if index == expected:
             bar.set_hatch("///")
             bar.set_edgecolor("white")
-    names = [f"{view.classes[i]}{' (true)' if i == view.label else ''}" for i in order]
-    axis.set_yticks(range(len(order)), [name if len(name) < 30 else f"{name[:27]}..." for name in names])
+    mark = " (true)" if view.known else " (clean)"
+    names = [textwrap.shorten(class_title(view.classes[i]), 30, placeholder=" ...") for i in order]
+    names = [f"{name}{mark if i == expected else ''}" for i, name in zip(order, names, strict=True)]
+    axis.set_yticks(range(len(order)), names)
     axis.invert_yaxis()
-    verdict = "right" if order[0] == view.label else "wrong"
+    words = ("right", "wrong") if view.known else ("as clean", "not as clean")
+    verdict = words[0] if order[0] == expected else words[1]
     title = f"{_layer(network)}, {arms.STATISTICS[view.statistics[network]].label}: {verdict}"
-    axis.set(xlim=(0, 1), title=f"{title}; {view.accuracy[network]:.0%} of {view.images} images")
+    count = round(view.accuracy[network] * view.images)
+    axis.set(xlim=(0, 1), title=f"{title} ({count} of {view.images} {words[0]})")
 
 
 # ------------------------------------------------------------------------------------------------------------------ sliders
 
 
-def explorer(experiment: str = "digits-small", seed: int = 0) -> widgets.Widget:
+class Explorer(widgets.VBox):
     """Menus and sliders for experiment, image, noise, level and the statistics of each network; they begin at `first_look`.
 
-    Returns:
-        A widget. Its `.picture` holds the drawn PNG and its `.controls` the controls by name, for tests and scripts.
+    Args:
+        pair: to begin with.
+        seed, folder: with which `load_pair` loads the networks of another experiment that is chosen.
+
+    Attributes:
+        picture: the drawn PNG.
+        controls: name -> menu or slider, for tests and scripts.
     """
-    names = list(dict.fromkeys([experiment, *available(seed)]))
-    pairs = {experiment: load_pair(experiment, seed)}
-    image, level = first_look(pairs[experiment])
-    choices = [
+
+    def __init__(self, pair: Pair, seed: int | None = None, folder: str = ""):
+        super().__init__()
+        self.pair, self._load = pair, partial(load_pair, seed=seed, folder=folder)
+        self.picture, self.message = widgets.Image(format="png"), widgets.HTML()
+        self.controls = _controls(pair, available(seed))
+        for name, control in self.controls.items():
+            change = {"experiment": self._change_experiment, "noise": self._change_noise}.get(name, self._show)
+            control.observe(change, "value")
+        left, right = (widgets.VBox(list(self.controls.values())[part]) for part in (slice(3), slice(3, None)))
+        self.children = [widgets.HBox([left, right]), self.message, self.picture]
+        self._show()
+
+    def _show(self, _=None) -> None:
+        given = {name: control.value for name, control in self.controls.items()}
+        statistics = {network: given[network] for network in PAIR}
+        try:
+            self.picture.value = _png(look(self.pair, given["image"], *given["noise"], given["level"], statistics))
+            self.message.value = ""
+        except ValueError as error:
+            self.message.value = f"<pre>{html.escape(str(error))}</pre>"
+
+    def _change_experiment(self, change) -> None:
+        self.message.value = "loading ..."
+        try:
+            self.pair = self._load(change["new"])
+        except (ValueError, FileNotFoundError) as error:
+            self.message.value = f"<pre>{html.escape(str(error))}</pre>"
+            return
+        with self._at_once():
+            self.controls["image"].value, self.controls["image"].max = 0, len(self.pair.shown.images) - 1
+            for network in PAIR:
+                self.controls[network].options = _menu(self.pair, network)
+                self.controls[network].value = self.pair.usual[network]
+        self._show()
+
+    def _change_noise(self, change) -> None:
+        level, levels = self.controls["level"], _levels(change["new"])
+        share = level.index / max(1, len(level.options) - 1)
+        with self._at_once():
+            level.options = levels  # sets the value to the first
+            level.index = math.floor(share * (len(levels) - 1))  # as far along the new scale as on the old
+        self._show()
+
+    @contextlib.contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Controls that change together are one question."""
+        others = [control for name, control in self.controls.items() if name not in ("experiment", "noise")]
+        for control in others:
+            control.unobserve(self._show, "value")
+        try:
+            yield
+        finally:
+            for control in others:
+                control.observe(self._show, "value")
+
+
+def _controls(pair: Pair, experiments: list[str]) -> dict[str, widgets.Widget]:
+    image, level = first_look(pair)
+    experiment = pair.trained.experiment
+    noises = [
         (f"{suite}: {about.label.split(' (released')[0]}", (suite, name))
         for suite in ("named", "released")
         for name, about in noise.noises(suite).items()
         if not name.startswith("mnist")
     ]
     wide = {"style": {"description_width": "9em"}, "layout": {"width": "35em"}}
-    controls = {
+    late = wide | {"continuous_update": False}  # a drag is one question, not fifty
+    names = list(dict.fromkeys([experiment, *experiments]))
+    return {
         "experiment": widgets.Dropdown(options=names, value=experiment, description="experiment", **wide),
-        "image": widgets.IntSlider(image, max=len(pairs[experiment].images) - 1, description="image", **wide),
-        "noise": widgets.Dropdown(options=choices, value=START, description="noise", **wide),
-        "level": widgets.SelectionSlider(options=_levels(START), value=level, description="level", **wide),
-    }
-    for network in PAIR:
-        menu = [(text, key) for key, text in offered(network).items()]
-        controls[network] = widgets.Dropdown(
-            options=menu, value=USUAL[network], description=f"{_layer(network)} uses", **wide
+        "image": widgets.IntSlider(image, max=len(pair.shown.images) - 1, description="image", **late),
+        "noise": widgets.Dropdown(options=noises, value=START, description="noise", **wide),
+        "level": widgets.SelectionSlider(options=_levels(START), value=level, description="level", **late),
+    } | {
+        network: widgets.Dropdown(
+            options=_menu(pair, network), value=pair.usual[network], description=f"{_layer(network)} uses", **wide
         )
-    controls["image"].continuous_update = controls["level"].continuous_update = (
-        False  # a drag is one question, not fifty
-    )
-    picture = widgets.Image(format="png")
-    message = widgets.HTML()
+        for network in PAIR
+    }
 
-    def show(_=None) -> None:
-        given = {name: control.value for name, control in controls.items()}
-        try:
-            if given["experiment"] not in pairs:
-                message.value = "loading ..."
-                pairs[given["experiment"]] = load_pair(given["experiment"], seed)
-            pair = pairs[given["experiment"]]
-            controls["image"].max = len(pair.images) - 1
-            picture.value = _png(
-                look(
-                    pair,
-                    min(given["image"], len(pair.images) - 1),
-                    *given["noise"],
-                    given["level"],
-                    {network: given[network] for network in PAIR},
-                )
-            )
-            message.value = ""
-        except (ValueError, FileNotFoundError) as error:
-            message.value = f"<pre>{error}</pre>"
 
-    def change_noise(change) -> None:
-        controls["level"].unobserve(show, "value")
-        share = controls["level"].index / max(1, len(controls["level"].options) - 1)
-        levels = _levels(change["new"])
-        controls["level"].options = levels  # sets the value to the first
-        controls["level"].index = math.floor(share * (len(levels) - 1))  # as far along the new scale as on the old
-        controls["level"].observe(show, "value")
-        show()
-
-    for name, control in controls.items():
-        control.observe(change_noise if name == "noise" else show, "value")
-    show()
-    box = widgets.VBox(
-        [
-            widgets.HBox([widgets.VBox(list(controls.values())[:3]), widgets.VBox(list(controls.values())[3:])]),
-            message,
-            picture,
-        ]
-    )
-    box.controls, box.picture = controls, picture
-    return box
+def _menu(pair: Pair, network: str) -> list[tuple[str, str]]:
+    return [(text, key) for key, text in offered(pair, network).items()]
 
 
 def _layer(network: str) -> str:

@@ -4,6 +4,7 @@ A metric (`localnorm.arms.METRICS`) is a weighted mean of the accuracies under s
 of its levels above 0 has the same share of it: see `weights`. Tables, comparisons, ablations and figures all use these functions.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,7 +147,9 @@ def per_seed(
     for key, rows in table.groupby(list(by), sort=False):
         weight = weights(list(rows[CONDITION].itertuples(index=False, name=None)), metric)
         if weight.any():
-            made[key] = float(weight @ values.loc[rows.index])
+            made[key] = math.fsum(
+                weight * values.loc[rows.index]
+            )  # exact: BLAS adds in another order on another processor
     index = (
         pd.MultiIndex.from_tuples(made, names=list(by))
         if made
@@ -160,7 +163,7 @@ def per_image(answers: Answers, statistics: str, metric: str) -> np.ndarray:
     weight = weights(answers.conditions(statistics), metric)
     if not weight.any():
         return np.full(len(answers.labels), np.nan)
-    return weight[weight > 0] @ answers.right(statistics)[weight > 0]
+    return (weight[:, None] * answers.right(statistics))[weight > 0].sum(0)
 
 
 def summarise(table: pd.DataFrame, answers: Mapping[tuple[str, int], Answers]) -> pd.DataFrame:

@@ -2,13 +2,14 @@
 
 import json
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
 from localnorm import noise, paths
 from localnorm.arms import ARMS, METRICS, NETWORKS, STATISTICS
 
-__all__ = ["read_about", "read_table"]
+__all__ = ["read_about", "read_lengths", "read_table"]
 
 COMPARED = (
     "claim primary first second metric source value threshold seeds train_gap deviation images_error estimate low "
@@ -151,3 +152,33 @@ def _numbers(text: pd.Series, column: str, name: str, repair: str) -> pd.Series:
         row = int(wrong.argmax())
         raise ValueError(f"{name}, line {row + 2}: {column} must be {rule}, got {text[row]!r}; {repair}")
     return values.astype(int) if column in COUNTS else values
+
+
+def read_lengths(experiments: Sequence[str]) -> tuple[pd.DataFrame, dict[int, dict]]:
+    """Accuracies of experiments that differ in how long they train.
+
+    Args:
+        experiments: of the list `lengths` of params.yaml.
+
+    Returns:
+        The rows of their tables `summary` with the column `epochs`, and epochs -> what `read_about` gives, both by rising epochs.
+
+    Raises:
+        FileNotFoundError: one of them has no results.
+        ValueError: there is none, two of them train equally long, or they differ in images or network.
+    """
+    if not experiments:
+        raise ValueError(
+            "the list lengths of params.yaml names no experiment, so there is no length of training to compare"
+        )
+    abouts = {name: read_about(name) for name in experiments}
+    same = {(about["title"], about["model"], about["counts"]["test"]) for about in abouts.values()}
+    lengths = {about["epochs"]: name for name, about in abouts.items()}
+    if len(same) > 1 or len(lengths) < len(abouts):
+        named = ", ".join(f"{name} ({about['model']}, {about['epochs']} epochs)" for name, about in abouts.items())
+        raise ValueError(
+            "the list lengths of params.yaml must name experiments of one network on the same images, each with its own number of "
+            f"epochs; it names {named}"
+        )
+    table = pd.concat(read_table("summary", lengths[epochs]).assign(epochs=epochs) for epochs in sorted(lengths))
+    return table.reset_index(drop=True), {epochs: abouts[lengths[epochs]] for epochs in sorted(lengths)}

@@ -88,9 +88,18 @@ def spread(counts: Iterable[int], interval: str = "its 95 % interval", seeds: st
 
 
 def title(about: dict, others: Iterable[dict] = ()) -> str:
-    """The name of an experiment's data, with its network where another experiment has the same data."""
-    shared = any(other is not about and other["title"] == about["title"] for other in others)
-    return f"{about['title']}, {about['model']}" if shared else about["title"]
+    """The name of an experiment's data; where another experiment has the same, with what tells them apart: the network, or its epochs.
+
+    Example:
+        >>> short, long = {"title": "Cars", "model": "resnet50", "epochs": 7}, {"title": "Cars", "model": "resnet50", "epochs": 16}
+        >>> title(long), title(long, [short, long])
+        ('Cars', 'Cars, 16 epochs')
+    """
+    shared = [other for other in others if other is not about and other["title"] == about["title"]]
+    if not shared:
+        return about["title"]
+    same_network = any(other["model"] == about["model"] for other in shared)
+    return f"{about['title']}, {about['epochs']} epochs" if same_network else f"{about['title']}, {about['model']}"
 
 
 def describe(about: dict) -> str:

@@ -42,8 +42,9 @@ def test_every_network_of_the_vocabulary_is_admitted_once_it_is_asked_something(
     ):
         params({"networks": ["bn", network]})
     usual = {"bn": ["fixed"], network: ["batch" if network == "gbn" else "own"]}
-    names = ("digits-small", "cifar10-resnet32", "cars-efficientnet_lite0")
-    params({"networks": ["bn", network]} | {f"{name}.answers.statistics": usual for name in names})
+    names = yaml.safe_load((ROOT / "params.yaml").read_text())["experiments"]
+    own = {"cars-efficientnet_lite0-long.networks": ["bn", network]}
+    params({"networks": ["bn", network]} | own | {f"{name}.answers.statistics": usual for name in names})
 
 
 @pytest.mark.parametrize(

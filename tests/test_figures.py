@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_hex
+from results_fixtures import EXPERIMENT, write_experiment
 from torch import nn
 
 from localnorm.arms import ARMS
@@ -25,6 +26,8 @@ from localnorm.figures.calibration import plot_calibration
 from localnorm.figures.cost import plot_cost
 from localnorm.figures.forest import plot_forest
 from localnorm.figures.groups import group_of_each_image, plot_groups
+from localnorm.figures.length import plot_length
+from localnorm.figures.levels import plot_levels
 from localnorm.figures.network import plot_network, trace_network
 from localnorm.figures.one_image import plot_one_image
 from localnorm.figures.photographs import noise_wall, noisy_photographs, photograph
@@ -32,8 +35,10 @@ from localnorm.figures.streams import plot_streams
 from localnorm.figures.strengths import plot_strengths
 from localnorm.figures.style import save
 from localnorm.figures.teaser import plot_clean_against_noisy
+from localnorm.gather import collect, write_results
 from localnorm.models import make_model
 from localnorm.settings import FINE_TUNING, FIXED_BATCH, FIXED_SIZE, NETWORK, TRAINED_SIZES
+from localnorm.tables import read_lengths
 from localnorm.words import scored_images
 
 
@@ -411,3 +416,33 @@ def test_every_figure_notebook_saves_with_a_caption_from_the_library():
         cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
         code = "".join(cells[-1]["source"])
         assert re.search(r"save\(figure, .*caption\(", code, re.S), notebook.name
+
+
+def test_levels_draw_a_row_per_data_set_and_leave_out_the_noises_that_one_lacks(curves):
+    figure = plot_levels({"Toys": curves, "Cars": curves[curves.noise == "contrast"]}, ["BN fixed", "LN batch"])
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(shown) == 2 + 1
+    for axis, name in zip(shown, ("gaussian", "contrast", "contrast"), strict=True):
+        table = curves[(curves.noise == name) & (curves.arm == "BN fixed")]
+        assert axis.lines[0].get_xydata() == pytest.approx(table[["level", "accuracy"]].to_numpy())
+
+
+def test_longer_training_draws_each_arm_against_its_epochs(project):
+    """One experiment of three seeds at 2 epochs, one of one seed at 5."""
+    results = project / "data" / "results"
+    for name, epochs, seeds in (("toys-long", 5, [0]), ("toys", 2, [0, 1, 2])):
+        write_experiment(project, seeds=seeds)
+        write_results(collect(EXPERIMENT, ["bn", "ln"], seeds))
+        about = results / EXPERIMENT / "about.json"
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"epochs": epochs}))
+        (results / EXPERIMENT).rename(results / name)
+    table, abouts = read_lengths(["toys-long", "toys"])
+    assert list(abouts) == [2, 5]
+    assert table.groupby("epochs").seeds.max().to_dict() == {2: 3, 5: 1}
+    left, right = plot_length(table, ["BN fixed", "LN batch", "LN drawn single"]).axes
+    for axis, metric in ((left, "clean"), (right, "noisy")):
+        expected = table[(table.metric == metric) & (table.arm == "BN fixed")].estimate
+        assert axis.lines[0].get_xydata() == pytest.approx(np.array([[2, expected.iloc[0]], [5, expected.iloc[1]]]))
+    (results / "toys" / "about.json").write_text(json.dumps(abouts[5]))
+    with pytest.raises(ValueError, match="each with its own number of epochs"):
+        read_lengths(["toys-long", "toys"])

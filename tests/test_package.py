@@ -53,7 +53,8 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     modules = {file.relative_to(ROOT).as_posix() for file in (ROOT / "localnorm").rglob("*.py")}
-    assert {name for name in names if ".dist-info/" not in name} == modules | {"localnorm/py.typed"}
+    pages = {file.relative_to(ROOT).as_posix() for file in (ROOT / "localnorm" / "render" / "pages").iterdir()}
+    assert {name for name in names if ".dist-info/" not in name} == modules | pages | {"localnorm/py.typed"}
 
 
 def test_the_wheels_metadata_is_valid_and_complete(wheel):

@@ -33,6 +33,7 @@ from localnorm.pipeline import (
     main,
     parameters_of,
     source_of,
+    stages,
     strip,
     strip_source,
 )
@@ -442,14 +443,68 @@ def test_repro_runs_side_by_side_first_and_then_dvc_does_the_rest_and_what_faile
     assert make(tree, "repro", *given, RUNS_END_WITH=end).returncode == 0
     assert calls(tree) == [
         "python -m localnorm.pipeline check",
-        f"python -m localnorm.pipeline runs{jobs}",
-        "dvc repro --keep-going",
+        f"python -m localnorm.pipeline runs --plan{jobs}",
+        "python -m localnorm.pipeline stages",
     ]
+
+
+def test_all_stages_are_named_once_each_after_what_it_needs_and_no_network_that_its_experiment_lacks(monkeypatch):
+    """DVC's matrix has every network and seed for every experiment; a full run would train all of them."""
+    monkeypatch.chdir(ROOT)
+    found = stages()
+    named = [stage.name for stage in found]
+    assert len(set(named)) == len(named)
+    params = load_params()
+    expected = [
+        f"train@{experiment}-{network}-{seed}"
+        for experiment in params["experiments"]
+        for seed in params[experiment].get("seeds", params["seeds"])
+        for network in params[experiment].get("networks", params["networks"])
+    ]
+    assert [name for name in named if name.startswith("train@")] == expected
+    assert "train@cars-efficientnet_lite0-long-ln-1" not in named
+    assert {"strip", "paper", "scores@cars-efficientnet_lite0-long"} <= set(named)
+    for place, stage in enumerate(found):
+        assert "${" not in "".join((*stage.needs, *stage.makes))
+        assert not [later.name for later in found[place + 1 :] if stage.follows(later)], stage.name
+
+
+TOY = """
+stages:
+  prepare: {matrix: {experiment: "${experiments}"}, cmd: "exit 3", outs: ["prepared/${item.experiment}"]}
+  train:
+    matrix: {experiment: "${experiments}", network: "${networks}", seed: "${seeds}"}
+    cmd: echo new > ${item.experiment}-${item.network}-${item.seed}.json
+    deps: ["prepared/${item.experiment}"]
+    metrics: [{"${item.experiment}-${item.network}-${item.seed}.json": {cache: false}}]
+  other: {cmd: echo new > other, outs: [other]}
+  scores:
+    matrix: {experiment: "${experiments}"}
+    cmd: echo new > scores.csv
+    deps: ["${item.experiment}-bn-0.json"]
+    plots: [{scores.csv: {cache: false}}]
+"""
+
+
+def test_what_follows_from_a_failed_stage_is_not_begun_so_dvc_removes_none_of_its_files(project):
+    (project / "params.yaml").write_text(
+        "experiments: [toy]\nnetworks: [bn]\nseeds: [0]\ntoy: {prepare: {}, train: {}, answers: {}}\n"
+    )
+    (project / "dvc.yaml").write_text("vars: [params.yaml]\n" + TOY)
+    kept = [project / "toy-bn-0.json", project / "scores.csv"]
+    for file in kept:
+        file.write_text("committed")
+    assert run(["dvc", "init", "--no-scm", "--quiet"], project).returncode == 0
+    done = run([sys.executable, "-m", "localnorm.pipeline", "stages"], project, PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    assert "failed: prepare@toy; left out, since they need these: train@toy-bn-0, scores@toy" in done.stderr
+    assert [file.read_text() for file in kept] == ["committed"] * 2
+    assert (project / "other").read_text() == "new\n"
 
 
 def test_repro_ends_where_its_runs_were_interrupted(tree):
     assert make(tree, "repro", RUNS_END_WITH="130").returncode != 0
-    assert calls(tree)[-1] == "python -m localnorm.pipeline runs"
+    assert calls(tree)[-1] == "python -m localnorm.pipeline runs --plan"
 
 
 @pytest.fixture

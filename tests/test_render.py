@@ -22,7 +22,8 @@ from localnorm.render.verdicts import verdict_words
 from localnorm.tables import read_table
 from localnorm.words import difference, percent, share, spread, summary_text
 
-PUBLISHED = yaml.safe_load((ROOT / "params.yaml").read_text())["published"]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+PUBLISHED = PARAMS["published"]
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_the_blocks_of_reproducing_are_the_rendering_of_the_published_tables(mon
 
 def test_the_papers_numbers_and_latex_are_the_rendering_of_the_published_tables(monkeypatch):
     monkeypatch.chdir(ROOT)
-    collected = numbers.collect()
+    collected = numbers.collect(PARAMS["lengths"])
     assert json.loads((ROOT / "paper" / "numbers.json").read_text(encoding="utf-8")) == collected
     assert (ROOT / "paper" / "numbers.tex").read_text(encoding="utf-8") == latex.commands(collected)
     written = {file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "paper" / "tables").glob("*.tex")}
@@ -197,7 +198,8 @@ def test_latex_names_hold_letters_only_and_its_own_characters_are_escaped(toy):
     assert all(name.isalpha() for name in names)
     assert len(set(names)) == len(names)
     assert r"A caption, 5 \% \& more\_." in text
-    primary = latex.tables(numbers.collect())["primary"]
+    primary = latex.tables(numbers.collect())[f"primary-{EXPERIMENT}"]
+    assert re.search(r"& LN batch \$-\$ BN fixed, noisy & (\+|\$-\$)\d", primary)
     assert primary.count(r"\\") == 10, "a header and nine rows"
 
 

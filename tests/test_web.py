@@ -13,6 +13,7 @@ from results_fixtures import EXPERIMENT, write_experiment
 from localnorm import evaluators, paths
 from localnorm.gather import collect, write_results
 from localnorm.publish import publish
+from localnorm.render import demo
 from localnorm.render.web import write_site
 from localnorm.tables import read_table
 from localnorm.words import share
@@ -51,6 +52,11 @@ def problems(folder: Path) -> list[str]:
     return found
 
 
+def results_of(index: Path) -> str:
+    """The page of the toy experiment."""
+    return (index.parent / f"results-{EXPERIMENT}.html").read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def site(project):
     """A project with the results of a toy experiment, one notebook that ran and one that failed."""
@@ -59,7 +65,8 @@ def site(project):
     write_results(runs)
     evaluators.write(runs)
     publish([EXPERIMENT])
-    (project / "data" / "results" / "cost.csv").write_bytes((ROOT / "data" / "results" / "cost.csv").read_bytes())
+    for name in ("data/results/cost.csv", "README.md"):
+        (project / name).write_bytes((ROOT / name).read_bytes())
     blocks = "{prepare: {}, train: {}, answers: {}}"
     (project / "params.yaml").write_text(
         f"experiments: [{EXPERIMENT}]\npublished: [{EXPERIMENT}]\n{EXPERIMENT}: {blocks}\n"
@@ -94,21 +101,47 @@ def test_every_link_leads_to_a_file_and_no_page_fetches_anything(site):
     assert problems(index.parent), "the check sees a missing file"
 
 
-def test_the_index_holds_the_numbers_of_the_tables_and_captions_as_text(site):
+def test_the_article_holds_the_readmes_summary_its_tables_and_captions_as_text(site):
     text = write_site(site / "data" / "html").read_text(encoding="utf-8")
+    assert "<strong>Found:</strong>" in text
+    assert "you have" in text
+    assert text.count("not tested here") >= 3, "the claims of this folder's results, not those of the README's"
+    assert "<!--" not in text
+    assert "A &lt;caption&gt;." in text
+
+
+def test_the_page_of_an_experiment_holds_the_numbers_of_the_tables(site):
+    text = results_of(write_site(site / "data" / "html"))
     value = read_table("summary", EXPERIMENT).set_index(["arm", "metric"])
     assert share(value.loc["LN batch", "noisy"]) in text
     assert "A &lt;caption&gt;." in text
-    assert text.count("not tested here") >= 3
 
 
-def test_the_index_says_whether_results_were_made_here_or_came_with_git(site):
+def test_without_published_networks_one_line_says_why_there_is_no_demonstration(site, capsys):
+    index = write_site(site / "data" / "html")
+    told = capsys.readouterr().out
+    assert told.count("\n") == 1
+    assert "no demonstration" in told
+    assert "data/networks" in told
+    assert "demo.html" not in index.read_text(encoding="utf-8")
+    assert not (index.parent / "demo.html").exists()
+
+
+def test_a_demonstration_is_linked_from_the_article(site, monkeypatch):
+    monkeypatch.setattr(demo, "write_demo", lambda folder: "<h1>Try it</h1>")
+    index = write_site(site / "data" / "html")
+    assert 'href="demo.html"' in index.read_text(encoding="utf-8")
+    assert problems(index.parent) == []
+    assert problems(write_site(index.parent).parent) == [], "and replaced with the other pages"
+
+
+def test_an_experiments_page_says_whether_results_were_made_here_or_came_with_git(site):
     run = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "results"]):
         subprocess.run([*run, *command], cwd=site, check=True, capture_output=True)
-    assert "the results that git holds" in write_site(site / "data" / "html").read_text(encoding="utf-8")
+    assert "the results that git holds" in results_of(write_site(site / "data" / "html"))
     (paths.results(EXPERIMENT) / "scores.csv").write_text("changed")
-    assert "made in this folder" in write_site(site / "data" / "html").read_text(encoding="utf-8")
+    assert "made in this folder" in results_of(write_site(site / "data" / "html"))
 
 
 def test_notebooks_show_outputs_without_progress_bars_and_a_failed_one_says_so(site):
@@ -116,7 +149,7 @@ def test_notebooks_show_outputs_without_progress_bars_and_a_failed_one_says_so(s
     page = (index.parent / "notebooks" / f"report-{EXPERIMENT}.html").read_text(encoding="utf-8")
     assert "the answer" in page
     assert "20 %" not in page
-    assert index.read_text(encoding="utf-8").count('class="failed"') == 1
+    assert results_of(index).count('class="failed"') == 1
     assert not (index.parent / "notebooks" / "somebody-left-this.html").exists()
 
 

@@ -1,10 +1,8 @@
 """One poorly lit image at a time: what each network answers, with its five likeliest classes (claim C6)."""
 
-import re
 import textwrap
 from collections.abc import Sequence
-from itertools import islice
-from pathlib import Path
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -12,27 +10,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from localnorm import paths
-from localnorm.answers import predict_arguments, training_batches
-from localnorm.arms import ARMS, NETWORKS, STATISTICS, in_order
-from localnorm.data.archives import read, scan
+from localnorm.arms import ARMS, STATISTICS, in_order
 from localnorm.data.augment import standardise
-from localnorm.data.dataset import Dataset
-from localnorm.data.images import IMAGE_SUFFIXES, to_pixels
 from localnorm.figures.style import new_figure
-from localnorm.models import load_model
-from localnorm.noise import draw
-from localnorm.prediction import Predictor, estimate_statistics
+from localnorm.noise import draw, levels
+from localnorm.params import grid
+from localnorm.prediction import Predictor
 from localnorm.strengths import choose_strengths
 from localnorm.tables import read_table
+from localnorm.trained import Shown, Trained, class_title, load_published_pair, load_trained, published_pairs
 from localnorm.words import describe
 
-__all__ = ["caption", "chosen_strengths", "darken", "folder_images", "plot_poor_light", "top_classes"]
+__all__ = [
+    "Choice",
+    "caption",
+    "choose",
+    "chosen_strengths",
+    "darken",
+    "find_trained",
+    "plot_poor_light",
+    "top_classes",
+]
 
 ALONE = [
     label for label, arm in ARMS.items() if STATISTICS[arm.statistics].one_image and arm.statistics != "companions"
 ]
-STATISTICS_BATCHES = 64  # of training images: enough for a figure of a few images, where the answers take all
+WITHOUT_BN = 0.8  # share of the light taken away where no BatchNorm network can fail
+FIRST = 64  # test images among which those that are shown are looked for
 TOP = 5
 PRINTED = (
     112  # pixels per side at most: 160 per inch, where photographs kept without loss would make a page of a megabyte
@@ -40,33 +44,27 @@ PRINTED = (
 LETTERS = 105  # of class names across the page
 
 
-def folder_images(folder: str | Path, dataset: Dataset) -> tuple[list[str], Tensor]:
-    """A user's own photographs, made like the images of a data set.
+# -------------------------------------------------------------------------------------------------- which networks and images
+
+
+def find_trained(experiment: str, arms: Sequence[str], seed: int | None = None) -> Trained:
+    """The networks that these arms need: those that come with the repository, or those that the pipeline trained here.
 
     Args:
-        folder: or an archive; every image in it is taken, in the order of names.
-        dataset: the data set that the networks were trained on.
-
-    Returns:
-        The files' names and uint8 (N, C, H, W).
+        experiment: its name; empty for the first published pair, or for the digits where none is published.
+        arms: labels; `Trained.can` says which of them the networks can be asked under.
+        seed: of networks that were trained here; None takes the published ones where there are some, else seed 0.
 
     Raises:
-        ValueError: there is no such folder, or no image in it.
+        FileNotFoundError: nothing is published, and no network of the seed, or no strength that it chose, is on this machine.
     """
-    folder = Path(folder).expanduser()
-    entries = scan(folder) if folder.exists() else []
-    entries = [entry for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)]
-    if not entries:
-        raise ValueError(f"no images in {str(folder)!r}; give a folder with files in {', '.join(IMAGE_SUFFIXES)}")
-    channels, side, _ = dataset.shape
-    pixels = {e.name: torch.tensor(to_pixels(data, e.name, side, channels)) for e, data in read(entries)}
-    names = sorted(pixels)
-    return names, torch.stack([pixels[name] for name in names])
-
-
-def darken(images: Tensor, level: float) -> Tensor:
-    """Images with the share `level` of their light taken away: uint8 (N, C, H, W) -> float32 in [0, 1]."""
-    return draw.apply(images.float() / 255, "brightness", level, torch.Generator(), suite="named")
+    pairs = published_pairs() if seed is None else []
+    experiment = experiment or (pairs or ["digits-small"])[0]
+    if experiment in pairs:
+        return load_published_pair(experiment)
+    networks = [network for network in grid(experiment)[0] if network in {"bn", *(ARMS[arm].network for arm in arms)}]
+    of_networks = [arm for arm in arms if ARMS[arm].network in networks]
+    return load_trained(experiment, chosen_strengths(experiment, of_networks, seed or 0), networks, seed or 0)
 
 
 def chosen_strengths(experiment: str, arms: Sequence[str], seed: int) -> dict[str, dict]:
@@ -74,68 +72,117 @@ def chosen_strengths(experiment: str, arms: Sequence[str], seed: int) -> dict[st
 
     Args:
         experiment: its strengths are read.
-        arms: labels; those without a strength are left out.
+        arms: labels; those whose network chose none are left out.
         seed: of the networks.
 
     Raises:
         FileNotFoundError: the experiment has no strengths yet.
     """
     table = read_table("strengths", experiment)
-    chosen = {}
+    strengths = {}
     for label in in_order(arms):
         arm = ARMS[label]
-        if STATISTICS[arm.statistics].chosen:
-            of_network = table[(table.network == arm.network) & (table.seed == seed)]
-            chosen[label] = choose_strengths(of_network)[arm.statistics]
-    return chosen
+        chosen = choose_strengths(table[(table.network == arm.network) & (table.seed == seed)])
+        if arm.statistics in chosen:
+            strengths[label] = chosen[arm.statistics]
+    return strengths
 
 
-def top_classes(
-    experiment: str,
-    dataset: Dataset,
-    images: Tensor,
-    levels: Sequence[float],
-    arms: Sequence[str],
-    batch_size: int,
-    strengths: dict[str, dict],
-    seed: int,
-) -> pd.DataFrame:
-    """What the networks of one seed answer to each image alone.
+@dataclass(frozen=True)
+class Choice:
+    """What a figure shows, and by which rule.
+
+    Attributes:
+        level: share of the light taken away.
+        images: their numbers among those that were offered.
+        words: the rule and what it found, for a caption.
+    """
+
+    level: float
+    images: list[int]
+    words: str
+
+
+def choose(trained: Trained, shown: Shown, count: int) -> Choice:
+    """Choose the light in which BN fixed fails, and the first images that show it.
+
+    Of the first FIRST test images, those count that BN fixed answers rightly in full light. The level is the smallest of the noise
+    "brightness" at which it loses at least half of them, and the images are the first `count` that it loses there. No other arm has a
+    part in the choice. Nobody knows the class of photographs: the answer in full light counts as the right one, and the first `count`
+    are shown, lost or not.
 
     Args:
-        experiment: its trained networks are asked.
-        dataset: what they were trained on.
+        trained: the networks. Where none of them is BatchNorm, the first images are shown at a fixed level.
+        shown: the images that are offered.
+        count: so many at most are chosen.
+    """
+    first = shown.take(slice(FIRST))
+    everything = list(range(len(first.images)))[:count]
+    if "bn" not in trained.models:
+        return Choice(
+            WITHOUT_BN,
+            everything,
+            f"the first {len(everything)} in full light and at {100 * (1 - WITHOUT_BN):.0f} % of the light",
+        )
+    ask = Predictor(trained.models["bn"], mode="fixed", batch_size=first.config.batch_size)
+    in_full_light = ask(_darkened(trained, first.images, 0.0)).argmax(1)
+    expected = in_full_light if first.labels is None else first.labels
+    known = in_full_light == expected
+    for level in levels("brightness", "named")[1:]:
+        lost = known & (ask(_darkened(trained, first.images, level)).argmax(1) != expected)
+        if failed := bool(known.any()) and int(2 * lost.sum()) >= int(known.sum()):
+            break
+    light = f"{100 * (1 - level):.0f} % of the light"
+    least = "the least that was tried"
+    if first.labels is None:
+        rule = "the most at which BN fixed gives another answer to at least half of them" if failed else least
+        return Choice(level, everything, f"photographs in full light and at {light}, {rule}")
+    images = lost.nonzero().flatten().tolist()[:count]
+    if not images:
+        return Choice(
+            level, everything, f"the first {len(everything)} test images in full light and at {light}, {least}"
+        )
+    rule = f"the most at which it loses at least half of the {int(known.sum())} that it recognises among the first {len(known)}"
+    words = f"the first {len(images)} test images that BN fixed recognises in full light and not at {light}, {rule if failed else least}"
+    return Choice(level, images, words)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the answers
+
+
+def darken(images: Tensor, level: float) -> Tensor:
+    """Images with the share `level` of their light taken away: uint8 (N, C, H, W) -> float32 in [0, 1]."""
+    return draw.apply(images.float() / 255, "brightness", level, torch.Generator(), suite="named")
+
+
+def _darkened(trained: Trained, images: Tensor, level: float) -> Tensor:
+    """As the networks get them: (N, C, H, W), standardised."""
+    return standardise(darken(images, level) * 255, torch.tensor(trained.mean), torch.tensor(trained.std))
+
+
+def top_classes(trained: Trained, images: Tensor, levels: Sequence[float], arms: Sequence[str]) -> pd.DataFrame:
+    """What networks answer to each image alone.
+
+    Args:
+        trained: the networks.
         images: uint8 (N, C, H, W).
         levels: shares of the light taken away.
         arms: labels of arms in which an image meets no other.
-        batch_size: of the training images that give a LocalNorm network its stored statistics.
-        strengths: from `chosen_strengths`.
-        seed: of the networks.
 
     Returns:
         One row per image, level, arm and rank (0 is the likeliest), with `label`, the class's number, and `probability`.
 
     Raises:
         ValueError: an arm that is unknown or needs more than one image.
-        FileNotFoundError: the experiment has no trained network of the seed.
     """
     if wrong := [arm for arm in arms if arm not in ALONE]:
         raise ValueError(f"{', '.join(wrong)} cannot answer for one image alone; choose of {', '.join(ALONE)}")
-    mean, std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
-    rows, models = [], {}
+    rows = []
     for arm in arms:
-        network, statistics = ARMS[arm].network, ARMS[arm].statistics
-        if network not in models:
-            models[network] = load_model(paths.model(experiment, paths.run_name(experiment, network, seed)))
-            asked = [ARMS[each].statistics for each in arms if ARMS[each].network == network]
-            if NETWORKS[network].has_groups and any(STATISTICS[each].stored for each in asked):
-                batches = islice(training_batches(dataset, batch_size), STATISTICS_BATCHES)
-                estimate_statistics(models[network], batches)
-        ask = Predictor(models[network], **predict_arguments(statistics, **strengths.get(arm, {})))
+        ask = Predictor(trained.models[ARMS[arm].network], **trained.arguments(arm))
         for level in levels:
-            standardised = standardise(darken(images, level) * 255, mean, std)
-            probabilities = ask(standardised).softmax(1)  # (N, num_classes)
-            best = probabilities.topk(min(TOP, dataset.num_classes), dim=1)
+            probabilities = ask(_darkened(trained, images, level)).softmax(1)  # (N, num_classes)
+            best = probabilities.topk(min(TOP, len(trained.classes)), dim=1)
             rows += [
                 {"image": image, "level": level, "arm": arm, "rank": rank, "label": label, "probability": probability}
                 for image, answer in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -188,21 +235,20 @@ def plot_poor_light(
     return figure
 
 
-def caption(count: int, strengths: dict[str, dict], seed: int, about: dict, own: bool = False) -> str:
+def caption(shown: str, trained: Trained, arms: Sequence[str], about: dict | None = None) -> str:
     """The caption of `plot_poor_light`.
 
     Args:
-        count: of the images.
-        strengths: from `chosen_strengths`.
-        seed: of the networks.
-        about: from `localnorm.tables.read_about`.
-        own: the images are photographs of the user's own.
+        shown: which images, and how they were chosen: the words of a `Choice`.
+        trained: the networks.
+        arms: labels.
+        about: of the experiment, from `localnorm.tables.read_about`; None for published networks, which say it themselves.
     """
-    which = "photographs of the user's own" if own else f"the first {count} of the test images, true class coloured"
-    n0 = ", ".join(f"{arm} {chosen['prior']:g}" for arm, chosen in strengths.items())
+    n0 = ", ".join(f"{arm} {trained.strengths[arm]['prior']:g}" for arm in arms if arm in trained.strengths)
     return (
-        f"Single images under poor light (claim C6) and the five likeliest classes of each arm: {which}. Networks of "
-        f"seed {seed}, each image alone{f'; n0 in positions: {n0}' if n0 else ''}. {describe(about)}."
+        f"Single images under poor light (claim C6) and the five likeliest classes of each arm, each image alone: {shown}. A true class "
+        f"that is known is bold and coloured. Asked are {trained.origin}{f'; n0 in positions: {n0}' if n0 else ''}."
+        + (f" {describe(about)}." if about else "")
     )
 
 
@@ -212,7 +258,7 @@ def _draw_bars(axis: Axes, answer: pd.DataFrame, classes: Sequence[str], true: i
         right = true is None or row.label == true
         # pale, so that a name on it is read without an outline, whose paths made half a megabyte of the names of cars
         axis.barh(row.rank, row.probability, color=ARMS[arm].colour if right else "0.6", height=0.85, alpha=0.4)
-        name = re.sub(r"^\d+ (?=\D)", "", classes[row.label])  # some data sets number their classes
+        name = class_title(classes[row.label])
         name = name if len(name) <= longest else f"{name[: longest - 1]}…"
         weight = "bold" if row.label == true else "normal"
         text = axis.text(0.02, row.rank, name, va="center", fontsize=5.2, fontweight=weight)

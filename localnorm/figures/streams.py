@@ -69,7 +69,8 @@ def caption(table: pd.DataFrame, arms: Sequence[str], about: dict) -> str:
     return (
         f"Statistics of the test batch need company of one kind: accuracy of {enumerate_words(drawn)} against the "
         "number of images in a test batch. Left, batches of one condition; right, batches that hold clean images and "
-        "several noises in turn. BN batch takes one statistic of the whole batch, LN batch one of each of its "
+        "several noises in turn. A batch of one is the image alone. "
+        "BN batch takes one statistic of the whole batch, LN batch one of each of its "
         f"groups. Each point is the mean over seeds {spread([table.seed.nunique()])}; {int(table.images.max()):,} test images. "
         f"{describe(about)}."
     )

@@ -63,9 +63,9 @@ def plot_strengths(tables: dict[str, pd.DataFrame], networks: Sequence[str]) -> 
 
 def caption(abouts: Sequence[dict]) -> str:
     return (
-        "How far to trust one image: accuracy of single validation images against the strength n0 of the prior, by "
-        "the number of layers at the end of the network that keep the training statistics (colours), clean (dashed) "
-        "and under noises that are not scored (solid). Means over seeds. n0 = 0, the image alone, is on offer with "
-        "fixed layers only; where a colour stands for several numbers, they are those of "
-        "the rows in turn. " + ". ".join(describe(about) for about in abouts) + "."
+        "How far to trust one image: clean accuracy (dashed) rises with the strength n0 of the prior, accuracy under noises that are "
+        "not scored (solid) has its best in between. Single validation images, means over seeds; colours: so many layers at the end "
+        "keep the training statistics (of two numbers, the upper row has the first). n0 = 0 is the image alone. "
+        + ". ".join(describe(about) for about in abouts)
+        + "."
     )

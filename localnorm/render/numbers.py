@@ -2,21 +2,26 @@
 
 import json
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
 from localnorm import paths, scores, stats
 from localnorm.comparisons import CLAIMS, PRIMARY, lacks_training, verdict
 from localnorm.evaluators import cost_summary
-from localnorm.tables import read_table
+from localnorm.params import load_params
+from localnorm.tables import read_lengths, read_table
 
 __all__ = ["collect", "write"]
 
 DIGITS = 6
 
 
-def collect() -> dict:
+def collect(lengths: Sequence[str] = ()) -> dict:
     """The published results as one dictionary.
+
+    Args:
+        lengths: experiments that differ in how long they train.
 
     Returns:
         experiments: name -> {title, about, arms: {arm: {metric: {estimate, low, high, seeds, images}}}, comparisons: a list of rows
@@ -25,6 +30,7 @@ def collect() -> dict:
             seeds for an interval has by_seed, a list.
         claims: key -> {statement, ours}.
         primary: the primary comparisons, in the order in which they were written down.
+        lengths: {epochs, seeds, train_accuracy: {layer: share}, arms} for each length of training; see `localnorm.tables.read_lengths`.
         costs: what `localnorm.evaluators.cost_summary` gives.
         figures: path below paper/figures without its ending -> caption.
     """
@@ -40,11 +46,12 @@ def collect() -> dict:
             {key: getattr(row, key) for key in ("primary", "claim", "first", "second", "metric", "statement")}
             for row in PRIMARY
         ],
+        "lengths": _lengths(lengths),
         "costs": _rows(cost_summary(read_table("cost"))),
         "figures": {
             file.relative_to(folder).with_suffix("").as_posix(): file.read_text(encoding="utf-8").strip()
             for file in sorted(folder.rglob("*.txt"))
-            if file.parent == folder or file.parent.name in abouts
+            if file.parent == folder or file.parent.name in abouts or file.name == "poor-light-published.txt"
         },
     }
 
@@ -55,13 +62,7 @@ def _experiment(name: str, about: dict, summary: pd.DataFrame, compared: pd.Data
     return {
         "title": own.title.iloc[0],
         "about": about,
-        "arms": {
-            arm: {
-                row["metric"]: {key: row[key] for key in row if key not in ("experiment", "title", "arm", "metric")}
-                for row in _rows(table)
-            }
-            for arm, table in own.groupby("arm", sort=False)
-        },
+        "arms": _arms(own.drop(columns=["experiment", "title"])),
         "comparisons": [
             made | {"verdict": verdict(row), "untrained": bool(row.primary) and lacks_training(row)}
             for made, row in zip(_rows(rows.drop(columns=["experiment", "title"])), rows.itertuples(), strict=True)
@@ -72,6 +73,26 @@ def _experiment(name: str, about: dict, summary: pd.DataFrame, compared: pd.Data
         "mcnemar": _mcnemar(name),
         "shifts": _shifts(name),
     }
+
+
+def _arms(summary: pd.DataFrame) -> dict:
+    """arm -> metric -> the rest of the row."""
+    return {
+        arm: {row.pop("metric"): row for row in _rows(table.drop(columns="arm"))}
+        for arm, table in summary.groupby("arm", sort=False)
+    }
+
+
+def _lengths(experiments: Sequence[str]) -> list[dict]:
+    """What the same networks have after more and more epochs."""
+    if not experiments:
+        return []
+    table, abouts = read_lengths(experiments)
+    return [
+        {"epochs": epochs, "seeds": about["seeds"], "train_accuracy": about["train_accuracy"]}
+        | {"arms": _arms(table[table.epochs == epochs].drop(columns="epochs"))}
+        for epochs, about in abouts.items()
+    ]
 
 
 def _varied(name: str, kind: str, by: list[str]) -> list[dict]:
@@ -132,4 +153,7 @@ def _plain(value):
 
 def write() -> None:
     """Write paper/numbers.json."""
-    paths.write(paths.paper() / "numbers.json", json.dumps(collect(), indent=1, ensure_ascii=False) + "\n")
+    paths.write(
+        paths.paper() / "numbers.json",
+        json.dumps(collect(load_params().get("lengths", [])), indent=1, ensure_ascii=False) + "\n",
+    )

@@ -5,8 +5,9 @@ import math
 from localnorm.comparisons import FAILS, HOLDS, UNDECIDED, lacks_training, verdict
 from localnorm.words import percent
 
-__all__ = ["MARKS", "verdict_words"]
+__all__ = ["MARKS", "UNTESTED", "verdict_words"]
 
+UNTESTED = "not tested here"
 MARKS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}
 
 
@@ -17,7 +18,7 @@ def verdict_words(row) -> str:
         row: a row of `localnorm.comparisons.evaluate`.
     """
     if not row.seeds:
-        return "not tested here"
+        return UNTESTED
     word = verdict(row)
     if word != UNDECIDED or math.isnan(row.high):
         return word

@@ -1,4 +1,4 @@
-"""Results as web pages: the claims, the figures and tables of every experiment that has results here, and the notebooks as they ran.
+"""Results as web pages: an article to read first; behind it a page per experiment, further figures, notebooks, and a demonstration.
 
 The pages need no network and no server: style sheets and images lie beside them or within the page. nbconvert's own page templates fetch
 scripts and fonts from the web, so only its basic one is used, inside a page that is written here.
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from html import escape
+from importlib import resources
 from pathlib import Path
 
 import mistune
@@ -22,38 +23,49 @@ from localnorm.params import load_params
 from localnorm.render import readme
 from localnorm.render.verdicts import verdict_words
 from localnorm.tables import read_about, read_table
-from localnorm.words import IN_BRACKETS, describe, difference, share, spread
+from localnorm.words import IN_BRACKETS, describe, difference, share, spread, title
 
 __all__ = ["page", "write_site"]
 
-STYLE = """
-:root { color-scheme: light dark; --text: #1a1a1a; --quiet: #555; --line: #ddd; --code: #f6f6f6; --back: #fff; --link: #0059a8 }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e4e4e4; --quiet: #aaa; --line: #444; --code: #262626; --back: #161616; --link: #7db7ff }
-}
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-body { color: var(--text); background: var(--back) }
-h1, h2, h3 { line-height: 1.25 } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line) }
-img, svg { max-width: 100%; height: auto; background: #fff } a { color: var(--link) }
-nav, footer, .note { color: var(--quiet); font-size: .9rem }
-pre { background: var(--code); padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; line-height: 1.4 }
-table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto; margin: 1rem 0 }
-table, th, td { border: 0 } th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top }
-th:first-child, td:first-child, .text td, .text th { text-align: left }
-table:not([class]) :is(td, th):nth-child(2) { text-align: left; white-space: nowrap } /* a line there is a line in the next columns */
-ul.runs { columns: 3 18rem; padding-left: 1.2rem } figure { margin: 1.5rem 0 } figcaption { font-size: .9rem; color: var(--quiet) }
-.anchor-link { display: none } .output_subarea { margin: .4rem 0 .4rem 1rem } .output_subarea pre { background: none }
-.failed { color: #c0392b; font-weight: bold }
-"""
 TITLE = "LocalNorm, reproduced: results"  # the index's, by which a report is known again
+HEADING = "LocalNorm, reproduced"
+SUBTITLE = "What group statistics add to statistics of the test images"
 # what lies in a report; the last is left there by the macOS Finder
-OWN = {"index.html", "style.css", "paper.pdf", "supplement.pdf", "notebooks", "figures", "tables", ".DS_Store"}
-FIGURES = ("accuracy", "streams", "calibration", "ablations", "poor-light")
+OWN = {
+    "index.html",
+    "more.html",
+    "demo.html",
+    "style.css",
+    "paper.pdf",
+    "supplement.pdf",
+    "notebooks",
+    "figures",
+    "tables",
+    "demo",
+}
+OWN |= {".DS_Store"}
+# of the article, each with the heading above it
+MAIN_FIGURES = {
+    "groups": "How LocalNorm works",
+    "levels": "How fast accuracy falls",
+    "forest": "In test batches",
+    "one-image": "One image at a time",
+    "length": "What longer training changes",
+}
+FIGURES = (
+    "accuracy",
+    "streams",
+    "calibration",
+    "ablations",
+    "poor-light",
+    "poor-light-published",
+    "front",
+)  # of an experiment, in this order
 
 
 def page(title: str, body: str, up: str = "", style: str = "style.css") -> str:
     """A whole HTML page around `body`; `up` is the address of the index, empty on the index itself."""
-    link = f'<nav><a href="{up}">All results</a></nav>' if up else ""
+    link = f'<nav><a href="{up}">{HEADING}</a></nav>' if up else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -82,19 +94,20 @@ def write_site(output: Path) -> Path:
             "not write; choose another folder, or move that away"
         )
     published = [name for name in params["published"] if name in there]
+    there = [*published, *(name for name in there if name not in published)]
     new = output.with_name(f".{output.name}.part")
     shutil.rmtree(new, ignore_errors=True)
     try:
-        paths.write(new / "style.css", STYLE + HtmlFormatter(style="default").get_style_defs(".highlight"))
+        style = (resources.files("localnorm.render") / "pages" / "style.css").read_text(encoding="utf-8")
+        paths.write(new / "style.css", style + HtmlFormatter(style="default").get_style_defs(".highlight"))
         notebooks = _write_notebooks(new)
         _copy_figures(new)
-        body = [f"<h1>{TITLE}</h1>", _links(new), *(_published(new) if published else [])]
-        body += [
-            _experiment(name, new, notebooks)
-            for name in (*published, *(name for name in there if name not in published))
-        ]
-        body += [_notebook_list(notebooks)]
-        paths.write(new / "index.html", page(TITLE, "\n".join(body)))
+        for name in there:
+            body = _experiment(name, _title(name, there), new, _notebooks_of(name, there, notebooks))
+            paths.write(new / f"results-{name}.html", page(_title(name, there), body, "index.html"))
+        paths.write(new / "more.html", page("More figures and notebooks", _more(new, there, notebooks), "index.html"))
+        demonstrated = _write_demonstration(new)
+        paths.write(new / "index.html", page(TITLE, _article(new, there, bool(published), demonstrated)))
         shutil.rmtree(output, ignore_errors=True)
         new.rename(output)
     finally:
@@ -107,7 +120,7 @@ def _foreign(output: Path) -> list[str]:
     names = sorted(file.name for file in output.iterdir()) if output.exists() else []
     index = output / "index.html"
     if index.is_file() and f"<title>{TITLE}</title>" in index.read_text(encoding="utf-8", errors="replace"):
-        return [name for name in names if name not in OWN]
+        return [name for name in names if name not in OWN and not re.fullmatch(r"results-.+\.html", name)]
     return names
 
 
@@ -119,28 +132,129 @@ def _copy_figures(folder: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def _links(folder: Path) -> str:
-    made = [name for name in ("paper.pdf", "supplement.pdf") if (paths.paper() / name).is_file()]
-    for name in made:
-        shutil.copyfile(paths.paper() / name, folder / name)
-    links = " and ".join(f'<a href="{name}">{name}</a>' for name in made)
-    return f"<p>Read in order: {links}.</p>" if links else ""
+# ---------------------------------------------------------------------------------------------------------------- the article
 
 
-def _published(folder: Path) -> list[str]:
-    """The published results of all data sets: the figures of the README and its claims."""
-    # of the README's links none leads to a page here
-    blocks = {name: re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", block) for name, block in readme.blocks().items()}
-    markdown = mistune.create_markdown(plugins=["table"], escape=False)
-    figures = [_figure(stem, folder) for stem in ("teaser", "forest", "one-image", "strengths", "cost")]
-    return [
-        "<h2>Published results</h2>",
-        figures[0],
-        markdown(blocks["situations"]),
-        "<h3>Claims</h3>",
-        markdown(blocks["claims"]),
-        *figures[1:],
+def _article(folder: Path, there: list[str], published: bool, demonstrated: bool) -> str:
+    """What to read first: the README's summary, its tables of the results in this folder, and the main figures."""
+    text = _readme(published)
+    summary, results, claims = (_section(text, *ends) for ends in README_PARTS)
+    tables = [
+        "<h2>What to use</h2>" if results else "",
+        results,
+        *(f"<h2>{heading}</h2>{figure}" for stem, heading in MAIN_FIGURES.items() if (figure := _figure(stem, folder))),
+        "<h2>The claims of the original</h2>" if claims else "",
+        claims,
     ]
+    parts = [
+        f'<h1>{HEADING}</h1><p class="subtitle">{SUBTITLE}</p>',
+        _buttons(folder, demonstrated),
+        f'<div class="abstract">{summary}</div>' if summary else "",
+        _figure("teaser", folder),
+        _invitation() if demonstrated else "",
+        *(tables if published else []),
+        "<h2>All results</h2>",
+        _list_of_pages(there),
+    ]
+    return "\n".join(parts)
+
+
+README_PARTS = (  # of the README: the line before, the line after
+    ("# localnorm", "```bash"),
+    ("## Results", "More is in"),
+    ("## The claims", "## What is where"),
+)
+
+
+def _readme(published: bool) -> str:
+    """The README with the tables of this folder's results; empty where there is none, in a project that is no checkout."""
+    file = paths.project() / "README.md"
+    if not file.is_file():
+        return ""
+    text = file.read_text(encoding="utf-8")
+    for name, block in readme.blocks().items() if published else ():
+        text = readme.replace_between(text, name, "readme", block)
+    return text
+
+
+def _section(text: str, start: str, end: str) -> str:
+    """Lines between two of the README as HTML. Of its links none leads to a page here, so their words stay."""
+    inside = text.partition(f"{start}\n")[2].partition(f"\n{end}")[0]
+    inside = re.sub(r"<!--.*?-->", "", inside)
+    inside = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", inside)
+    return mistune.create_markdown(plugins=["table"], escape=False)(inside)
+
+
+def _buttons(folder: Path, demonstrated: bool) -> str:
+    links = {"demo.html": "Try it on your own image"} if demonstrated else {}
+    for name, words in {"paper.pdf": "Paper", "supplement.pdf": "Supplement"}.items():
+        if (paths.paper() / name).is_file():
+            shutil.copyfile(paths.paper() / name, folder / name)
+            links[name] = f"{words} (PDF)"
+    links["#all-results"] = "All results"
+    return '<nav class="buttons">' + "".join(f'<a href="{to}">{words}</a>' for to, words in links.items()) + "</nav>"
+
+
+def _invitation() -> str:
+    return (
+        "<aside><h2>See it happen</h2><p>Disturb a photograph, yours or one of ours, and watch what three networks make of it. "
+        'They run in the page, and need no network.</p><p><a class="button" href="demo.html">Open the demonstration</a></p></aside>'
+    )
+
+
+def _list_of_pages(there: list[str]) -> str:
+    """Links to the pages behind the article, with one line on each."""
+    rows = [
+        f'<li><a href="results-{name}.html">{escape(_title(name, there))}</a>: {escape(read_about(name)["model"])}, every arm and '
+        "comparison, figures, tables, notebooks</li>"
+        for name in there
+    ]
+    return '<ul id="all-results">' + "".join(rows) + '<li><a href="more.html">More figures and notebooks</a></li></ul>'
+
+
+def _title(name: str, there: list[str]) -> str:
+    abouts = {each: read_about(each) for each in there}
+    return title(abouts[name], abouts.values())
+
+
+def _write_demonstration(folder: Path) -> bool:
+    """Write demo.html, or say in one line why there is none."""
+    from localnorm.render import demo  # here: it needs torch, and the other pages do not
+
+    try:
+        body = demo.write_demo(folder)
+    except (
+        demo.NoDemonstration,
+        ValueError,
+        RuntimeError,
+    ) as reason:  # a damaged network must not cost the other pages
+        shutil.rmtree(folder / "demo", ignore_errors=True)
+        print(f"no demonstration among the pages: {reason}")
+        return False
+    paths.write(folder / "demo.html", page("Try LocalNorm on your own image", body, "index.html"))
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------- behind it
+
+
+def _more(folder: Path, there: list[str], notebooks: dict[str, bool]) -> str:
+    """Figures that are neither in the article nor of one experiment, and the notebooks of no experiment."""
+    shown = {"teaser", *MAIN_FIGURES}
+    stems = sorted(file.stem for file in (folder / "figures").glob("*.png") if file.stem not in shown)
+    of_one = {name for experiment in there for name in _notebooks_of(experiment, there, notebooks)}
+    rest = {name: ran for name, ran in notebooks.items() if name not in of_one}
+    figures = [_figure(stem, folder) for stem in stems]
+    return "\n".join(["<h1>More figures and notebooks</h1>", *figures, _notebook_list(rest)])
+
+
+def _notebooks_of(experiment: str, there: list[str], notebooks: dict[str, bool]) -> dict[str, bool]:
+    """The notebooks with an experiment's name in theirs; of two names the longer one counts."""
+
+    def owner(name: str) -> str:
+        return max((each for each in there if f"-{each}" in name), key=len, default="")
+
+    return {name: ran for name, ran in notebooks.items() if owner(name) == experiment}
 
 
 def _origin(experiment: str) -> str:
@@ -157,7 +271,7 @@ def _origin(experiment: str) -> str:
     )
 
 
-def _experiment(name: str, folder: Path, notebooks: dict[str, bool]) -> str:
+def _experiment(name: str, heading: str, folder: Path, notebooks: dict[str, bool]) -> str:
     about, summary, compared = read_about(name), read_table("summary", name), read_table("comparisons", name)
     tables = folder / "tables" / name
     tables.mkdir(parents=True)
@@ -179,15 +293,19 @@ def _experiment(name: str, folder: Path, notebooks: dict[str, bool]) -> str:
     ]
     report = f"report-{name}"
     parts = [
-        f'<h2 id="{name}">{escape(about["title"])}</h2>',
+        f"<h1>{escape(heading)}</h1>",
         f'<p class="note">{escape(describe(about))}; {_origin(name)}.</p>',
         _table(["arm", "clean (%)", "noisy (%)"], rows),
         f'<p class="note">Mean {spread(summary.seeds, *IN_BRACKETS)}.</p>',
-        "<h3>Primary comparisons (points)</h3>",
+        "<h2>Primary comparisons (points)</h2>",
         _table(["", "compared", "difference", "verdict"], primary, "text"),
+        "<h2>Figures</h2>",
         *(_figure(f"{name}/{stem}", folder) for stem in FIGURES),
         f"<p>Its notebook: {_link(report, notebooks)}.</p>" if report in notebooks else "",
-        "<p>Tables: " + ", ".join(f'<a href="tables/{name}/{file.name}">{file.name}</a>' for file in files) + "</p>",
+        _notebook_list(notebooks),
+        "<h2>Tables</h2><p>"
+        + ", ".join(f'<a href="tables/{name}/{file.name}">{file.name}</a>' for file in files)
+        + "</p>",
     ]
     return "\n".join(parts)
 
@@ -200,14 +318,25 @@ def _table(header: list[str], rows: list[list[str]], kind: str = "") -> str:
 
 
 def _figure(stem: str, folder: Path) -> str:
-    """A figure with its caption and its vector file; nothing where no stage made it."""
+    """A figure with its caption and its vector file; nothing where no stage made it. What all figures' captions say of
+    data and devices is folded away."""
     if not (folder / "figures" / f"{stem}.png").is_file():
         return ""
     caption = (paths.paper() / "figures" / f"{stem}.txt").read_text(encoding="utf-8").strip()
+    first, rest = _parted(caption)
+    more = f"<details><summary>Data, networks and devices</summary>{escape(rest)}</details>" if rest else ""
     return (
-        f'<figure><img loading="lazy" src="figures/{stem}.png" alt="{escape(stem, quote=True)}">'
-        f'<figcaption>{escape(caption)} <a href="figures/{stem}.pdf">PDF</a></figcaption></figure>'
+        f'<figure><a href="figures/{stem}.pdf"><img loading="lazy" src="figures/{stem}.png" alt="{escape(first, quote=True)}"></a>'
+        f"<figcaption>{escape(first)}{more}</figcaption></figure>"
     )
+
+
+def _parted(caption: str) -> tuple[str, str]:
+    """What a caption says of its figure, and the data, networks and devices behind it, which begin with a data set's title."""
+    names = [name for name in load_params()["experiments"] if (paths.results(name) / "about.json").is_file()]
+    titles = "|".join(re.escape(read_about(name)["title"]) for name in names)
+    found = re.search(rf"(?<=\. )(?:{titles})", caption) if titles else None
+    return (caption[: found.start()].strip(), caption[found.start() :]) if found else (caption, "")
 
 
 # ---------------------------------------------------------------------------------------------------------------- notebooks
