@@ -6,7 +6,8 @@ import pytest
 from conftest import ROOT
 
 from localnorm.comparisons import HOLDS, verdict
-from localnorm.tables import read_table
+from localnorm.params import load_params
+from localnorm.tables import read_lengths, read_table
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -83,3 +84,16 @@ def test_what_the_readme_says_was_found_follows_from_the_published_comparisons(m
     rows = read_table("comparisons", "published")
     rows = rows[rows.source == "answers"]
     assert not [clause for clause, holds in FOUND.items() if not holds(rows)]
+
+
+def test_localnorm_gains_more_from_longer_training_as_the_readme_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert "gains more than BatchNorm from [more epochs]" in README
+    table, abouts = read_lengths(load_params()["lengths"])
+    noisy = table[table.metric == "noisy"].set_index(["arm", "epochs"]).estimate
+    gain = {
+        arm: noisy[arm, max(abouts)] - noisy[arm, min(abouts)]
+        for arm in ("BN batch", "LN batch", "BN prior", "LN prior")
+    }
+    assert gain["LN batch"] > gain["BN batch"]
+    assert gain["LN prior"] > gain["BN prior"]

@@ -10,7 +10,7 @@ from localnorm import paths, scores, stats
 from localnorm.comparisons import CLAIMS, PRIMARY, lacks_training, verdict
 from localnorm.evaluators import cost_summary
 from localnorm.params import load_params
-from localnorm.tables import read_lengths, read_table
+from localnorm.tables import read_about, read_lengths, read_table
 
 __all__ = ["collect", "write"]
 
@@ -30,7 +30,7 @@ def collect(lengths: Sequence[str] = ()) -> dict:
             seeds for an interval has by_seed, a list.
         claims: key -> {statement, ours}.
         primary: the primary comparisons, in the order in which they were written down.
-        lengths: {epochs, seeds, train_accuracy: {layer: share}, arms} for each length of training; see `localnorm.tables.read_lengths`.
+        lengths: {epochs, seeds, train_accuracy: {layer: share}, arms, streams} for each length of training.
         costs: what `localnorm.evaluators.cost_summary` gives.
         figures: path below paper/figures without its ending -> caption.
     """
@@ -88,9 +88,11 @@ def _lengths(experiments: Sequence[str]) -> list[dict]:
     if not experiments:
         return []
     table, abouts = read_lengths(experiments)
+    names = {read_about(name)["epochs"]: name for name in experiments}
     return [
         {"epochs": epochs, "seeds": about["seeds"], "train_accuracy": about["train_accuracy"]}
         | {"arms": _arms(table[table.epochs == epochs].drop(columns="epochs"))}
+        | {"streams": _varied(names[epochs], "streams", ["composition", "batch_size"])}
         for epochs, about in abouts.items()
     ]
 
