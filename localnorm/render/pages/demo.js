@@ -261,6 +261,7 @@ function start() {
     at("drop").className = "";
     if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
   };
+  at("noise").value = "brightness"; // without noise all three agree
   chooseNoise();
   chooseData(0);
 }
