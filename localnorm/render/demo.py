@@ -68,7 +68,8 @@ def write_demo(folder: Path) -> str:
     Raises:
         NoDemonstration: no such pair is published, npm is not here or cannot get the runtime, or a package for the export is missing.
     """
-    pairs = published_pairs()
+    # of this project alone: elsewhere `published` offers the networks of the checkout that the package runs from
+    pairs = published_pairs() if any((paths.project() / PLACE).glob("*.safetensors")) else []
     if not pairs:
         raise NoDemonstration(
             f"{PLACE} has no two files <experiment>-bn-prior.safetensors and <experiment>-ln-prior.safetensors"
