@@ -147,9 +147,8 @@ def per_seed(
     for key, rows in table.groupby(list(by), sort=False):
         weight = weights(list(rows[CONDITION].itertuples(index=False, name=None)), metric)
         if weight.any():
-            made[key] = math.fsum(
-                weight * values.loc[rows.index]
-            )  # exact: BLAS adds in another order on another processor
+            # exact: BLAS adds in another order on another processor
+            made[key] = math.fsum(weight * values.loc[rows.index])
     index = (
         pd.MultiIndex.from_tuples(made, names=list(by))
         if made

@@ -13,7 +13,7 @@ from results_fixtures import EXPERIMENT, write_experiment
 from localnorm import evaluators, paths
 from localnorm.gather import collect, write_results
 from localnorm.publish import publish
-from localnorm.render import demo
+from localnorm.render import demo, web
 from localnorm.render.web import write_site
 from localnorm.tables import read_table
 from localnorm.words import share
@@ -108,6 +108,17 @@ def test_the_article_holds_the_readmes_summary_its_tables_and_captions_as_text(s
     assert text.count("not tested here") >= 3, "the claims of this folder's results, not those of the README's"
     assert "<!--" not in text
     assert "A &lt;caption&gt;." in text
+
+
+def test_the_article_takes_three_parts_of_the_committed_readme_and_none_of_its_code():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    summary, results, claims = (web._section(text, *ends) for ends in web.README_PARTS)
+    assert "Found" in summary
+    assert "<table>" in results
+    assert "C9" in claims
+    assert not [part for part in (summary, results, claims) if "<pre>" in part]
+    with pytest.raises(ValueError, match="README"):
+        web._section(text, "## Results", "no such line")
 
 
 def test_the_page_of_an_experiment_holds_the_numbers_of_the_tables(site):

@@ -161,7 +161,7 @@ def _article(folder: Path, there: list[str], published: bool, demonstrated: bool
 
 README_PARTS = (  # of the README: the line before, the line after
     ("# localnorm", "```bash"),
-    ("## Results", "More is in"),
+    ("## Results", "More: "),
     ("## The claims", "## What is where"),
 )
 
@@ -179,7 +179,11 @@ def _readme(published: bool) -> str:
 
 def _section(text: str, start: str, end: str) -> str:
     """Lines between two of the README as HTML. Of its links none leads to a page here, so their words stay."""
-    inside = text.partition(f"{start}\n")[2].partition(f"\n{end}")[0]
+    inside, found, _ = text.partition(f"{start}\n")[2].partition(f"\n{end}")
+    if text and not found:
+        raise ValueError(
+            f"README.md has no line {start!r} with a line {end!r} after it, between which the web pages read"
+        )
     inside = re.sub(r"<!--.*?-->", "", inside)
     inside = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", inside)
     return mistune.create_markdown(plugins=["table"], escape=False)(inside)
@@ -223,11 +227,7 @@ def _write_demonstration(folder: Path) -> bool:
 
     try:
         body = demo.write_demo(folder)
-    except (
-        demo.NoDemonstration,
-        ValueError,
-        RuntimeError,
-    ) as reason:  # a damaged network must not cost the other pages
+    except (demo.NoDemonstration, ValueError, RuntimeError) as reason:  # a damaged network costs no other page
         shutil.rmtree(folder / "demo", ignore_errors=True)
         print(f"no demonstration among the pages: {reason}")
         return False
