@@ -32,7 +32,9 @@ from localnorm.dvc_state import repair
 from localnorm.pipeline import source_of
 from localnorm.train import fit, make_fabric
 
-SHARED = ("data/prepared/", "data/models/", "data/runs/")  # what DVC's cache gives to another clone
+SHARED = tuple(
+    f"data/{kind}/digits-small/" for kind in ("prepared", "models", "runs")
+)  # what DVC's cache gives to another clone
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,8 @@ def caption(curves: Mapping[str, pd.DataFrame], arms: Sequence[str], abouts: Ite
     """
     seeds = [count for table in curves.values() for count in table.seeds]
     return (
-        "Accuracy against the level of six noises. Where noise moves the statistics, those of the test images keep a network right, with "
-        f"BatchNorm as with LocalNorm. One line per arm ({enumerate_words(in_order(arms))}), the mean over seeds {spread(seeds)}. "
+        "Accuracy against the level of six noises. Where noise moves the statistics, those of the test batch keep a network right, with "
+        "BatchNorm as with LocalNorm. A prior on one image follows them on large images, and fixed statistics on small ones. "
+        f"One line per arm ({enumerate_words(in_order(arms))}), the mean over seeds {spread(seeds)}. "
         + " ".join(f"{describe(about)}." for about in abouts)
     )

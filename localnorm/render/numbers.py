@@ -88,6 +88,7 @@ def _lengths(experiments: Sequence[str]) -> list[dict]:
     if not experiments:
         return []
     table, abouts = read_lengths(experiments)
+    table = table[table.metric.isin(("clean", "noisy"))]
     names = {read_about(name)["epochs"]: name for name in experiments}
     return [
         {"epochs": epochs, "seeds": about["seeds"], "train_accuracy": about["train_accuracy"]}
