@@ -15,6 +15,7 @@ from torch import nn
 from localnorm import paths, predict, published_networks
 from localnorm.data.augment import standardise
 from localnorm.figures.poor_light import (
+    TOP,
     caption,
     choose,
     chosen_strengths,
@@ -57,7 +58,7 @@ def test_an_image_alone_gets_the_same_answer_whatever_comes_with_it(trained, dig
     second = together[together.image == 1].reset_index(drop=True)
     assert second.label.tolist() == alone.label.tolist()
     assert second.probability.tolist() == pytest.approx(alone.probability.tolist(), rel=1e-4)
-    assert len(second) == 2 * 4 * 5
+    assert len(second) == 2 * 4 * TOP
     by_rank = second.groupby(["level", "arm"]).probability
     assert (by_rank.diff().dropna() <= 0).all(), "the likeliest first"
     with pytest.raises(ValueError, match="BN batch cannot answer for one image alone; choose of BN fixed, "):
@@ -103,7 +104,7 @@ def test_the_light_is_the_most_at_which_batchnorm_loses_half_and_the_images_the_
     assert choice.level == pytest.approx(0.5), "3 of 5 are lost there, and 2 at 0.4"
     assert choice.images == [1, 2]
     assert "the first 2 test images that BN fixed recognises in full light and not at 50 % of the light" in choice.words
-    assert "at least half of the 5 that it recognises among the first 6" in choice.words
+    assert "at least half of the 5 images (of the first 6)" in choice.words
 
 
 def test_of_photographs_the_answer_in_full_light_is_the_one_to_lose_and_all_are_shown():
@@ -118,7 +119,7 @@ def test_a_network_that_never_fails_is_shown_in_the_least_light():
     trained, shown = lamps([10, 20], [0, 0])
     choice = choose(trained, shown, 2)
     assert (choice.level, choice.images) == (0.95, [0, 1])
-    assert "the least that was tried" in choice.words
+    assert "5 % is the least light that was tried" in choice.words
 
 
 def test_the_caption_says_how_images_were_chosen_the_strengths_and_whose_networks_answer(trained):
@@ -127,12 +128,18 @@ def test_the_caption_says_how_images_were_chosen_the_strengths_and_whose_network
         "num_groups": 2, "seeds": 2, "devices": ["CPU"], "torch": ["2"], "images_of_arm": {}, "noisy_images": 5, "clean_images": 5,
         "provenance": {"lossy": False},
     }  # fmt: skip
-    text = caption("the first 3 of something", trained, ["BN fixed", "BN prior", "LN prior"], about)
+    answers = pd.DataFrame(
+        {"arm": ["BN fixed", "BN prior", "LN prior"], "rank": [0, 0, 0], "probability": [0.5, 0.9, 0.02]}
+    )
+    text = caption("the first 3 of something", trained, answers, about=about)
     assert "BN prior 16, LN prior 4" in text
     assert "the first 3 of something" in text
     assert "Asked are a test" in text
     assert "10 training and 5 test images" in text
-    assert "n0" not in caption("", trained, ["BN fixed"])
+    assert "LN prior (2 % at most)" in text, "whose bars nobody sees"
+    assert "bold" in text
+    unknown = caption("", trained, answers.head(1), known=False)
+    assert not [word for word in ("n0", "bold", "at most") if word in unknown]
 
 
 def test_long_names_of_classes_are_cut_and_leave_the_bars_their_place():

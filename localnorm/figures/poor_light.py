@@ -1,4 +1,4 @@
-"""One poorly lit image at a time: what each network answers, with its five likeliest classes (claim C6)."""
+"""One poorly lit image at a time: what each network answers, with its likeliest classes (claim C6)."""
 
 import textwrap
 from collections.abc import Sequence
@@ -8,18 +8,20 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from torch import Tensor
 
 from localnorm.arms import ARMS, STATISTICS, in_order
 from localnorm.data.augment import standardise
-from localnorm.figures.style import new_figure
+from localnorm.figures.style import LEGIBLE, new_figure
 from localnorm.noise import draw, levels
 from localnorm.params import grid
 from localnorm.prediction import Predictor
 from localnorm.strengths import choose_strengths
 from localnorm.tables import read_table
 from localnorm.trained import Shown, Trained, class_title, load_published_pair, load_trained, published_pairs
-from localnorm.words import describe
+from localnorm.words import describe, enumerate_words
 
 __all__ = [
     "Choice",
@@ -37,11 +39,12 @@ ALONE = [
 ]
 WITHOUT_BN = 0.8  # share of the light taken away where no BatchNorm network can fail
 FIRST = 64  # test images among which those that are shown are looked for
-TOP = 5
+TOP = 3
+UNSEEN = 0.05  # a bar of less probability is hardly seen
 PRINTED = (
     112  # pixels per side at most: 160 per inch, where photographs kept without loss would make a page of a megabyte
 )
-LETTERS = 105  # of class names across the page
+NAMES = 338  # points: what the names of the classes have across the page
 
 
 # -------------------------------------------------------------------------------------------------- which networks and images
@@ -133,17 +136,18 @@ def choose(trained: Trained, shown: Shown, count: int) -> Choice:
         if failed := bool(known.any()) and int(2 * lost.sum()) >= int(known.sum()):
             break
     light = f"{100 * (1 - level):.0f} % of the light"
-    least = "the least that was tried"
+    least = f"{100 * (1 - level):.0f} % is the least light that was tried"
+    brightest = f"{100 * (1 - level):.0f} % is the brightest light at which BN fixed"
     if first.labels is None:
-        rule = "the most at which BN fixed gives another answer to at least half of them" if failed else least
-        return Choice(level, everything, f"photographs in full light and at {light}, {rule}")
+        rule = f"{brightest} gives another answer to at least half of them" if failed else least
+        return Choice(level, everything, f"photographs in full light and at {light}. {rule}")
     images = lost.nonzero().flatten().tolist()[:count]
     if not images:
         return Choice(
-            level, everything, f"the first {len(everything)} test images in full light and at {light}, {least}"
+            level, everything, f"the first {len(everything)} test images in full light and at {light}. {least}"
         )
-    rule = f"the most at which it loses at least half of the {int(known.sum())} that it recognises among the first {len(known)}"
-    words = f"the first {len(images)} test images that BN fixed recognises in full light and not at {light}, {rule if failed else least}"
+    rule = f"{brightest} loses at least half of the {int(known.sum())} images (of the first {len(known)}) that it knows"
+    words = f"the first {len(images)} test images that BN fixed recognises in full light and not at {light}. {rule if failed else least}"
     return Choice(level, images, words)
 
 
@@ -198,7 +202,7 @@ def plot_poor_light(
     classes: Sequence[str],
     labels: Sequence[int] | None = None,
 ) -> Figure:
-    """One row per image and level: the image that the networks get, printed with at most 112 pixels per side, then the five likeliest
+    """One row per image and level: the image that the networks get, printed with at most 112 pixels per side, then the likeliest
     classes of each arm as bars.
 
     Args:
@@ -212,8 +216,8 @@ def plot_poor_light(
     figure, axes = new_figure(
         len(images) * len(levels),
         1 + len(arms),
-        0.82 * len(images) * len(levels) + 0.3,
-        gridspec_kw={"width_ratios": [0.8, *[1.2] * len(arms)]},
+        0.68 * len(images) * len(levels) + 0.4,
+        gridspec_kw={"width_ratios": [0.62, *[6 / len(arms)] * len(arms)]},
     )
     for number, ((image, level), answer) in enumerate(answers.groupby(["image", "level"], sort=True)):
         row = axes[number]
@@ -222,11 +226,13 @@ def plot_poor_light(
             shown = torch.nn.functional.interpolate(shown, PRINTED, mode="bilinear", antialias=True)
         row[0].imshow(shown[0].movedim(0, -1).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
         row[0].set(xticks=[], yticks=[])
-        name = textwrap.fill(names[image], 14, break_long_words=True)
-        row[0].set_ylabel(f"{name}\n{100 * (1 - level):.0f} % light", rotation=0, ha="right", va="center", fontsize=6)
+        name = textwrap.fill(names[image], 10, break_long_words=True)
+        row[0].set_ylabel(
+            f"{name}\n{100 * (1 - level):.0f} % light", rotation=0, ha="right", va="center", fontsize=LEGIBLE
+        )
         for axis, arm in zip(row[1:], arms, strict=True):
             true = None if labels is None else int(labels[image])
-            _draw_bars(axis, answer[answer.arm == arm], classes, true, longest=min(30, LETTERS // len(arms)))
+            _draw_bars(axis, answer[answer.arm == arm], classes, true, room=NAMES / len(arms))
             if number == 0:
                 axis.set_title(arm)
     for axis in axes[-1, 1:]:
@@ -235,33 +241,45 @@ def plot_poor_light(
     return figure
 
 
-def caption(shown: str, trained: Trained, arms: Sequence[str], about: dict | None = None) -> str:
+def caption(shown: str, trained: Trained, answers: pd.DataFrame, known: bool = True, about: dict | None = None) -> str:
     """The caption of `plot_poor_light`.
 
     Args:
         shown: which images, and how they were chosen: the words of a `Choice`.
         trained: the networks.
-        arms: labels.
+        answers: from `top_classes`.
+        known: whether somebody knows the true classes.
         about: of the experiment, from `localnorm.tables.read_about`; None for published networks, which say it themselves.
     """
+    arms = list(dict.fromkeys(answers.arm))
     n0 = ", ".join(f"{arm} {trained.strengths[arm]['prior']:g}" for arm in arms if arm in trained.strengths)
+    highest = answers.groupby("arm", sort=False).probability.max()
+    short = [f"{arm} ({100 * highest[arm]:.0f} % at most)" for arm in arms if highest[arm] < UNSEEN]
     return (
-        f"Single images under poor light (claim C6) and the five likeliest classes of each arm, each image alone: {shown}. A true class "
-        f"that is known is bold and coloured. Asked are {trained.origin}{f'; n0 in positions: {n0}' if n0 else ''}."
+        f"Single images under poor light (claim C6) and the {answers['rank'].nunique()} likeliest classes of each arm, each image alone: "
+        f"{shown}. {'The true class is bold. ' if known else ''}"
+        f"{f'Bars too short to be seen: {enumerate_words(short)}. ' if short else ''}"
+        "Light is a factor on all pixels: a dark image that prints black is the one above it, dimmed. "
+        f"Asked are {trained.origin}{f'; n0 in positions: {n0}' if n0 else ''}."
         + (f" {describe(about)}." if about else "")
     )
 
 
-def _draw_bars(axis: Axes, answer: pd.DataFrame, classes: Sequence[str], true: int | None, longest: int) -> None:
+def _draw_bars(axis: Axes, answer: pd.DataFrame, classes: Sequence[str], true: int | None, room: float) -> None:
     arm = answer.arm.iloc[0]
     for row in answer.itertuples():
         right = true is None or row.label == true
         # pale, so that a name on it is read without an outline, whose paths made half a megabyte of the names of cars
         axis.barh(row.rank, row.probability, color=ARMS[arm].colour if right else "0.6", height=0.85, alpha=0.4)
         name = class_title(classes[row.label])
-        name = name if len(name) <= longest else f"{name[: longest - 1]}…"
         weight = "bold" if row.label == true else "normal"
-        text = axis.text(0.02, row.rank, name, va="center", fontsize=5.2, fontweight=weight)
+        font = FontProperties(size=LEGIBLE, weight=weight)
+        letters = len(name)
+        while letters > 1 and TextPath((0, 0), name, prop=font).get_extents().width > room:
+            letters -= 1
+            name = f"{name[:letters].rstrip()}…"
+        text = axis.text(0.02, row.rank, name, va="center", fontproperties=font)
         text.set_in_layout(False)  # or long names would press the bars together
     axis.set(xlim=(0, 1), ylim=(len(answer) - 0.5, -0.5), yticks=[], xticks=[0, 0.5, 1])
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.tick_params(labelbottom=False)

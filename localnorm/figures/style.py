@@ -10,14 +10,16 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from localnorm import paths
 from localnorm.arms import ARMS
 from localnorm.words import seed_values
 
-__all__ = ["WIDTH", "draw_arms", "draw_seeds", "new_figure", "save"]
+__all__ = ["LEGIBLE", "WIDTH", "draw_arms", "draw_seeds", "new_figure", "save"]
 
-WIDTH = 6.75  # inches: a full text width
+WIDTH = 6.55  # inches: the text of a page of the paper, so that a figure of this width is printed with letters as large as drawn
+LEGIBLE = 7  # points: the smallest letters of a printed figure
 
 # groups of a batch, in drawings: a colour and, for grey, a hatch each
 GROUP_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
@@ -75,10 +77,13 @@ def sentence(text: str) -> Figure:
     return figure
 
 
-def draw_arms(axis: Axes, table: pd.DataFrame, arms: Sequence[str], x: str, y: str) -> None:
+def draw_arms(axis: Axes, table: pd.DataFrame, arms: Sequence[str], x: str, y: str, scale: float = 1) -> None:
     """One line per arm, `y` against `x`, in the arm's colour, marker and line style.
 
     A band goes from `low` to `high`; where few seeds have none, each is a small dot, see `draw_seeds`.
+
+    Args:
+        scale: of the values, 100 for percent.
     """
     for label in arms:
         rows = table[table.arm == label].sort_values(x)
@@ -86,11 +91,11 @@ def draw_arms(axis: Axes, table: pd.DataFrame, arms: Sequence[str], x: str, y: s
             arm = ARMS[label]
             above = 2.5 if arm.line != "-" else 2  # arms may coincide: a dashed line over a solid one shows both
             axis.plot(
-                rows[x], rows[y], color=arm.colour, marker=arm.marker, linestyle=arm.line, label=label, zorder=above
-            )
-            axis.fill_between(rows[x], rows.low, rows.high, color=arm.colour, alpha=0.2, linewidth=0)
+                rows[x], scale * rows[y], color=arm.colour, marker=arm.marker, linestyle=arm.line, label=label, zorder=above
+            )  # fmt: skip
+            axis.fill_between(rows[x], scale * rows.low, scale * rows.high, color=arm.colour, alpha=0.2, linewidth=0)
             for row in rows.itertuples():
-                draw_seeds(axis, row, arm.colour, x=getattr(row, x))
+                draw_seeds(axis, row, arm.colour, x=getattr(row, x), scale=scale)
 
 
 def draw_seeds(axis: Axes, row, colour: str, x: float | None = None, y: float | None = None, scale: float = 1) -> None:
@@ -121,6 +126,11 @@ def figure_legend(figure: Figure, axes: np.ndarray, arms: Sequence[str]) -> None
     rows = -(-len(order) // 7)  # seven are as wide as the figure
     columns = -(-len(order) // max(rows, 1))
     figure.legend([handles[arm] for arm in order], order, loc="outside lower center", ncols=columns or 1, frameon=False)
+
+
+def shift(axis: Axes, points: float) -> Transform:
+    """Where something is drawn that stands `points` to the right of its values, so that marks which coincide are seen side by side."""
+    return axis.transData + ScaledTranslation(points / 72, 0, axis.figure.dpi_scale_trans)
 
 
 def arrow(start: tuple[float, float], end: tuple[float, float]) -> FancyArrowPatch:
