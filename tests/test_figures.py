@@ -245,17 +245,30 @@ def test_the_teaser_puts_each_arm_at_its_clean_and_noisy_accuracy():
 
 def test_the_forest_has_a_row_for_every_primary_comparison_filled_where_it_is_decided():
     rows = [
-        {"title": "Toys", "primary": row.primary, "seeds": 6 * (row.primary != "P7"), "estimate": 0.05, "low": 0.01, "high": 0.09,
-         "threshold": row.threshold, "p_holm": 0.001 if row.primary == "P1" else 0.5, "train_gap": 0.0}
+        {"title": "Toys", "primary": row.primary, "metric": row.metric, "seeds": 6 * (row.primary != "P7"), "estimate": 0.05,
+         "low": 0.01, "high": 0.09, "threshold": row.threshold, "p_holm": 0.5, "train_gap": 0.0}
         for row in PRIMARY
     ]  # fmt: skip
+    rows[0] |= {"p_holm": 0.001, "high": 0.31}
+    rows[1] |= {"p_holm": 0.001, "estimate": -0.4, "low": -0.45, "high": -0.35}
+    rows[2] |= {"primary": ""}
     (axis,) = plot_forest(pd.DataFrame(rows)).axes
-    assert len(axis.get_yticklabels()) == len(PRIMARY)
-    points = [line for line in axis.lines if line.get_marker() == "o"]
-    assert [line.get_xydata()[0].tolist() for line in points] == [[5, row] for row in range(len(PRIMARY) - 1)]
-    filled = [line.get_markerfacecolor() != "white" for line in points]
-    assert filled == [True] + [False] * (len(PRIMARY) - 2)
-    assert [text.get_text() for text in axis.texts] == ["not run"]
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert len(set(labels)) == len(PRIMARY), "no two rows have the same name"
+    points = {line.get_ydata()[0]: line for line in axis.lines if line.get_marker() in ("^", "v", "o")}
+    assert {row: line.get_xdata()[0] for row, line in points.items()} == {
+        row: -40 if row == 1 else 5 for row in range(len(PRIMARY) - 1) if row != 2
+    }, "each in the row of its own comparison"
+    assert [points[row].get_marker() for row in (0, 1, 3)] == ["^", "v", "o"], "it holds, it does not, it is undecided"
+    assert [points[row].get_markerfacecolor() == "white" for row in (0, 1, 3)] == [False, False, True]
+    ends = [(line.get_marker(), *line.get_xydata()[0]) for line in axis.lines if line.get_marker() in ("<", ">")]
+    low, high = axis.get_xlim()
+    assert ends == [(">", high, 0), ("<", low, 1)], "an arrow where an interval ends or a mark lies beyond the axis"
+    assert sorted(text.get_text() for text in axis.texts) == [
+        "not tested here",
+        "not tested here",
+        "\N{MINUS SIGN}40.0 ± 5.0",
+    ]
 
 
 def test_strengths_draw_clean_and_noisy_against_n0_for_each_number_of_fixed_layers():
@@ -338,7 +351,7 @@ def test_few_seeds_of_all_arms_stand_beside_their_mean_instead_of_an_interval():
     assert dots(first)[0] == pytest.approx(np.array([[80, 0], [100, 0]]))
     teaser = plot_clean_against_noisy(few[few.title == "Toys"], ["LN prior"]).axes
     assert dots(teaser[0])[0] == pytest.approx(np.array([[70, 50], [90, 70]])), "clean and noisy of a seed"
-    rows = [{"title": "Toys", "primary": row.primary, "seeds": 2, "estimate": 0.05, "low": np.nan, "high": np.nan,
+    rows = [{"title": "Toys", "primary": row.primary, "metric": row.metric, "seeds": 2, "estimate": 0.05, "low": np.nan, "high": np.nan,
              "by_seed": "0.04 0.06", "threshold": row.threshold, "p_holm": 0.5, "train_gap": 0.0} for row in PRIMARY]  # fmt: skip
     (axis,) = plot_forest(pd.DataFrame(rows)).axes
     assert dots(axis)[0] == pytest.approx(np.array([[4, 0], [6, 0]]))
