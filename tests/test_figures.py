@@ -278,9 +278,13 @@ def test_strengths_draw_clean_and_noisy_against_n0_for_each_number_of_fixed_laye
     figure = plot_strengths({"Toys": table}, ["bn", "ln"])
     left, right = figure.axes
     assert [axis.get_title() for axis in figure.axes] == ["Toys, BN", "Toys, LN"]
-    drawn = np.array([line.get_ydata() for line in right.lines])
+    lines = [line for line in right.lines if len(line.get_xdata()) == 3]
+    drawn = np.array([line.get_ydata() for line in lines])
     assert drawn == pytest.approx(np.array([[90] * 3, [5] * 3, [90] * 3, [15] * 3]))
     assert left.lines[0].get_xdata().tolist() == [0, 16, 64]
+    peak = table.assign(noisy=table.noisy + 0.2 * (table.prior == 16))
+    best = [line for line in plot_strengths({"Toys": peak}, ["bn"]).axes[0].lines if len(line.get_xdata()) == 1]
+    assert [line.get_xydata()[0].tolist() for line in best] == [[16, pytest.approx(25)], [16, pytest.approx(35)]]
     drawn = plot_strengths({"Toys": table, "Cars": table.assign(network="ln_drawn")}, ["bn", "ln", "ln_drawn"])
     shown = [axis.get_title() for axis in drawn.axes if axis.get_visible()]
     assert shown == ["Toys, BN", "Toys, LN", "Cars, LN drawn"], "what an experiment does not have has no panel"
