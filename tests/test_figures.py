@@ -459,7 +459,9 @@ def test_longer_training_draws_each_arm_against_its_epochs(project):
     left, right = plot_length(table, ["BN fixed", "LN batch", "LN drawn single"]).axes
     for axis, metric in ((left, "clean"), (right, "noisy")):
         expected = table[(table.metric == metric) & (table.arm == "BN fixed")].estimate
-        assert axis.lines[0].get_xydata() == pytest.approx(np.array([[2, expected.iloc[0]], [5, expected.iloc[1]]]))
+        assert axis.lines[0].get_xydata() == pytest.approx(
+            np.array([[2, 100 * expected.iloc[0]], [5, 100 * expected.iloc[1]]])
+        )
     (results / "toys" / "about.json").write_text(json.dumps(abouts[5]))
     with pytest.raises(ValueError, match="each with its own number of epochs"):
         read_lengths(["toys-long", "toys"])
