@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from math import isnan
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from localnorm.arms import ARMS
-from localnorm.figures.style import figure_legend, new_figure
+from localnorm.arms import ARMS, STATISTICS
+from localnorm.figures.style import LEGIBLE, WIDTH, new_figure
 from localnorm.words import describe, seed_values, spread
 
 __all__ = ["caption", "plot_clean_against_noisy"]
+
+# which images an arm takes its statistics from -> the words above its marks
+SEEN = {"training": "the training set alone", "batch": "a batch of test images", "one": "one test image"}
 
 
 def plot_clean_against_noisy(summary: pd.DataFrame, arms: Sequence[str]) -> Figure:
@@ -24,7 +29,7 @@ def plot_clean_against_noisy(summary: pd.DataFrame, arms: Sequence[str]) -> Figu
         ValueError: an experiment has none of the arms.
     """
     titles = list(dict.fromkeys(summary.title))
-    figure, axes = new_figure(1, len(titles), 2.9)
+    figure, axes = new_figure(1, len(titles), 3.1, 0.92 * WIDTH)
     for axis, title in zip(axes.flat, titles, strict=True):
         rows = summary[(summary.title == title) & summary.arm.isin(arms)]
         value = rows.set_index(["arm", "metric"])
@@ -42,22 +47,50 @@ def plot_clean_against_noisy(summary: pd.DataFrame, arms: Sequence[str]) -> Figu
                 pairs = [[100 * each for each in seed_values(row)] for row in (clean, noisy)]
                 axis.scatter(*pairs, s=4, color=arm.colour, alpha=0.5, linewidth=0)
             axis.plot(x, y, marker=arm.marker, color=arm.colour, linestyle="", markersize=6, label=label)
-        axis.annotate("better", (0.99, 0.98), (0.84, 0.86), xycoords="axes fraction", fontsize=7, color="0.35",
+        axis.annotate("upper right\nis best", (0.99, 0.98), (0.8, 0.88), xycoords="axes fraction", fontsize=LEGIBLE, color="0.35",
                       ha="center", va="center", arrowprops={"arrowstyle": "->", "color": "0.35"})  # fmt: skip
         axis.set(title=title, xlabel="accuracy on clean images (%)")
         axis.grid(color="0.93", linewidth=0.6)
         axis.margins(0.12)
         low, high = axis.get_ylim()
-        axis.set_ylim(low, high + 0.18 * (high - low))  # room for the word in the corner
+        axis.set_ylim(low, high + 0.22 * (high - low))  # room for the words in the corner
     axes[0, 0].set_ylabel("accuracy under noise (%)")
-    figure_legend(figure, axes, arms)
+    _legend(figure, axes, arms)
     return figure
+
+
+def _legend(figure: Figure, axes: np.ndarray, arms: Sequence[str]) -> None:
+    """Below the panels, one column per kind of images that an arm takes its statistics from, under its name."""
+    marks = {label: mark for axis in axes.flat for mark, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    columns = {kind: [arm for arm in arms if arm in marks and kind == seen_by(arm)] for kind in SEEN}
+    columns = {kind: labels for kind, labels in columns.items() if labels}
+    longest = max(len(labels) for labels in columns.values())
+    handles, names = [], []
+    for kind, labels in columns.items():  # a legend is filled column by column
+        empty = [Line2D([], [], linestyle="")] * (longest - len(labels))
+        handles += [Line2D([], [], linestyle=""), *(marks[label] for label in labels), *empty]
+        names += [SEEN[kind], *labels, *[""] * len(empty)]
+    legend = figure.legend(
+        handles, names, loc="outside lower center", ncols=len(columns), frameon=False, labelspacing=0.25, handletextpad=0.3
+    )  # fmt: skip
+    for text in legend.get_texts():
+        if text.get_text() in SEEN.values():
+            text.set(fontweight="bold", x=0)
+
+
+def seen_by(label: str) -> str:
+    """Which images an arm takes its statistics from: a key of SEEN."""
+    arm = ARMS[label]
+    if arm.statistics == "fixed":
+        return "training"
+    return "one" if STATISTICS[arm.statistics].one_image else "batch"
 
 
 def caption(abouts: Sequence[dict]) -> str:
     return (
-        "Clean against noisy accuracy: the farther up and to the right, the better. BN fixed keeps the statistics of the training "
-        "set. BN batch and LN batch take those of a batch of test images of one condition. The other arms see one image at a time. "
+        "Clean against noisy accuracy: the farther up and to the right, the better. The legend says which images an arm sees beside its "
+        "weights: BN fixed has the statistics of the training set alone, a batch is of one condition, and a prior mixes those of "
+        "one image with the training set's. "
         f"Each mark is the mean over seeds and all noises, {spread(about['seeds'] for about in abouts)}. "
         + ". ".join(describe(about) for about in abouts)
         + "."
