@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from localnorm.figures.style import GROUP_COLOURS, GROUP_HATCHES, arrow, new_figure
+from localnorm.figures.style import GROUP_COLOURS, GROUP_HATCHES, LEGIBLE, WIDTH, arrow, new_figure
 from localnorm.layers import ASSIGNMENTS, LocalNorm2d
 
 __all__ = ["caption", "group_of_each_image", "plot_groups"]
@@ -45,7 +45,7 @@ def plot_groups(batch_size: int, num_groups: int) -> Figure:
         )
     margins = [MARGIN, *[0.1] * (len(ASSIGNMENTS) - 1)]  # the names of the rows stand left of the first panel
     ratios = [batch_size + 0.1 + margin for margin in margins]
-    figure, axes = new_figure(1, len(ASSIGNMENTS), 2.4, gridspec_kw={"width_ratios": ratios})
+    figure, axes = new_figure(1, len(ASSIGNMENTS), 2.2, 0.88 * WIDTH, gridspec_kw={"width_ratios": ratios})
     for axis, margin, assignment in zip(axes.flat, margins, reversed(ASSIGNMENTS), strict=True):
         axis.set(xlim=(-margin, batch_size + 0.1), ylim=(-3.4, 1.9), aspect="equal")
         axis.axis("off")
@@ -76,7 +76,7 @@ def _draw(axis: Axes, groups: list[int], num_groups: int) -> None:
             box = FancyBboxPatch((left, bottom), width - 0.12, 0.75, boxstyle="round,pad=0,rounding_size=0.12")
             box.set(facecolor="white", edgecolor=GROUP_COLOURS[group], linewidth=1.4)
             axis.add_patch(box)
-            axis.text(centre, bottom + 0.37, text, ha="center", va="center", fontsize=9)
+            axis.text(centre, bottom + 0.37, text, ha="center", va="center", fontsize=LEGIBLE / 0.7)
         axis.add_patch(arrow((centre, -0.95), (centre, -1.32)))
         axis.add_patch(arrow((centre, -2.12), (centre, -2.52)))
 
@@ -95,5 +95,5 @@ def caption(batch_size: int, num_groups: int) -> str:
         f"How LocalNorm splits a batch of B = {batch_size} images into K = {num_groups} groups. The mean and the "
         f"variance of a channel run over the {batch_size // num_groups} images of a group and all positions, and each "
         "group has its own gamma and beta. Left: consecutive images, as in the released experiments. Right: image i "
-        "in group i mod K. Which image belongs where is read off the layer itself."
+        "in group i mod K."
     )

@@ -1,11 +1,13 @@
 """Photographs under noise: what the levels look like, and what they do to the histograms."""
 
+import textwrap
+
 import numpy as np
 import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 
-from localnorm.figures.style import new_figure, short
+from localnorm.figures.style import WIDTH, new_figure, short
 from localnorm.noise import draw, noises
 
 __all__ = [
@@ -72,12 +74,14 @@ def rgb_histograms(images: dict[str, np.ndarray], bins: int = 48) -> Figure:
     Args:
         images: title -> (H, W, 3) in [0, 1].
     """
-    figure, axes = new_figure(2, len(images), 2.6)
+    figure, axes = new_figure(2, len(images), 2.5, 0.88 * WIDTH)
     edges = np.linspace(0, 1, bins + 1)
     tallest = 0
     for column, (title, image) in enumerate(images.items()):
         axes[0, column].imshow(image, interpolation="none")
-        axes[0, column].set(title=title, xticks=[], yticks=[])
+        axes[0, column].set(
+            title="\n".join(textwrap.fill(line, 17) for line in title.split("\n")), xticks=[], yticks=[]
+        )
         sns.despine(ax=axes[0, column], left=True, bottom=True)
         for channel, colour in enumerate(("#D55E00", "#009E73", "#0072B2")):
             density, _ = np.histogram(image[..., channel], edges, density=True)
@@ -86,7 +90,8 @@ def rgb_histograms(images: dict[str, np.ndarray], bins: int = 48) -> Figure:
             )
             # black and white pile up at the ends: they are cut off rather than hiding the rest
             tallest = max(tallest, np.quantile(density[1:-1], 0.98))
-        axes[1, column].set(xlim=(0, 1), xlabel="pixel value", yticks=[])
+        axes[1, column].set(xlim=(0, 1), xticks=(0, 0.5, 1), xlabel="pixel value", yticks=[])
+        axes[1, column].xaxis.set_major_formatter("{x:g}")
     for axis in axes[1]:
         axis.set_ylim(0, 1.25 * tallest)
     axes[1, 0].set_ylabel("density")
