@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from results_fixtures import EXPERIMENT, write_experiment
 from torch import nn
 
@@ -26,15 +27,20 @@ from localnorm.figures.calibration import plot_calibration
 from localnorm.figures.cost import plot_cost
 from localnorm.figures.forest import plot_forest
 from localnorm.figures.groups import group_of_each_image, plot_groups
+from localnorm.figures.length import caption as length_caption
 from localnorm.figures.length import plot_length
+from localnorm.figures.levels import caption as levels_caption
 from localnorm.figures.levels import plot_levels
 from localnorm.figures.network import plot_network, trace_network
 from localnorm.figures.one_image import plot_one_image
-from localnorm.figures.photographs import noise_wall, noisy_photographs, photograph
+from localnorm.figures.photographs import noise_wall, noisy_photographs, photograph, rgb_histograms
+from localnorm.figures.poor_light import plot_poor_light
+from localnorm.figures.streams import caption as streams_caption
 from localnorm.figures.streams import plot_streams
+from localnorm.figures.strengths import caption as strengths_caption
 from localnorm.figures.strengths import plot_strengths
-from localnorm.figures.style import save
-from localnorm.figures.teaser import plot_clean_against_noisy
+from localnorm.figures.style import LEGIBLE, save
+from localnorm.figures.teaser import plot_clean_against_noisy, seen_by
 from localnorm.gather import collect, write_results
 from localnorm.models import make_model
 from localnorm.settings import FINE_TUNING, FIXED_BATCH, FIXED_SIZE, NETWORK, TRAINED_SIZES
@@ -76,7 +82,7 @@ def test_accuracy_figure_draws_a_panel_a_noise_and_a_line_an_arm_with_the_values
         for line in axis.lines:
             table = curves[(curves.arm == line.get_label()) & (curves.noise == name)]
             assert line.get_xdata().tolist() == table.level.tolist()
-            assert line.get_ydata().tolist() == table.accuracy.tolist()
+            assert line.get_ydata() == pytest.approx(100 * table.accuracy.to_numpy()), "in percent"
         assert [line.get_label() for line in axis.lines] == ["BN fixed", "LN batch"]
 
 
@@ -299,14 +305,14 @@ def test_ablations_draw_accuracy_against_each_value_and_only_the_ablations_that_
         for value in values
     )
     clean_groups, clean_tuning, noisy_groups, _ = plot_ablations(table, ["LN batch"]).axes
-    assert line(clean_groups, "LN batch") == ([1, 4, 16], [0.89, 0.86, 0.74])
-    assert line(noisy_groups, "LN batch") == ([1, 4, 16], [0.49, 0.46, 0.34])
-    assert line(clean_tuning, "LN batch") == ([0, 2], [0.90, 0.88])
+    assert line(clean_groups, "LN batch") == ([1, 4, 16], [89, 86, 74])
+    assert line(noisy_groups, "LN batch") == ([1, 4, 16], [49, 46, 34])
+    assert line(clean_tuning, "LN batch") == ([0, 2], [90, 88])
     other = scores.assign(ablation=NETWORK, value="bn")
     figure = plot_ablations(pd.concat([table, other]), ["LN batch"])
     assert len(figure.axes) == 2 * 3
     layers = figure.axes[2]
-    assert line(layers, "LN batch") == ([0], [0.9])
+    assert line(layers, "LN batch") == ([0], [90])
     assert [label.get_text() for label in figure.axes[5].get_xticklabels()] == ["BN"]
     with pytest.raises(ValueError, match=r"unknown ablation depth.*groups at fixed batch"):
         plot_ablations(table.assign(ablation="depth"), ["LN batch"])
@@ -323,9 +329,9 @@ def test_streams_tell_a_uniform_batch_from_a_mixed_one(scores):
     mixed = sizes[sizes.level > 0].assign(right=20)
     table = pd.concat([sizes.assign(composition="uniform"), mixed.assign(composition="mixed")])
     clean, uniform, mixed = plot_streams(table, ["BN batch", "LN batch"]).axes
-    assert line(clean, "LN batch") == ([1, 8], [0.82, 0.89])
-    assert line(uniform, "LN batch") == ([1, 8], [0.42, 0.49])
-    assert line(mixed, "LN batch") == ([1, 8], [0.2, 0.2])
+    assert line(clean, "LN batch") == ([1, 8], [82, 89])
+    assert line(uniform, "LN batch") == ([1, 8], [42, 49])
+    assert line(mixed, "LN batch") == ([1, 8], [20, 20])
     assert len(plot_streams(table[table.composition == "uniform"], ["LN batch"]).axes) == 2
     assert plot_streams(table.head(0), ["LN batch"]).axes[0].texts, "without a study a sentence says so"
 
@@ -345,7 +351,7 @@ def test_few_seeds_are_drawn_themselves_instead_of_a_band_that_fills_the_panel(c
     two = plot_accuracy(few, ["LN batch"]).axes[0]
     assert not bands(two)
     assert np.concatenate(dots(two)) == pytest.approx(
-        np.array([[0, 0.8], [0, 1.0], [0.2, 0.35], [0.2, 0.55], [0.5, 0.2], [0.5, 0.4]])
+        np.array([[0, 80], [0, 100], [0.2, 35], [0.2, 55], [0.5, 20], [0.5, 40]])
     )
 
 
@@ -441,7 +447,7 @@ def test_levels_draw_a_row_per_data_set_and_leave_out_the_noises_that_one_lacks(
     assert len(shown) == 2 + 1
     for axis, name in zip(shown, ("gaussian", "contrast", "contrast"), strict=True):
         table = curves[(curves.noise == name) & (curves.arm == "BN fixed")]
-        assert axis.lines[0].get_xydata() == pytest.approx(table[["level", "accuracy"]].to_numpy())
+        assert axis.lines[0].get_xydata() == pytest.approx(table[["level", "accuracy"]].to_numpy() * (1, 100))
 
 
 def test_longer_training_draws_each_arm_against_its_epochs(project):
@@ -465,3 +471,112 @@ def test_longer_training_draws_each_arm_against_its_epochs(project):
     (results / "toys" / "about.json").write_text(json.dumps(abouts[5]))
     with pytest.raises(ValueError, match="each with its own number of epochs"):
         read_lengths(["toys-long", "toys"])
+
+
+# -------------------------------------------------------------------------------------------------------- letters and captions
+
+PAGE = 21 - 2 * 2.2  # cm of text across a page of the paper, see paper/format.typ
+
+
+def printed_sizes(figure, name):
+    """Points of every text of a figure as the paper prints it, the smallest first."""
+    paper = (ROOT / "paper" / "paper.typ").read_text()
+    (share,) = re.findall(rf'#drawings?\("(?:[^"]*/)?{name}"(?:, width: (\d+)%)?', paper)
+    figure.canvas.draw()
+    width = figure.get_tightbbox().width + 2 * 0.02  # inches, as `save` cuts it
+    scale = PAGE / 2.54 * float(share or 100) / 100 / width
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return sorted(scale * text.get_fontsize() * (0.7 if "_" in text.get_text() else 1) for text in texts)
+
+
+def test_no_letter_of_the_paper_is_printed_smaller_than_seven_points(curves, scores):
+    streams = scores.assign(batch_size=4, composition="uniform")
+    strengths = pd.DataFrame(
+        {"network": "bn", "seed": 0, "prior": [0, 16], "fixed_last": 0, "clean": 0.9, "noisy": 0.5}
+    )
+    answers = pd.DataFrame({"image": 0, "level": 0.0, "arm": ["BN fixed"], "rank": 0, "label": 0, "probability": 0.5})
+    lengths = summary()[lambda table: table.title == "Toys"].assign(epochs=5, by_seed="")
+    rows = pd.DataFrame({"title": "Toys", "primary": row.primary, "metric": row.metric, "seeds": 0} for row in PRIMARY)
+    numbers = dict.fromkeys(("estimate", "low", "high", "threshold"), 0.1)
+    drawn = {
+        "groups": plot_groups(8, 4),
+        "histograms": rgb_histograms(noisy_photographs("flower", {"poisson": 0.2}, seed=0)),
+        "forest": plot_forest(rows.assign(**numbers)),
+        "levels": plot_levels({"Toys": curves}, ["BN fixed"]),
+        "length": plot_length(lengths, ["BN fixed"]),
+        "teaser": plot_clean_against_noisy(summary(), ["BN fixed"]),
+        "strengths": plot_strengths({"Toys": strengths}, ["bn"]),
+        "streams": plot_streams(streams, ["BN batch"]),
+        "poor-light-published": plot_poor_light(torch.zeros(1, 3, 8, 8), ["a"], answers, ["car"]),
+    }
+    paper = (ROOT / "paper" / "paper.typ").read_text()
+    assert {name.split("/")[-1] for name in re.findall(r'#drawings?\("([^"]+)"', paper)} == set(drawn)
+    smallest = {name: printed_sizes(figure, name)[0] for name, figure in drawn.items()}
+    assert min(smallest.values()) > LEGIBLE - 0.1, smallest
+
+
+def test_the_teaser_sorts_marks_by_the_images_that_they_see():
+    assert [seen_by(arm) for arm in ("BN fixed", "LN batch", "LN prior", "LN drawn single")] == [
+        "training", "batch", "one", "one",
+    ]  # fmt: skip
+
+
+ABOUT = {
+    "title": "Toys", "model": "small", "shape": [1, 8, 8], "counts": {"train": 10, "test": 5}, "epochs": 2, "batch_size": 4,
+    "num_groups": 2, "seeds": 6, "devices": ["CPU"], "torch": ["2"], "images_of_arm": {}, "noisy_images": 5, "clean_images": 5,
+    "provenance": {"lossy": False}, "train_accuracy": {"BN": 0.9, "LN": 0.8},
+}  # fmt: skip
+
+
+def test_the_caption_of_strengths_counts_its_claims():
+    table = pd.DataFrame(
+        {"network": "bn", "seed": 0, "prior": [16, 64, 0, 64], "fixed_last": [0, 0, 1, 1], "clean": [0.8, 0.9, 0.9, 0.8],
+         "noisy": [0.6, 0.5, 0.4, 0.5]}
+    )  # fmt: skip
+    tables = {"Toys (small)": table, "Cars": table.assign(fixed_last=2 * table.fixed_last)}
+    said = strengths_caption(tables, ["bn"], [ABOUT])
+    assert "(0, or 1 on Toys and 2 on Cars)" in said
+    assert "rises in 2 of 4 lines" in said
+    assert "below the largest n0 in 2" in said
+    assert "not tried with 0 fixed" in said
+    assert "Toys: 10 training" in strengths_caption({}, ["bn"], [ABOUT]), "nothing was chosen"
+
+
+def test_the_caption_of_levels_says_to_which_arm_a_prior_lies_nearer():
+    rows = [
+        {"arm": arm, "suite": "named", "noise": "contrast", "level": level, "seeds": 6, "accuracy": accuracy}
+        for arm, values in {
+            "BN fixed": (0.9, 0.5, 0.3),
+            "LN batch": (0.8, 0.8, 0.8),
+            "LN prior": (0.9, 0.6, 0.3),
+        }.items()
+        for level, accuracy in zip((0, 0.2, 0.5), values, strict=True)
+    ]
+    said = levels_caption({"Toys": pd.DataFrame(rows)}, ["BN fixed", "LN batch", "LN prior"], [ABOUT])
+    assert "BN fixed is the least accurate at 2 of 2 levels" in said
+    assert "nearer to BN fixed on Toys (5.0 points apart on average, 35.0 from LN batch)" in said
+    alone = levels_caption({"Toys": pd.DataFrame(rows)}, ["BN fixed", "LN batch"], [ABOUT])
+    assert "nearer" not in alone
+
+
+def test_the_caption_of_longer_training_says_what_a_mark_is_at_each_length():
+    abouts = {2: ABOUT, 5: ABOUT | {"seeds": 1}}
+    said = length_caption(summary(), abouts, ["BN fixed"])
+    assert "on Toys" in said
+    assert "2 epochs: mean of 6 seeds, 95 % interval; 5 epochs: one seed." in said
+
+
+def test_longer_training_shows_the_interval_of_every_mean():
+    table = summary()[lambda rows: rows.title == "Toys"].assign(epochs=2)
+    left, _ = plot_length(table, ["BN fixed", "LN single"]).axes
+    bars = [each.get_ydata().tolist() for each in left.lines if each.get_xdata().tolist() == [2, 2]]
+    assert bars == [pytest.approx([88, 92]), pytest.approx([8, 12])]
+
+
+def test_the_caption_of_streams_names_the_panels_that_are_drawn(scores):
+    table = scores.assign(batch_size=4, composition="uniform")
+    said = streams_caption(table, ["BN batch", "LN batch"], ABOUT)
+    assert "batches of clean images and batches of one noise" in said
+    assert "LN drawn single" not in said
+    drawn = table.assign(network="ln_drawn", statistics="batch")
+    assert "LN drawn batch is LN drawn single" in streams_caption(drawn, ["LN drawn batch"], ABOUT)

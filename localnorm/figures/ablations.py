@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from localnorm import scores
 from localnorm.arms import ARMS, NETWORKS, in_order
 from localnorm.figures.streams import ticks_at
-from localnorm.figures.style import draw_arms, draw_seeds, figure_legend, new_figure
+from localnorm.figures.style import LEGIBLE, draw_arms, draw_seeds, figure_legend, new_figure
 from localnorm.words import describe, enumerate_words, seed_count, spread
 
 __all__ = ["caption", "plot_ablations"]
@@ -56,7 +56,7 @@ def plot_ablations(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
         axes[0, column].set_title(title)
         axes[1, column].set_xlabel(counts)
     for row, metric in enumerate(("clean", "noisy")):
-        axes[row, 0].set(ylim=(0, 1.03), ylabel=f"{metric} accuracy")  # a marker at 1 is whole
+        axes[row, 0].set(ylim=(0, 103), ylabel=f"{metric} accuracy (%)")  # a marker at 100 is whole
     figure_legend(figure, axes, arms)
     return figure
 
@@ -65,7 +65,7 @@ def _draw_values(axis: Axes, panel: pd.DataFrame, arms: list[str], order: list[s
     """Lines over numbers, points with bars over names."""
     if numbers:
         panel = panel.assign(value=panel.value.astype(float))
-        draw_arms(axis, panel, arms, "value", "accuracy")
+        draw_arms(axis, panel, arms, "value", "accuracy", scale=100)
         ticks_at(axis, panel.value)
         return
     present = {value: [arm for arm in arms if arm in set(rows.arm)] for value, rows in panel.groupby("value")}
@@ -74,15 +74,15 @@ def _draw_values(axis: Axes, panel: pd.DataFrame, arms: list[str], order: list[s
         # side by side, since intervals may overlap
         aside = [present[value].index(label) - (len(present[value]) - 1) / 2 for value in rows.value]
         x = [order.index(value) + 0.14 * step for value, step in zip(rows.value, aside, strict=True)]
-        axis.vlines(x, rows.low, rows.high, color=arm.colour, linewidth=1)
+        axis.vlines(x, 100 * rows.low, 100 * rows.high, color=arm.colour, linewidth=1)
         for place, row in zip(x, rows.itertuples(), strict=True):
-            draw_seeds(axis, row, arm.colour, x=place)
+            draw_seeds(axis, row, arm.colour, x=place, scale=100)
         axis.plot(
-            x, rows.accuracy, color=arm.colour, marker=arm.marker, linestyle="", label=label if len(rows) else None
-        )
+            x, 100 * rows.accuracy, color=arm.colour, marker=arm.marker, linestyle="", label=label if len(rows) else None
+        )  # fmt: skip
     axis.set(xlim=(-0.6, len(order) - 0.4))
     names = [textwrap.fill(NETWORKS[value].label if value in NETWORKS else value, 8) for value in order]
-    axis.set_xticks(range(len(order)), names, fontsize=6 if len(order) < 4 else 5)
+    axis.set_xticks(range(len(order)), names, fontsize=LEGIBLE if len(order) < 4 else 6)
 
 
 def caption(table: pd.DataFrame, settings: dict, about: dict) -> str:

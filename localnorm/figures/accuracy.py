@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from localnorm import noise
-from localnorm.figures.style import draw_arms, legend_below, new_figure, short
+from localnorm.figures.style import LEGIBLE, draw_arms, legend_below, new_figure, short
 from localnorm.words import describe, enumerate_words, spread
 
 __all__ = ["caption", "plot_accuracy"]
@@ -26,14 +26,14 @@ def plot_accuracy(curves: pd.DataFrame, arms: Sequence[str]) -> Figure:
     figure, axes = new_figure(rows, columns, 1.7 * rows + 0.4, sharey=True)
     for axis, ((suite, name), panel) in zip(axes.flat, panels, strict=False):
         known = noise.noises(suite)[name]
-        draw_arms(axis, panel, arms, "level", "accuracy")
-        axis.set_title(textwrap.fill(f"{short(known.label)} ({suite})", 24), fontsize=7)
-        axis.set(ylim=(0, 1), xlabel=known.unit)
-        axis.xaxis.label.set_fontsize(6.5)
+        draw_arms(axis, panel, arms, "level", "accuracy", scale=100)
+        axis.set_title(textwrap.fill(f"{short(known.label)} ({suite})", 24), fontsize=LEGIBLE)
+        axis.set(ylim=(0, 100), xlabel=known.unit)
+        axis.xaxis.label.set_fontsize(LEGIBLE)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis in axes[:, 0]:
-        axis.set_ylabel("accuracy")
+        axis.set_ylabel("accuracy (%)")
     legend_below(figure, axes[0, 0])
     return figure
 

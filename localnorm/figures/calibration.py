@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from localnorm import noise, scores
-from localnorm.figures.style import draw_arms, legend_below, new_figure, short
+from localnorm.figures.style import LEGIBLE, draw_arms, legend_below, new_figure, short
 from localnorm.words import describe, spread
 
 __all__ = ["caption", "plot_calibration"]
@@ -36,9 +36,9 @@ def plot_calibration(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
     for axis, ((suite, name), panel) in zip(axes.flat, panels, strict=False):
         known = noise.noises(suite)[name]
         draw_arms(axis, panel, arms, "level", "ece")
-        axis.set_title(textwrap.fill(f"{short(known.label)} ({suite})", 24), fontsize=7)
+        axis.set_title(textwrap.fill(f"{short(known.label)} ({suite})", 24), fontsize=LEGIBLE)
         axis.set(ylim=(0, top), xlabel=known.unit, ylabel="ECE" if axis in axes[:, 0] else None)
-        axis.xaxis.label.set_fontsize(6.5)
+        axis.xaxis.label.set_fontsize(LEGIBLE)
     if len(split):
         _draw_disagreement(axes.flat[len(panels)], scores.curves(split, "disagreement"))
     for axis in axes.flat[count:]:
@@ -54,10 +54,10 @@ def _draw_disagreement(axis: Axes, table: pd.DataFrame) -> None:
     axis.set(
         xlabel="level / highest level", ylabel="disagreement", ylim=(-0.02, max(0.5, 1.3 * table.disagreement.max()))
     )
-    axis.xaxis.label.set_fontsize(6.5)
-    axis.set_title("Disagreement of the vote", fontsize=7)
+    axis.xaxis.label.set_fontsize(LEGIBLE)
+    axis.set_title("Disagreement of the vote", fontsize=LEGIBLE)
     marks = [Line2D([], [], color=SUITE_COLOURS[suite], label=suite) for suite in table.suite.unique()]
-    axis.legend(handles=marks, fontsize=6, frameon=False, handlelength=1.6, labelspacing=0.2, borderaxespad=0)
+    axis.legend(handles=marks, fontsize=LEGIBLE, frameon=False, handlelength=1.6, labelspacing=0.2, borderaxespad=0)
 
 
 def caption(table: pd.DataFrame, about: dict) -> str:

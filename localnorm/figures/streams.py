@@ -14,12 +14,12 @@ from localnorm.words import describe, enumerate_words, spread
 
 __all__ = ["caption", "plot_streams", "ticks_at"]
 
-# composition, metric -> title
+# composition, metric -> title, and what a caption says of the panel
 PANELS = {
-    ("uniform", "clean"): "clean",
-    ("uniform", "noisy"): "one noise per batch",
-    ("mixed", "clean"): "clean, among noisy",
-    ("mixed", "noisy"): "noisy, mixed noises",
+    ("uniform", "clean"): ("clean", "batches of clean images"),
+    ("uniform", "noisy"): ("one noise per batch", "batches of one noise"),
+    ("mixed", "clean"): ("clean, among noisy", "the clean images of batches that also hold several noises"),
+    ("mixed", "noisy"): ("noisy, mixed noises", "the noisy images of such batches"),
 }
 
 
@@ -34,14 +34,14 @@ def plot_streams(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
         return sentence("This experiment has no study of test batches.")
     made = scores.estimates(table, ["composition", "batch_size"])
     arms = [arm for arm in in_order(arms) if arm in set(made.arm)]
-    panels = [(made[(made.composition == c) & (made.metric == m)], title) for (c, m), title in PANELS.items()]
+    panels = [(made[(made.composition == c) & (made.metric == m)], title) for (c, m), (title, _) in PANELS.items()]
     panels = [(panel, title) for panel, title in panels if len(panel)]
-    figure, axes = new_figure(1, len(panels), 2.5, sharey=True)
+    figure, axes = new_figure(1, len(panels), 2.1, sharey=True)
     for axis, (panel, title) in zip(axes.flat, panels, strict=True):
-        draw_arms(axis, panel, arms, "batch_size", "accuracy")
+        draw_arms(axis, panel, arms, "batch_size", "accuracy", scale=100)
         ticks_at(axis, panel.batch_size)
         axis.set(xlabel="images per test batch", title=title)
-    axes[0, 0].set(ylabel="accuracy", ylim=(0, 1))
+    axes[0, 0].set(ylabel="accuracy (%)", ylim=(0, 100))
     figure_legend(figure, axes, arms)
     return figure
 
@@ -66,11 +66,18 @@ def caption(table: pd.DataFrame, arms: Sequence[str], about: dict) -> str:
         for arm in in_order(arms)
         if arm in {arm_of(*key).label for key in zip(table.network, table.statistics, strict=True)}
     ]
+    drawn_alone = "; there, LN drawn batch is LN drawn single" if "LN drawn batch" in drawn else ""
     return (
         f"Statistics of the test batch need company of one kind: accuracy of {enumerate_words(drawn)} against the "
-        "number of images in a test batch. Left, batches of one condition; right, batches that hold clean images and "
-        "several noises in turn. A batch of one is the image alone. "
+        f"number of images in a test batch. {_panels(table)}. A batch of one is the image alone{drawn_alone}. "
         "BN batch takes one statistic of the whole batch, LN batch one of each of its "
-        f"groups. Each point is the mean over seeds {spread([table.seed.nunique()])}; {int(table.images.max()):,} test images. "
+        "groups; with K images or fewer, each group holds one image. "
+        f"Each point is the mean over seeds {spread([table.seed.nunique()])}; {int(table.images.max()):,} test images. "
         f"{describe(about)}."
     )
+
+
+def _panels(table: pd.DataFrame) -> str:
+    """What the panels show: "From left to right: batches of clean images, batches of one noise"."""
+    has = set(zip(table.composition, table.level.map(lambda level: "noisy" if level > 0 else "clean"), strict=True))
+    return f"From left to right: {enumerate_words([words for key, (_, words) in PANELS.items() if key in has])}"
