@@ -33,23 +33,41 @@ def normalize_groups(
     eps: float,
     momentum: float = 0.0,
     alone: bool = False,
+    relu: bool = False,
 ) -> Tensor:
     """Normalise each of `num_groups` groups of a batch by its own statistics; per-group tensors are (num_groups, C).
 
     Args:
         alone: each image is asked for by itself, so one group per image, and nothing is stored.
+        relu: apply ReLU to the result, in the same kernels where those are Triton's.
     """
-    batch, channels = x.shape[:2]
     if _size_stays_open() and not alone and running_mean is None:
-        return _any_batch_size(x, num_groups, weight, bias, assignment, eps)
+        y = _any_batch_size(x, num_groups, weight, bias, assignment, eps)
+        return rectify(y) if relu else y
     # A comparison: min() of a symbolic size defeats torch.compile's guards.
-    groups = num_groups if batch >= num_groups else batch
-    size, larger = (batch // groups, batch % groups) if batch else (0, 0)
+    groups = num_groups if x.shape[0] >= num_groups else x.shape[0]
     check_values(x, groups)
+    stored = (running_mean, running_var)
     if use_triton(x, assignment):
         weight, bias = (None if t is None else _shared_row(t) for t in (weight, bias))
         options = {"assignment": assignment, "eps": eps, "momentum": momentum}
-        return _triton.local_norm(x, groups, weight, bias, running_mean, running_var, **options)
+        return _triton.local_norm(x, groups, weight, bias, *stored, relu=relu, **options)
+    y = _by_torch(x, groups, weight, bias, *stored, assignment, eps, momentum, alone)
+    return rectify(y) if relu else y
+
+
+def rectify(y: Tensor) -> Tensor:
+    """ReLU of a result that nothing else holds: in place, except where something follows what runs.
+
+    The gradient of no path needs the path's result, so it may be overwritten.
+    """
+    return F.relu(y, inplace=runs_eagerly())
+
+
+def _by_torch(x, groups, weight, bias, running_mean, running_var, assignment, eps, momentum, alone):
+    """`normalize_groups` by torch's kernels, for at most as many groups as images."""
+    batch, channels = x.shape[:2]
+    size, larger = (batch // groups, batch % groups) if batch else (0, 0)
     stored = (running_mean, running_var)
     # The kernels keep statistics in the precision of these tensors: float32 for half inputs, and never none of them.
     precision = torch.promote_types(x.dtype, torch.float32)
@@ -130,11 +148,22 @@ def normalize_with_stored(
     *,
     prior: float | None,
     eps: float,
+    relu: bool = False,
 ) -> Tensor:
-    """Normalise each image by stored statistics, its rows of (N, C), mixed with its own if a prior weighs the two."""
-    rows = [None if t is None else _shared_row(t) for t in (mean, var, weight, bias)]
+    """Normalise each image by stored statistics, its rows of (N, C), mixed with its own if a prior weighs the two.
+
+    Args:
+        relu: as of `normalize_groups`.
+    """
     if prior is not None and use_triton(x, differentiable=False):
-        return _triton.prior_norm(x, *rows[2:], *rows[:2], prior, eps=eps)
+        rows = [None if t is None else _shared_row(t) for t in (weight, bias, mean, var)]
+        return _triton.prior_norm(x, *rows, prior, eps=eps, relu=relu)
+    y = _with_stored_by_torch(x, mean, var, weight, bias, prior, eps)
+    return rectify(y) if relu else y
+
+
+def _with_stored_by_torch(x, mean, var, weight, bias, prior, eps):
+    rows = [None if t is None else _shared_row(t) for t in (mean, var, weight, bias)]
     # Not with a prior and a gradient, which batch_norm does not give to the statistics.
     constant = prior is None or (x.shape[0] == 1 and not torch.is_grad_enabled())
     if constant and _is_float_on_cpu(x) and len(rows[0]) == 1:

@@ -7,7 +7,7 @@ the images. One pass then writes the result. The backward is the same: two sums,
 import torch
 from torch import Tensor
 
-from localnorm._kernels import check_values, group_of_each_image, runs_eagerly
+from localnorm._kernels import check_values, group_of_each_image, rectify, runs_eagerly
 
 __all__ = ["normalize_shrunk"]
 
@@ -27,6 +27,7 @@ def normalize_shrunk(
     assignment: str,
     eps: float,
     momentum: float = 0.0,
+    relu: bool = False,
 ) -> Tensor:
     """Normalise each image by its own statistics, shrunk towards those of its group; per-group tensors are (K, C).
 
@@ -38,6 +39,7 @@ def normalize_shrunk(
     Args:
         x: (B, C, ...) of at least one image.
         prior: positions, from 0 to infinity; a number, or a tensor () or (B,) on x's device.
+        relu: apply ReLU to the result.
     """
     groups = _Groups(x.shape[0], num_groups, assignment, x.device)
     check_values(x, groups.count)
@@ -50,7 +52,7 @@ def normalize_shrunk(
     y, mean, var = shrink(x, *wide, share, groups, eps)
     if running_mean is not None:
         _move(running_mean, running_var, mean.detach(), var.detach(), groups, positions, momentum)
-    return y
+    return rectify(y) if relu else y
 
 
 class _Groups:

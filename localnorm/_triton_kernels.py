@@ -211,7 +211,8 @@ def _gradient(
     centred = _load(x, image, p, c, mask, stride_n, stride_c, stride_p) - mean[None, :]
     upstream = _load(grad, image, p, c, mask, grad_n, grad_c, grad_p)
     if RELU:
-        upstream = tl.where(centred * (inverse * w)[None, :] + b[None, :] > 0, upstream, 0.0)
+        activated = centred * (inverse * w)[None, :] + b[None, :]
+        upstream = tl.where(activated <= 0, 0.0, upstream)  # a NaN lets it pass, as in torch
     return tl.where(mask, centred * inverse[None, :], 0.0), upstream, image, p, mask
 
 

@@ -291,17 +291,21 @@ class LocalNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):
             return _leaf(self, x)
+        return self._normalize(x)
+
+    def _normalize(self, x: Tensor, relu: bool = False) -> Tensor:
+        """What the layer computes, with ReLU after it if `relu`."""
         self._check_input(x)
         mode = mode_of_block()
         if mode is None:
             mode = BATCH if self.training else self.eval_mode
         if mode.name in ("batch", "shrunk"):
-            return self._normalize_batch(x, mode)
+            return self._normalize_batch(x, mode, relu)
         if mode.name == "sized":
-            return self._normalize_sized(x, mode)
+            return self._normalize_sized(x, mode, relu)
         if mode.name == "single" and self.from_end > mode.fixed_last:
-            return self._normalize_alone(x, mode)
-        return self._normalize_with_stored(x, mode)
+            return self._normalize_alone(x, mode, relu)
+        return self._normalize_with_stored(x, mode, relu)
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() < 2 or (self.ranks and x.dim() not in self.ranks):
@@ -327,11 +331,11 @@ class LocalNorm(nn.Module):
     def _falls_back(self, x: Tensor, groups: int, mode: Mode) -> bool:
         return "fixed" in (self.one_value, mode.one_value) and has_one_value(x, min(groups, x.shape[0]))
 
-    def _normalize_batch(self, x: Tensor, mode: Mode) -> Tensor:
+    def _normalize_batch(self, x: Tensor, mode: Mode, relu: bool) -> Tensor:
         if self._falls_back(x, self.num_groups, mode):
             groups = min(self.num_groups, x.shape[0])
             group = group_of_each_image(x.shape[0], groups, self.assignment, x.device)
-            return self._normalize_with_stored(x, replace(mode, name="fixed", group=group))
+            return self._normalize_with_stored(x, replace(mode, name="fixed", group=group), relu)
         running_mean = running_var = None
         momentum = 0.0
         trains = self.training and self.affine and torch.is_grad_enabled()
@@ -349,26 +353,26 @@ class LocalNorm(nn.Module):
         if mode.name == "shrunk" and x.shape[0]:
             normalize = partial(normalize_shrunk, prior=mode.prior() if callable(mode.prior) else mode.prior)
         per_group = (self.weight, self.bias, running_mean, running_var)
-        options = {"assignment": self.assignment, "eps": self.eps, "momentum": momentum}
+        options = {"assignment": self.assignment, "eps": self.eps, "momentum": momentum, "relu": relu}
         return normalize(x, self.num_groups, *per_group, **options)
 
-    def _normalize_sized(self, x: Tensor, mode: Mode) -> Tensor:
+    def _normalize_sized(self, x: Tensor, mode: Mode, relu: bool) -> Tensor:
         if x.shape[0] % mode.group_size:
             raise ValueError(f"group_size={mode.group_size} does not divide a batch of {x.shape[0]} images")
         affine = torch.arange(x.shape[0] // mode.group_size, device=x.device) % self.num_groups  # (B/S,)
-        return self._normalize_alone(x, replace(mode, group=affine))
+        return self._normalize_alone(x, replace(mode, group=affine), relu)
 
-    def _normalize_alone(self, x: Tensor, mode: Mode) -> Tensor:
+    def _normalize_alone(self, x: Tensor, mode: Mode, relu: bool) -> Tensor:
         if x.shape[0] == 0:
-            return self._normalize_batch(x, mode)
+            return self._normalize_batch(x, mode, relu)
         groups = x.shape[0] // mode.group_size
         if self._falls_back(x, groups, mode):
-            return self._normalize_with_stored(x, replace(mode, name="fixed"))
+            return self._normalize_with_stored(x, replace(mode, name="fixed"), relu)
         weight, bias = (self._rows(t, mode.group, groups) for t in (self.weight, self.bias))
-        options = {"assignment": mode.assignment, "eps": self.eps, "alone": mode.group_size == 1}
-        return normalize_groups(x, groups, weight, bias, **options)
+        options = {"assignment": mode.assignment, "eps": self.eps, "relu": relu}
+        return normalize_groups(x, groups, weight, bias, alone=mode.group_size == 1, **options)
 
-    def _normalize_with_stored(self, x: Tensor, mode: Mode) -> Tensor:
+    def _normalize_with_stored(self, x: Tensor, mode: Mode, relu: bool) -> Tensor:
         if not self.track_running_stats:
             raise ValueError(
                 f"mode={mode.name!r} needs stored training statistics, and this layer keeps none; build it with "
@@ -377,7 +381,8 @@ class LocalNorm(nn.Module):
         tensors = (self.running_mean, self.running_var, self.weight, self.bias)
         rows = [self._rows(t, mode.group, x.shape[0]) for t in tensors]  # (N, C)
         mixes = mode.name == "prior" and self.from_end > mode.fixed_last
-        return normalize_with_stored(x, *rows, prior=mode.prior if mixes else None, eps=self.eps)
+        options = {"prior": mode.prior if mixes else None, "eps": self.eps, "relu": relu}
+        return normalize_with_stored(x, *rows, **options)
 
 
 class LocalNorm1d(LocalNorm):
@@ -408,6 +413,10 @@ class LocalNorm3d(LocalNorm):
 class LocalNormAct2d(LocalNorm2d):
     """:class:`LocalNorm2d`, then dropout, then an activation: what becomes of timm's BatchNormAct2d, under the same names.
 
+    An ``nn.ReLU`` without dropout is computed with the norm: in the same Triton kernels where those run, and elsewhere in
+    the memory of the norm's result. Values and gradients are those of norm and ReLU one after the other. The modules ``act``
+    and ``drop`` are not called then; with hooks on one of them, they are.
+
     Args:
         num_features, num_groups, **options: of :class:`LocalNorm2d`.
         act, drop: modules; none is the identity.
@@ -432,7 +441,16 @@ class LocalNormAct2d(LocalNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):
             return _leaf(self, x)
-        return self.act(self.drop(super().forward(x)))
+        act, drop = self.act, self.drop
+        if type(act) is nn.ReLU and type(drop) is nn.Identity and not has_hooks(act) and not has_hooks(drop):
+            return self._normalize(x, relu=True)
+        return act(drop(self._normalize(x)))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something asks to be called with the module, or its forward is not its class's."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -18,7 +18,7 @@ DEVICE = "cuda" if CARD else "cpu"
 if not CARD:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton loads, which no module does before a kernel is called
 
-from localnorm import _triton  # noqa: E402
+from localnorm import LocalNorm2d, LocalNormAct2d, _kernels, _triton, use_mode  # noqa: E402
 from localnorm._triton import local_norm, prior_norm, use_triton  # noqa: E402
 
 triton = pytest.importorskip("triton", reason="the kernels need triton, which comes with torch's CUDA builds")
@@ -144,6 +144,41 @@ def test_the_activation_in_the_same_kernels(layout):
     x, weight, bias = draw((5, 3, 3, 2), layout)
     y = assert_equals_formula(x, 2, weight, bias, relu=True)
     assert (y == 0).any()
+
+
+@pytest.mark.parametrize(
+    "mode", [("batch", {}), ("batch", {"group_size": 1}), ("single", {}), ("prior", {"prior": 3.0})]
+)
+def test_a_layer_that_ends_in_relu_has_it_in_the_same_kernels(mode, monkeypatch):
+    name, options = mode
+    x, weight, bias = draw((3, 3, 3, 2), "channels_last", rows=2)
+    norm = LocalNorm2d(3, 2, track_running_stats=True, device=DEVICE)
+    norm.load_state_dict({"weight": weight, "bias": bias}, strict=False)
+    fused = LocalNormAct2d(3, 2, track_running_stats=True, act=nn.ReLU(), device=DEVICE)
+    fused.load_state_dict(norm.state_dict())
+    found = []
+    monkeypatch.setattr(_kernels, "rectify", None)  # no ReLU of its own
+    for kernels, net in (("triton", fused), ("torch", nn.Sequential(norm, nn.ReLU()))):
+        monkeypatch.setattr(_triton, "KERNELS", kernels)
+        leaf = x.clone().requires_grad_(name != "prior")  # its kernels have no gradient
+        with use_mode(name, **options), torch.set_grad_enabled(leaf.requires_grad):
+            y = net(leaf)
+        found.append([y, *(torch.autograd.grad(y.cos().sum(), [leaf, *net.parameters()]) if y.requires_grad else ())])
+    assert (found[0][0] == 0).any()
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_nan_stays_one_and_lets_its_gradient_pass():
+    x, weight, bias = draw((4, 2, 2, 2), rows=2)
+    x[0, 0, 0, 0] = torch.nan
+    leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
+    y = local_norm(leaves[0], 2, *leaves[1:], relu=True)
+    exact = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    expected = formula(exact[0], 2, *exact[1:], relu=True)
+    grads = [torch.autograd.grad(out.sum(), of) for out, of in ((y, leaves), (expected, exact))]
+    for ours, theirs in zip((y, *grads[0]), (expected, *grads[1]), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
 def test_one_image_per_group_and_rows_in_turn():
