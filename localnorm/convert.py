@@ -7,6 +7,7 @@ original, through a closure, is refused by name.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from localnorm._replica import CALL_THEM, copy_network, describe, device_of, held_outside, place, share_parameters
-from localnorm.layers import LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d, LocalNormAct2d
+from localnorm.layers import LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d, LocalNormAct2d, is_altered
 from localnorm.modes import BATCH, set_mode
 
 __all__ = [
@@ -46,6 +47,7 @@ def convert_to_localnorm(
     exclude: Iterable[str] = (),
     inplace: bool = False,
     one_value: str = "refuse",
+    fuse_relu: bool = False,
 ) -> nn.Module:
     """Replace every BatchNorm of a network by LocalNorm with the BatchNorm's affine in each group.
 
@@ -62,10 +64,14 @@ def convert_to_localnorm(
             afterwards.
         one_value: of the new layers: ``"fixed"`` lets those with one value per channel in a group (an image-pooling
             branch with 1 x 1 maps) take their stored statistics there, in training too; it needs ``track_running_stats=True``.
+        fuse_relu: compute an ``nn.ReLU`` that directly follows a BatchNorm2d in an ``nn.Sequential`` with the norm. The two
+            become one :class:`LocalNormAct2d` and an ``nn.Identity``, so names, indices and keys stay. A pair is left as it is
+            where one of the two is excluded or stands in a second place, or the ReLU has hooks. A forward that takes the
+            norm's result out of the Sequential, by its index, gets it after the ReLU.
 
     Raises:
-        ValueError: there is nothing to convert, a pattern matches nothing, a layer cannot be converted faithfully, or the
-            network cannot be copied.
+        ValueError: there is nothing to convert, or with ``fuse_relu`` to fuse; a pattern matches nothing; a layer cannot be
+            converted faithfully; the network cannot be copied.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
@@ -74,25 +80,36 @@ def convert_to_localnorm(
     """
     excluded = _excluded(model, [exclude] if isinstance(exclude, str) else list(exclude))
     _refuse(model, _BatchNorm, excluded, "; exclude them by name to leave them as they are")
+    model = model if inplace else copy_network(model, (), "convert with inplace=True")
+    relus = _relus_of_norms(model, excluded) if fuse_relu else {}
     made = {}
 
-    def to_local(norm: nn.Module) -> nn.Module | None:
+    def to_local(module: nn.Module) -> nn.Module | None:
+        if module in relus.values():
+            return nn.Identity().train(module.training)
         options = {"assignment": assignment, "one_value": one_value}
-        if _has_fused_activation(norm):
-            options |= {"act": norm.act, "drop": norm.drop}
-            return _localnorm_from(norm, LocalNormAct2d, num_groups, track_running_stats, made, options)
-        if type(norm) in _LOCAL_OF:
-            return _localnorm_from(norm, _LOCAL_OF[type(norm)], num_groups, track_running_stats, made, options)
-        return None
+        if module in relus or _has_fused_activation(module):
+            kind = LocalNormAct2d
+            options |= {"act": relus[module]} if module in relus else {"act": module.act, "drop": module.drop}
+        elif type(module) in _LOCAL_OF:
+            kind = _LOCAL_OF[type(module)]
+        else:
+            return None
+        local = _localnorm_from(module, kind, num_groups, track_running_stats, made, options)
+        if module in relus:
+            local.of_pair = True
+        return local
 
-    return _replaced(model, to_local, "BatchNorm", excluded, inplace)
+    return _replaced(model, to_local, "BatchNorm", excluded)
 
 
 def convert_to_batchnorm(model: nn.Module, loader: Iterable, *, inplace: bool = False) -> nn.Module:
     """Replace every LocalNorm by BatchNorm with the mean of its groups' affines, and estimate the running statistics.
 
     Tools that fold a norm into the convolution before it (timm's ``reparameterize_model``, torch's ``fuse_conv_bn_eval``) take
-    the result; on LocalNorm layers they raise, since K groups do not fold into one kernel.
+    the result; on LocalNorm layers they raise, since K groups do not fold into one kernel. Pairs of norm and ReLU that
+    ``convert_to_localnorm(fuse_relu=True)`` made one layer are pairs again, unless what follows the norm has changed: it becomes
+    timm's BatchNormAct2d then, as every other :class:`LocalNormAct2d` does.
 
     Args:
         model: a network with LocalNorm layers.
@@ -106,19 +123,29 @@ def convert_to_batchnorm(model: nn.Module, loader: Iterable, *, inplace: bool = 
     batches = _at_least_one(loader)
     _refuse(model, LocalNorm)
     _check_places(model)
+    model = model if inplace else copy_network(model, (), "convert with inplace=True")
+    identities = _identities_of_pairs(model)
+    relus = {identity: norm.act for norm, identity in identities.items()}
     made = {}
 
-    def to_batch(local: nn.Module) -> nn.Module | None:
-        fused = type(local) is LocalNormAct2d
-        if type(local) not in _BATCH_OF and not fused:
+    def to_batch(module: nn.Module) -> nn.Module | None:
+        if module in relus:
+            return relus[module]
+        if module in identities:
+            kind = nn.BatchNorm2d
+        elif type(module) is LocalNormAct2d:
+            kind = _batchnorm_act()
+        elif type(module) in _BATCH_OF:
+            kind = _BATCH_OF[type(module)]
+        else:
             return None
-        options = {"eps": local.eps, "momentum": local.momentum, "affine": local.affine, **_placement(local)}
-        batch = (_batchnorm_act() if fused else _BATCH_OF[type(local)])(local.num_features, **options)
-        if fused:
-            batch.drop, batch.act = local.drop, local.act
-        return _with_affine(batch, local, lambda t: t.mean(0), made)  # (K, C) -> (C,)
+        options = {"eps": module.eps, "momentum": module.momentum, "affine": module.affine, **_placement(module)}
+        batch = kind(module.num_features, **options)
+        if kind not in _LOCAL_OF:
+            batch.drop, batch.act = module.drop, module.act
+        return _with_affine(batch, module, lambda t: t.mean(0), made)  # (K, C) -> (C,)
 
-    converted = _replaced(model, to_batch, "LocalNorm", set(), inplace)
+    converted = _replaced(model, to_batch, "LocalNorm", set())
     estimate_statistics(converted, batches)
     return converted
 
@@ -326,10 +353,10 @@ def _refusal(module: nn.Module, kind: type[nn.Module]) -> str | None:
     known = type(module) in _LOCAL_OF or type(module) in _BATCH_OF or type(module) is LocalNormAct2d
     if not known and not _has_fused_activation(module):
         return f"{type(module).__name__} is a subclass with behaviour of its own"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        return "it has hooks, which would be lost"
     if "forward" in vars(module):
         return "its forward is set on the instance, and would be lost"
+    if is_altered(module):
+        return "it has hooks, which would be lost"
     if module.affine and (module.weight is None or module.bias is None):
         return "it has one of weight and bias, and its counterpart would have both"
     return None
@@ -391,8 +418,55 @@ def _at_least_one(loader: Iterable) -> Iterable:
     return itertools.chain([first], batches)
 
 
-def _replaced(model: nn.Module, replace: Callable, kind: str, excluded: set[str], inplace: bool) -> nn.Module:
-    model = model if inplace else copy_network(model, (), "convert with inplace=True")
+def _followers(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Module -> the one that runs directly after it in an nn.Sequential, where both stand in one place alone."""
+    places = Counter(child for module in model.modules() for child in module._modules.values())
+    followers = {}
+    for module in model.modules():
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            for first, second in itertools.pairwise(module):
+                if places[first] == places[second] == 1 and "forward" not in vars(module):
+                    followers[first] = second
+    return followers
+
+
+def _relus_of_norms(model: nn.Module, excluded: set[str]) -> dict[nn.Module, nn.Module]:
+    """BatchNorm2d -> the ReLU after it that can be computed with it."""
+    names = {module: name for name, module in model.named_modules()}
+    relus = {
+        norm: act
+        for norm, act in _followers(model).items()
+        if type(norm) is nn.BatchNorm2d and type(act) is nn.ReLU and not is_altered(act)
+        if excluded.isdisjoint((names[norm], names[act]))
+    }
+    if not relus:
+        raise ValueError(
+            "fuse_relu=True needs a BatchNorm2d directly followed by nn.ReLU in an nn.Sequential, each in one place and without "
+            "hooks, and the network has none; leave fuse_relu out"
+        )
+    return relus
+
+
+def _identities_of_pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """LocalNormAct2d of a pair -> the Identity in the place of its ReLU."""
+    names = {module: name for name, module in model.named_modules()}
+    identities = {
+        norm: after
+        for norm, after in _followers(model).items()
+        if type(norm) is LocalNormAct2d and norm.of_pair
+        if type(norm.drop) is nn.Identity and type(after) is nn.Identity
+    }
+    refused = {
+        names[after]: f"the ReLU of {names[norm]} goes back there, and its hooks would be lost"
+        for norm, after in identities.items()
+        if is_altered(after)
+    }
+    if refused:
+        raise ValueError(f"cannot convert faithfully: {describe(refused)}; remove them first")
+    return identities
+
+
+def _replaced(model: nn.Module, replace: Callable, kind: str, excluded: set[str]) -> nn.Module:
     new = {}
     for name, module in model.named_modules():
         if name not in excluded and (replacement := replace(module)) is not None:

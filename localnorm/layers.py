@@ -425,6 +425,8 @@ class LocalNormAct2d(LocalNorm2d):
     tensor(True)
     """
 
+    of_pair: bool = False  # whether `act` comes from the module after it, which convert_to_localnorm made an Identity
+
     def __init__(
         self,
         num_features: int,
@@ -442,13 +444,13 @@ class LocalNormAct2d(LocalNorm2d):
         if isinstance(x, Proxy):
             return _leaf(self, x)
         act, drop = self.act, self.drop
-        if type(act) is nn.ReLU and type(drop) is nn.Identity and not has_hooks(act) and not has_hooks(drop):
+        if type(act) is nn.ReLU and type(drop) is nn.Identity and not is_altered(act) and not is_altered(drop):
             return self._normalize(x, relu=True)
         return act(drop(self._normalize(x)))
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether something asks to be called with the module, or its forward is not its class's."""
+def is_altered(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its class's forward: it has hooks, or a forward of its own."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in vars(module)
 
