@@ -169,6 +169,7 @@ def test_a_layer_that_ends_in_relu_has_it_in_the_same_kernels(mode, monkeypatch)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's NumPy
 def test_a_nan_stays_one_and_lets_its_gradient_pass():
     x, weight, bias = draw((4, 2, 2, 2), rows=2)
     x[0, 0, 0, 0] = torch.nan
