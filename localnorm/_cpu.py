@@ -4,6 +4,8 @@ What LocalNorm costs beside BatchNorm here is calls, not arithmetic: ten operato
 normalisation of a small feature map.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -106,7 +108,7 @@ def normalize_image(
     """
     if prior is not None:
         own_mean, own_var = torch.batch_norm_update_stats(x, None, None, 0.0)
-        a = prior / (prior + x[0, 0].numel())
+        a = prior / (prior + math.prod(x.shape[2:]))
         between = mean - own_mean
         var = torch.lerp(own_var, var, a).addcmul_(between, between, value=a * (1 - a))
         mean = torch.lerp(own_mean, mean, a)

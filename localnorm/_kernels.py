@@ -150,30 +150,27 @@ def normalize_with_stored(
     eps: float,
     relu: bool = False,
 ) -> Tensor:
-    """Normalise each image by stored statistics, its rows of (N, C), mixed with its own if a prior weighs the two.
+    """Normalise each image by stored statistics, mixed with its own if a prior weighs the two.
 
     Args:
+        mean, var, weight, bias: (C,), or (N, C) with a row for each image.
         relu: as of `normalize_groups`.
     """
     if prior is not None and use_triton(x, differentiable=False):
-        rows = [None if t is None else _shared_row(t) for t in (weight, bias, mean, var)]
+        rows = [None if t is None else t.view(-1, x.shape[1]) for t in (weight, bias, mean, var)]
         return _triton.prior_norm(x, *rows, prior, eps=eps, relu=relu)
     y = _with_stored_by_torch(x, mean, var, weight, bias, prior, eps)
     return rectify(y) if relu else y
 
 
 def _with_stored_by_torch(x, mean, var, weight, bias, prior, eps):
-    rows = [None if t is None else _shared_row(t) for t in (mean, var, weight, bias)]
     # Not with a prior and a gradient, which batch_norm does not give to the statistics.
     constant = prior is None or (x.shape[0] == 1 and not torch.is_grad_enabled())
-    if constant and _is_float_on_cpu(x) and len(rows[0]) == 1:
-        mean, var, weight, bias = (None if t is None else t[0] for t in rows)
+    if constant and mean.dim() == 1 and _is_float_on_cpu(x):
         return normalize_image(x, mean, var, weight, bias, prior=prior, eps=eps)
     work = x.to(torch.promote_types(x.dtype, torch.float32))
-    n = x.shape[0]
     if prior is not None:
-        positions = x[0, 0].numel() if n else 1
-        a = prior / (prior + positions)
+        a = prior / (prior + math.prod(x.shape[2:]))
         image_mean, image_var = _moments_of_each_image(work)
         var = a * var + (1 - a) * image_var + a * (1 - a) * (mean - image_mean) ** 2
         mean = a * mean + (1 - a) * image_mean
@@ -182,7 +179,7 @@ def _with_stored_by_torch(x, mean, var, weight, bias, prior, eps):
     if weight is not None:
         scale, shift = scale * weight, shift * weight + bias
     ones = (1,) * (x.dim() - 2)
-    scale, shift = (t.view(n, x.shape[1], *ones) for t in (scale, shift))
+    scale, shift = (t.view(-1, x.shape[1], *ones) for t in (scale, shift))
     return torch.addcmul(shift, work, scale).to(x.dtype)
 
 

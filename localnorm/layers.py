@@ -318,15 +318,15 @@ class LocalNorm(nn.Module):
         if not x.is_floating_point():
             raise TypeError(f"{type(self).__name__} takes floating input, got {x.dtype}; convert with x.float()")
 
-    def _rows(self, t: Tensor | None, group: int | Tensor, count: int) -> Tensor | None:
-        """Rows of a (K, C) tensor for `count` groups of images: (count, C)."""
+    def _rows(self, t: Tensor | None, group: int | Tensor) -> Tensor | None:
+        """The row of a (K, C) tensor for one group, (C,), or the rows for several, (N, C)."""
         if t is None:
             return None
         if self.num_groups == 1:
             group = 0
         elif isinstance(group, int) and group >= self.num_groups:
             raise ValueError(f"group={group} needs more than {group} groups, got num_groups={self.num_groups}")
-        return t[group].expand(count, -1)
+        return t[group]
 
     def _falls_back(self, x: Tensor, groups: int, mode: Mode) -> bool:
         return "fixed" in (self.one_value, mode.one_value) and has_one_value(x, min(groups, x.shape[0]))
@@ -368,7 +368,8 @@ class LocalNorm(nn.Module):
         groups = x.shape[0] // mode.group_size
         if self._falls_back(x, groups, mode):
             return self._normalize_with_stored(x, replace(mode, name="fixed"), relu)
-        weight, bias = (self._rows(t, mode.group, groups) for t in (self.weight, self.bias))
+        rows = (self._rows(t, mode.group) for t in (self.weight, self.bias))
+        weight, bias = (None if t is None else t.expand(groups, -1) for t in rows)
         options = {"assignment": mode.assignment, "eps": self.eps, "relu": relu}
         return normalize_groups(x, groups, weight, bias, alone=mode.group_size == 1, **options)
 
@@ -379,7 +380,7 @@ class LocalNorm(nn.Module):
                 "track_running_stats=True or call localnorm.estimate_statistics(model, loader) once"
             )
         tensors = (self.running_mean, self.running_var, self.weight, self.bias)
-        rows = [self._rows(t, mode.group, x.shape[0]) for t in tensors]  # (N, C)
+        rows = [self._rows(t, mode.group) for t in tensors]  # (C,) or (N, C)
         mixes = mode.name == "prior" and self.from_end > mode.fixed_last
         options = {"prior": mode.prior if mixes else None, "eps": self.eps, "relu": relu}
         return normalize_with_stored(x, *rows, **options)

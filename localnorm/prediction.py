@@ -182,7 +182,7 @@ class Predictor:
         if fixed_last:
             network.check_stored(f"fixed_last={fixed_last}", last=fixed_last)
         self.mode, self.batch_size, self.return_members = mode, batch_size, return_members
-        self.members = torch.arange(network.num_groups) if return_members or mode == "vote" else torch.tensor([group])
+        self.members = list(range(network.num_groups)) if return_members or mode == "vote" else [group]
         self.companions = companions
         statistics = mode if mode in ("batch", "prior", "fixed") else "single"
         self.statistics = with_prior(
@@ -217,9 +217,12 @@ class Predictor:
 
     def _ask_members(self, images: Tensor, companions: Tensor) -> Tensor:
         """Logits (M, N, num_classes) of N images under the affines of M groups, in one forward."""
-        images, companions, members = (t.to(self._network.device) for t in (images, companions, self.members))
+        images, companions = (t.to(self._network.device) for t in (images, companions))
+        members = self.members
         copies = images.repeat(len(members), *[1] * (images.dim() - 1))  # (M*N, C, H, W): a member's images together
-        affine = members.repeat_interleave(len(images))  # (M*N,)
+        affine = members[0]  # one for all, or one for each copy
+        if len(members) > 1:
+            affine = torch.tensor(members, device=images.device).repeat_interleave(len(images))  # (M*N,)
         # Image i of a forward is in group i mod M*N: each copy first, then every companion once for each copy.
         batch = torch.cat([copies, companions.repeat_interleave(len(copies), 0)])  # (S*M*N, C, H, W)
         mode = replace(self.statistics, group=affine, group_size=1 + len(companions))
