@@ -1,8 +1,9 @@
 """Time and memory that LocalNorm takes compared with BatchNorm, measured in one run: ``python -m localnorm.cost``.
 
-It measures training steps of single layers and of whole networks, with groups of equal size and with drawn group sizes, the memory of
-those steps, and predictions for 1 and for 32 images. On a GPU it also measures CUDA graphs, and every LocalNorm row comes twice: with
-torch's kernels and with this package's Triton kernels. `localnorm.timing` explains how times and ratios are taken.
+It measures training steps of single layers, alone and with ReLU, and of whole networks, with groups of equal size, drawn group sizes
+and shrunken statistics; the memory of those steps; and predictions for 1 and for 32 images. On a GPU it also measures CUDA graphs, and
+every LocalNorm row comes twice: with torch's kernels and with this package's Triton kernels. `localnorm.timing` explains how times
+and ratios are taken.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from localnorm import _triton, paths
 from localnorm.convert import convert_to_localnorm, estimate_statistics
-from localnorm.layers import LocalNorm2d, use_mode
+from localnorm.layers import LocalNorm2d, LocalNormAct2d, use_mode
 from localnorm.machine import computes_bf16
 from localnorm.models import make_model
 from localnorm.prediction import Predictor
@@ -50,8 +52,9 @@ class Cost:
 
     Args:
         subject: "layer", or the network.
-        measure: "step", "drawn" (a step with drawn group sizes), "graph" (a step as a CUDA graph) or "memory" in training; "single",
-            "prior" or "vote" for predictions.
+        measure: "step", "drawn" (a step with drawn group sizes), "shrunk" (a step with each image's statistics shrunk towards its
+            group's), "graph" (a step as a CUDA graph), "relu" (a step of LocalNormAct2d against BatchNorm and an inplace ReLU) or
+            "memory" in training; "single", "prior" or "vote" for predictions.
         shape, layout, dtype: of the images, or of the layer's input: "128x16x32x32", "channels_last", "float32".
         assignment: which images form a group: "interleaved" or "contiguous".
         kernels: what computed LocalNorm: "torch" or "triton".
@@ -192,6 +195,17 @@ def with_drawn_sizes(step: Callable[[], None], batch: int) -> Callable[[], None]
     return drawn
 
 
+def with_shrunken_statistics(step: Callable[[], None]) -> Callable[[], None]:
+    """The same step, with each image's statistics shrunk towards its group's."""
+    prior = torch.tensor(float(PRIOR), device=bench_device())  # as a training draws it
+
+    def shrunk() -> None:
+        with use_mode("batch", prior=prior):
+            step()
+
+    return shrunk
+
+
 def as_graph(step: Callable[[], None]) -> Callable[[], None]:
     """The same step as a CUDA graph, which takes only the GPU's own time and none for Python."""
     side = torch.cuda.Stream()
@@ -227,18 +241,28 @@ def prediction(network: nn.Module, images: Tensor, mode: str) -> Callable[[], ob
 def layer_costs(shape: tuple[int, ...], layout: str, dtype: str, repeats: int) -> Iterator[Cost]:
     x = draw_images(shape, layout).to(DTYPES[dtype]).requires_grad_()
     grad = torch.randn_like(x)
-    steps = {"batch": layer_step(nn.BatchNorm2d(shape[1]), x, grad)}
-    for assignment in ("interleaved", "contiguous"):
-        step = layer_step(LocalNorm2d(shape[1], NUM_GROUPS, assignment=assignment), x, grad)
-        for choice in kernels_here():
-            steps[assignment, choice] = by(choice, step)
-    seconds = alternate(steps, repeats)
-    memory = {name: [float(peak_memory(step))] * 2 for name, step in steps.items()}
-    for assignment, choice in list(steps)[1:]:
-        setting = {"subject": "layer", "shape": shape, "layout": layout, "dtype": dtype}
-        setting |= {"assignment": assignment, "kernels": choice}
-        yield make_row(setting, "step", seconds["batch"], seconds[assignment, choice])
-        yield make_row(setting, "memory", memory["batch"], memory[assignment, choice])
+    channels = shape[1]
+    kinds = {
+        "step": (nn.BatchNorm2d(channels), LocalNorm2d),
+        "relu": (
+            nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True)),
+            partial(LocalNormAct2d, act=nn.ReLU()),
+        ),
+    }
+    for measure, (usual, make_ours) in kinds.items():
+        steps = {"batch": layer_step(usual, x, grad)}
+        for assignment in ("interleaved", "contiguous"):
+            step = layer_step(make_ours(channels, NUM_GROUPS, assignment=assignment), x, grad)
+            for choice in kernels_here():
+                steps[assignment, choice] = by(choice, step)
+        seconds = alternate(steps, repeats)
+        memory = {name: [float(peak_memory(step))] * 2 for name, step in steps.items()} if measure == "step" else {}
+        for assignment, choice in list(steps)[1:]:
+            setting = {"subject": "layer", "shape": shape, "layout": layout, "dtype": dtype}
+            setting |= {"assignment": assignment, "kernels": choice}
+            yield make_row(setting, measure, seconds["batch"], seconds[assignment, choice])
+            if memory:
+                yield make_row(setting, "memory", memory["batch"], memory[assignment, choice])
 
 
 def step_costs(name: str, shape: tuple[int, ...], layout: str, dtype: str, repeats: int) -> Iterator[Cost]:
@@ -250,12 +274,13 @@ def step_costs(name: str, shape: tuple[int, ...], layout: str, dtype: str, repea
     for choice in kernels_here():
         steps["step", choice] = by(choice, ours)
         steps["drawn", choice] = by(choice, with_drawn_sizes(ours, shape[0]))
+        steps["shrunk", choice] = by(choice, with_shrunken_statistics(ours))
     seconds = alternate(steps, repeats)
     memory = {key: [float(peak_memory(step))] * 2 for key, step in steps.items()}
     for choice in kernels_here():
         setting = {"subject": name, "shape": shape, "layout": layout, "dtype": dtype}
         setting |= {"assignment": assignment, "kernels": choice}
-        for measure in ("step", "drawn"):
+        for measure in ("step", "drawn", "shrunk"):
             yield make_row(setting, measure, seconds["batch"], seconds[measure, choice])
         yield make_row(setting, "memory", memory["batch"], memory["step", choice])
         if bench_device().type == "cuda":

@@ -50,8 +50,8 @@ def test_a_quick_run_prints_the_table_and_writes_every_row(tmp_path, capsys, mon
     assert [float(row["ratio"]) for row in written] == [row.ratio for row in rows]
     assert all(row.ratio > 0 and row.batchnorm > 0 for row in rows)
     assert {(row.subject, row.measure) for row in rows} == {
-        ("layer", "step"), ("layer", "memory"),
-        *(("resnet32", m) for m in ("step", "drawn", "memory", "single", "prior", "vote")),
+        ("layer", "step"), ("layer", "relu"), ("layer", "memory"),
+        *(("resnet32", m) for m in ("step", "drawn", "shrunk", "memory", "single", "prior", "vote")),
     }  # fmt: skip
     assert [path.name for path in (tmp_path / "sweeps").iterdir()] == ["cost.csv"]
     table = capsys.readouterr().out.splitlines()
@@ -103,6 +103,20 @@ def test_drawn_sizes_go_up_to_the_layers_own():
         step()
     alone_or_in_pairs = [bool(value) for value in seen]
     assert alone_or_in_pairs == [True] * 4, "groups of one and of two consecutive images are normalised"
+
+
+def test_a_step_with_shrunken_statistics_normalises_each_image_by_its_own():
+    from localnorm import LocalNorm2d
+
+    seen = []
+    layer = LocalNorm2d(3, num_groups=1)
+    images = torch.randn(2, 3, 16, 16) + torch.tensor([0.0, 9.0]).view(2, 1, 1, 1)
+    step = cost.with_shrunken_statistics(lambda: seen.append(layer(images)))
+    step()
+    with torch.no_grad():
+        apart = layer(images)
+    assert apart[1].mean() - apart[0].mean() > 1.9, "together, the dark image and the bright one stay apart"
+    assert seen[0][1].mean() - seen[0][0].mean() < 1.7
 
 
 def test_too_few_repeats_are_refused(capsys):
