@@ -57,11 +57,11 @@ def normalize_groups(
 
 
 def rectify(y: Tensor) -> Tensor:
-    """ReLU of a result that nothing else holds: in place, except where something follows what runs.
+    """ReLU of a result that nothing else holds, in place: the gradient of no path needs the path's result.
 
-    The gradient of no path needs the path's result, so it may be overwritten.
+    Not in place where something follows what runs, nor in a view, see `_in_shape`.
     """
-    return F.relu(y, inplace=runs_eagerly())
+    return F.relu(y, inplace=runs_eagerly() and not y._is_view())
 
 
 def _by_torch(x, groups, weight, bias, running_mean, running_var, assignment, eps, momentum, alone):
@@ -271,7 +271,15 @@ def _as_view(x, weight, bias, running_mean, running_var, groups, assignment, eps
     if view.shape[0] == 1:
         in_place = torch.compiler.is_compiling() or runs_eagerly()
         y = (_PlainGradient if in_place else _PlainGradientOfCopy).apply(y)
-    return y.reshape(x.shape).contiguous(memory_format=layout)
+    return _in_shape(y, x.shape).contiguous(memory_format=layout)
+
+
+def _in_shape(y: Tensor, shape: torch.Size) -> Tensor:
+    """y, which nothing else holds, in another shape.
+
+    Not as a view: autograd answers what overwrites a view, as an inplace ReLU does, with copies of the whole gradient.
+    """
+    return torch.ops.aten._unsafe_view(y, shape) if runs_eagerly() and y.is_contiguous() else y.reshape(shape)
 
 
 def _through_a_copy(x, weight, bias, running_mean, running_var, groups, assignment, eps, momentum):

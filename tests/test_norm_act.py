@@ -20,6 +20,7 @@ from localnorm import (
     predict,
     use_mode,
 )
+from localnorm._kernels import rectify
 from localnorm.layers import ASSIGNMENTS, LocalNorm
 from localnorm.timing import peak_memory
 
@@ -128,6 +129,14 @@ def test_the_relu_takes_no_memory_of_its_own():
     with torch.no_grad():
         assert peak_memory(lambda: fused(x)) < 1.1 * result
         assert peak_memory(lambda: apart(x)) > 1.9 * result
+    steps = [lambda net=net: net(x).sum().backward() for net in (fused, apart)]
+    assert peak_memory(steps[0]) <= peak_memory(steps[1])
+
+
+def test_a_view_is_not_overwritten():
+    result = torch.randn(6, requires_grad=True) * 2
+    assert rectify(result.view(2, 3)).grad_fn.name() == "ReluBackward0"
+    assert rectify(result) is result
 
 
 class Tripled(nn.ReLU):
