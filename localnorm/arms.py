@@ -60,6 +60,7 @@ STATISTICS = {
     for each in (
         Statistics("fixed", "fixed", "the training set's", stored=True),
         Statistics("batch", "batch", "the test batch's", one_image=False),
+        Statistics("pooled", "pooled", "the test batch's, of all its groups together", one_image=False),
         Statistics("single", "single", "those of the one image"),
         Statistics("vote", "vote", "those of the one image, under the affine of every group; the majority answers"),
         Statistics("companions", "companions", "those of the one image and a few training images together"),
@@ -115,6 +116,7 @@ ARMS = {
         Arm("bn", "fixed", "#000000", "o", _DASHED),
         Arm("bn", "batch", "#E69F00", "s", _DASHED),
         Arm("ln", "batch", "#0072B2", "D", "-"),
+        Arm("ln", "pooled", "#2F4B9C", (4, 0, 0), "-", ours=True),
         Arm("ln", "fixed", "#004C6D", (7, 1, 0), "-", ours=True),
         Arm("ln", "single", "#CC79A7", "v", _DOTTED),
         Arm("ln", "vote", "#009E73", "^", _DOTTED),

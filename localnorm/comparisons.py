@@ -187,6 +187,9 @@ _DESCRIBED = (
     ("C2", "BN batch", "BN fixed", "noisy", 0.0),
     ("C2", "BN fixed", "BN batch", "clean", 0.0),
     ("C4", "LN batch", "BN batch", "clean", -MARGIN),
+    ("control", "LN pooled", "LN batch", "noisy", 0.0),  # the same network, so what few images per statistic cost
+    ("control", "LN pooled", "BN batch", "noisy", 0.0),  # as many images per statistic, so what the training brings
+    ("control", "LN pooled", "BN batch", "clean", -MARGIN),
     ("prior", "LN prior", "BN prior", "clean", -MARGIN),
     ("prior", "BN prior", "BN fixed", "noisy", 0.0),
     ("drawn", "LN drawn single", "BN fixed", "clean", -MARGIN),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from localnorm._kernels import (
+    check_values,
     group_of_each_image,
     has_one_value,
     normalize_groups,
@@ -301,6 +302,8 @@ class LocalNorm(nn.Module):
             mode = BATCH if self.training else self.eval_mode
         if mode.name in ("batch", "shrunk"):
             return self._normalize_batch(x, mode, relu)
+        if mode.name == "pooled":
+            return self._normalize_pooled(x, mode, relu)
         if mode.name == "sized":
             return self._normalize_sized(x, mode, relu)
         if mode.name == "single" and self.from_end > mode.fixed_last:
@@ -355,6 +358,20 @@ class LocalNorm(nn.Module):
         per_group = (self.weight, self.bias, running_mean, running_var)
         options = {"assignment": self.assignment, "eps": self.eps, "momentum": momentum, "relu": relu}
         return normalize(x, self.num_groups, *per_group, **options)
+
+    def _normalize_pooled(self, x: Tensor, mode: Mode, relu: bool) -> Tensor:
+        """All images by one mean and variance, each with the affine of its group."""
+        if self.num_groups == 1 or not x.shape[0]:
+            return self._normalize_batch(x, mode, relu)
+        if self._falls_back(x, 1, mode):
+            return self._normalize_with_stored(x, replace(mode, name="fixed"), relu)
+        check_values(x, 1)
+        group = group_of_each_image(x.shape[0], min(self.num_groups, x.shape[0]), self.assignment, x.device)
+        affine = (None if t is None else t[group] for t in (self.weight, self.bias))  # (N, C)
+        work, over = x.to(_at_least_float32(x.dtype)), (0, *range(2, x.dim()))
+        mean = work.mean(over, keepdim=True)
+        var = (work - mean).square_().mean(over)[None]  # (1, C)
+        return normalize_with_stored(x, mean.view(1, -1), var, *affine, prior=None, eps=self.eps, relu=relu)
 
     def _normalize_sized(self, x: Tensor, mode: Mode, relu: bool) -> Tensor:
         if x.shape[0] % mode.group_size:

@@ -33,7 +33,8 @@ __all__ = [
     "use_mode",
 ]
 
-MODES = ("batch", "single", "vote", "companions", "prior", "fixed")
+MODES = ("batch", "pooled", "single", "vote", "companions", "prior", "fixed")
+TOGETHER = ("batch", "pooled")  # the modes in which images of a test batch share statistics
 MEMORY_BOUND = 32  # images in a forward without a batch_size: a CPU is fastest while activations fit its cache
 
 
@@ -56,6 +57,7 @@ def predict(
     mode           statistics of an image                                              affine
     ============== =================================================================== ==================
     ``batch``      its group's in the test batch; for BatchNorm the whole batch's      its group's
+    ``pooled``     the whole test batch's, of all groups together                      its group's
     ``single``     its own                                                             that of ``group``
     ``vote``       its own                                                             all, averaged
     ``companions`` its own and the S - 1 companions' together                          that of ``group``
@@ -65,7 +67,7 @@ def predict(
 
     ``vote`` is ``single`` with every group's affine, and returns the log of the members' mean probability. In the
     released evaluation an image joins its companions in every group: ``mode="companions", return_members=True``.
-    Cost of one image in forwards: batch, single, prior and fixed 1; vote K; companions S; times K with
+    Cost of one image in forwards: batch, pooled, single, prior and fixed 1; vote K; companions S; times K with
     ``return_members``.
 
     For many calls on one network build a :class:`Predictor` once: this function does so on each call.
@@ -75,17 +77,17 @@ def predict(
             DistributedDataParallel) are taken off.
         images: (N, C, H, W), or what the network takes.
         mode: one of :data:`MODES`.
-        batch_size: in ``batch`` the most images that share statistics (default: all): N images are cut into batches
+        batch_size: in ``batch`` and ``pooled`` the most images that share statistics (default: all): N images are cut into batches
             that differ by at most one image, so that no short tail has worse statistics. Elsewhere a bound on memory
             alone: the most images in one forward, copies and companions included (default 32).
-        group: the group whose affine and stored statistics serve (default 0); BatchNorm has one for all. Not in ``batch`` and
-            ``vote``, nor with ``return_members``, where every group serves.
+        group: the group whose affine and stored statistics serve (default 0); BatchNorm has one for all. Not in ``batch``,
+            ``pooled`` and ``vote``, nor with ``return_members``, where every group serves.
         prior: n0, in positions of the feature map; for ``prior`` only.
         companions: (S - 1, C, H, W) stored images; for ``companions`` only.
         fixed_last: how many norm layers at the end of the network, in the order of ``model.modules()``, keep the training
             statistics; for ``single``, ``vote`` and ``prior``. With 1, the layer before a global pooling does not
             normalise away what tells one small image's class.
-        return_members: the K members instead of one; not in ``batch``, where an image meets one group.
+        return_members: the K members instead of one; not in ``batch`` and ``pooled``, where an image meets one group.
         one_value: ``"fixed"`` lets a layer take its stored statistics where a group has one value per channel, as in an
             image-pooling branch; ``"refuse"`` raises there, unless the layer was built to fall back.
 
@@ -184,7 +186,7 @@ class Predictor:
         self.mode, self.batch_size, self.return_members = mode, batch_size, return_members
         self.members = list(range(network.num_groups)) if return_members or mode == "vote" else [group]
         self.companions = companions
-        statistics = mode if mode in ("batch", "prior", "fixed") else "single"
+        statistics = mode if mode in (*TOGETHER, "prior", "fixed") else "single"
         self.statistics = with_prior(
             Mode(statistics, prior=check_prior(mode, prior), fixed_last=fixed_last, one_value=one_value)
         )
@@ -192,7 +194,7 @@ class Predictor:
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, C, H, W); with ``return_members`` (K, N, num_classes)."""
         network = self._network
-        if self.mode == "batch":
+        if self.mode in TOGETHER:
             batches = _nearly_equal(images, self.batch_size or max(1, len(images)))
             logits = torch.cat([network.forward(batch, self.statistics) for batch in batches])  # (N, num_classes)
         else:
@@ -211,7 +213,7 @@ class Predictor:
                 f"members vote with logits (N, num_classes), got shape {tuple(logits.shape[1:])} of the network; "
                 "ask each group by mode='single' and group"
             )
-        if self.mode == "batch" or self.return_members:
+        if self.mode in TOGETHER or self.return_members:
             return logits
         return _log_mean_probability(logits) if self.mode == "vote" else logits[0]
 
@@ -355,7 +357,7 @@ def _check_options(
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if group is not None and (mode in ("batch", "vote") or return_members):
+    if group is not None and (mode in (*TOGETHER, "vote") or return_members):
         asked = f"mode={mode!r}" + (" with return_members=True" if return_members else "")
         raise ValueError(
             f"group={group} chooses one affine, and every group serves in {asked}; drop it or change the mode"
@@ -370,9 +372,9 @@ def _check_options(
         raise ValueError(
             f"fixed_last={fixed_last} belongs to the modes single, vote and prior, got mode={mode!r}; drop it or change the mode"
         )
-    if return_members and mode == "batch":
+    if return_members and mode in TOGETHER:
         raise ValueError(
-            "return_members=True needs a mode in which an image meets every group; in 'batch' it meets one: use 'vote'"
+            f"return_members=True needs a mode in which an image meets every group; in {mode!r} it meets one: use 'vote'"
         )
 
 

@@ -58,6 +58,7 @@ def trained_batch_net():
 NETS = {"local": local_net, "batch": trained_batch_net}
 OPTIONS = {
     "batch": {},
+    "pooled": {},
     "single": {},
     "vote": {},
     "companions": {"companions": images_of(4)},
@@ -81,7 +82,7 @@ def test_a_prediction_changes_nothing_and_records_no_gradient(norm, mode):
 
 
 @pytest.mark.parametrize("norm", NETS)
-@pytest.mark.parametrize("mode", [m for m in OPTIONS if m != "batch"])
+@pytest.mark.parametrize("mode", [m for m in OPTIONS if m not in ("batch", "pooled")])
 @pytest.mark.parametrize("batch_size", [1, 5, None])
 def test_outside_batch_mode_an_image_is_predicted_alone_whatever_the_chunks(norm, mode, batch_size):
     net, images = NETS[norm](), images_of(7)
@@ -107,6 +108,30 @@ def test_batch_mode_cuts_into_nearly_equal_batches():
     net, images = local_net(), images_of(10)
     parts = [images[:4], images[4:7], images[7:]]
     torch.testing.assert_close(predict(net, images, batch_size=4), torch.cat([net.eval()(part) for part in parts]))
+
+
+@pytest.mark.parametrize("assignment", ["interleaved", "contiguous"])
+@pytest.mark.parametrize("count", [9, 7, 2])
+def test_pooled_mode_has_one_statistic_for_all_and_the_affine_of_each_images_group(assignment, count):
+    layer = LocalNorm2d(4, GROUPS, assignment=assignment).double()
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    x = torch.randn(count, 4, 5, 6, dtype=torch.float64) + 3
+    plain = torch.nn.functional.batch_norm(x, None, None, training=True, eps=layer.eps)
+    groups = min(GROUPS, count)
+    if assignment == "interleaved":
+        group = [i % groups for i in range(count)]
+    else:
+        group = [g for g, part in enumerate(torch.arange(count).tensor_split(groups)) for _ in part]
+    expected = plain * layer.weight[group, :, None, None] + layer.bias[group, :, None, None]
+    torch.testing.assert_close(predict(layer, x, "pooled"), expected.detach())
+
+
+def test_pooled_mode_of_one_group_is_its_batch_mode():
+    images, net = images_of(7), trained_batch_net()
+    assert torch.equal(predict(net, images, "pooled", batch_size=4), predict(net, images, "batch", batch_size=4))
+    net = local_net()
+    assert not torch.allclose(predict(net, images, "pooled"), predict(net, images, "batch"))
 
 
 def test_fixed_mode_of_a_batchnorm_network_is_evaluation():
@@ -432,11 +457,13 @@ def test_a_group_may_be_a_number_of_numpy():
 @pytest.mark.parametrize(
     ("mode", "options", "message"),
     [
-        ("mean", {}, "mode must be one of batch, single, vote, companions, prior, fixed; got 'mean'"),
+        ("mean", {}, "mode must be one of batch, pooled, single, vote, companions, prior, fixed; got 'mean'"),
         ("batch", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ("single", {"group": 3}, "group must be from 0 to 2 in this network, got 3"),
         ("single", {"group": -1}, "group must be from 0 to 2 in this network, got -1"),
         ("batch", {"group": 0}, "group=0 chooses one affine, and every group serves in mode='batch'; drop it"),
+        ("pooled", {"group": 0}, "every group serves in mode='pooled'"),
+        ("pooled", {"return_members": True}, "return_members=True needs a mode in which an image meets every group"),
         ("vote", {"group": 2}, "group=2 chooses one affine, and every group serves in mode='vote'"),
         (
             "single",
