@@ -18,7 +18,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from localnorm import paths
-from localnorm.pipeline import current_source, parameters_of
+from localnorm.strip import current_source, parameters_of
 
 __all__ = ["run_notebook"]
 

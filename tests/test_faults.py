@@ -29,7 +29,7 @@ from stages import CALLS, EXPERIMENT, STAGES, TRAIN, remove_outputs
 from localnorm import paths
 from localnorm.data import load, prepare
 from localnorm.dvc_state import repair
-from localnorm.pipeline import source_of
+from localnorm.strip import source_of
 from localnorm.train import fit, make_fabric
 
 SHARED = tuple(

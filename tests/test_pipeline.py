@@ -25,18 +25,9 @@ from jupyter_server.services.contents.filemanager import FileContentsManager
 
 from localnorm import dvc_state, paths
 from localnorm.params import load_params
-from localnorm.pipeline import (
-    OF_ONE_EXPERIMENT,
-    check,
-    closure,
-    current_source,
-    main,
-    parameters_of,
-    source_of,
-    stages,
-    strip,
-    strip_source,
-)
+from localnorm.pipeline import main
+from localnorm.runs import OF_ONE_EXPERIMENT, check, stages
+from localnorm.strip import closure, current_source, parameters_of, source_of, strip, strip_source
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -98,7 +89,7 @@ def test_closure_follows_imports_through_modules_and_functions_but_not_to_others
 
 def test_right_of_the_scores_no_stage_has_a_module_that_imports_torch():
     """A line plot of a table is not to be drawn anew because a layer changed."""
-    left = {"prepare", "train", "answers", "ablations", "study", "shifts"} | {
+    left = {"prepare", "train", "answers", "ablations", "study", "controls", "shifts"} | {
         "figure-groups",
         "figure-network",
         "figure-poor-light",
@@ -806,7 +797,7 @@ def test_notebooks_that_no_stage_of_the_demonstration_ran_execute_where_jupyterl
         if notebook.stem not in ran and not notebook.stem.startswith(("train", "answers"))
     ]
     assert {"tour", "explore", "your-own-images", "your-own-network", "shifts"} <= {notebook.stem for notebook in rest}
-    late = ("conversion", "figure-ablations", "figure-front")  # of the tables of ablations and study
+    late = ("conversion", "figure-ablations", "figure-front", "figure-controls")  # of tables that the others make
     order = sorted(rest, key=lambda notebook: notebook.stem in late)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env"]
     command += [f"notebooks/{notebook.name}" for notebook in order]

@@ -9,8 +9,8 @@ from conftest import ROOT
 from safetensors.torch import save_file
 
 from localnorm import plan
-from localnorm.pipeline import _Bar, _open_runs, runs_of
 from localnorm.plan import Speed, describe_plan, duration, make_plan, measure
+from localnorm.runs import _Bar, _open_runs, runs_of
 from localnorm.settings import TrainConfig
 
 EXPERIMENT = "digits-small"

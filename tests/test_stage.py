@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from conftest import ROOT, environment
 
-from localnorm.pipeline import source_of
+from localnorm.strip import source_of
 
 
 @pytest.fixture
