@@ -15,7 +15,7 @@ from localnorm.arms import ARMS, NETWORKS, arm_of, find
 from localnorm.data import prepare
 from localnorm.noise import catalogue
 from localnorm.params import check_keys, grid, load_params
-from localnorm.settings import AblationConfig, AnswersConfig, StudyConfig, TrainConfig
+from localnorm.settings import AblationConfig, AnswersConfig, ControlsConfig, StudyConfig, TrainConfig
 from localnorm.settings.ablations import variants
 
 __all__ = ["check_params"]
@@ -24,7 +24,13 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # a folder's name, and a wor
 
 LARGEST = 2**63  # whole numbers below fit what they are handed to
 
-STAGES = {"train": TrainConfig, "answers": AnswersConfig, "ablations": AblationConfig, "study": StudyConfig}
+STAGES = {
+    "train": TrainConfig,
+    "answers": AnswersConfig,
+    "ablations": AblationConfig,
+    "study": StudyConfig,
+    "controls": ControlsConfig,
+}
 
 GIVEN = ("output",)  # arguments of `prepare` that are no settings
 
@@ -104,11 +110,11 @@ def _check_lists(params: dict) -> None:
         )
         if name in params and not _fits(blocks, dict[str, dict]):
             raise ValueError(f"params.yaml, {name}: must map each of its stages to a block of settings")
-    for key in ("ablated", "studied", "published", "paired", "lengths"):
+    for key in ("ablated", "studied", "controlled", "published", "paired", "lengths"):
         named = params.get(key, [])
         if not _fits(named, list[str]) or not set(named) <= set(params["experiments"]):
             raise ValueError(f"params.yaml: {key} must be a list of experiments, empty for none, got {named!r}")
-    for key, stage in (("ablated", "ablations"), ("studied", "study")):
+    for key, stage in (("ablated", "ablations"), ("studied", "study"), ("controlled", "controls")):
         if lacking := [name for name in params.get(key, []) if stage not in params.get(name, {})]:
             raise ValueError(f"params.yaml: {lacking[0]} is in the list {key} and has no block {stage}; add one")
 

@@ -1,4 +1,4 @@
-"""What the results say beyond differences of two arms: the largest ratio, McNemar's test, and costs."""
+"""What the results say beyond differences of two arms: the largest ratio, McNemar's test, costs, and what a study of trainings gives."""
 
 import json
 
@@ -7,10 +7,10 @@ import pandas as pd
 
 from localnorm import paths, scores, stats
 from localnorm.arms import ARMS
-from localnorm.comparisons import evaluate
+from localnorm.comparisons import MARGIN, evaluate
 from localnorm.gather import Runs
 
-__all__ = ["cost_summary", "largest_ratio", "mcnemar_table", "write"]
+__all__ = ["at_equal_clean", "cost_summary", "largest_ratio", "mcnemar_table", "study_means", "write"]
 
 CONDITION = ["suite", "noise", "level"]
 
@@ -126,6 +126,35 @@ def _plain(value: str | float) -> str | float | None:
     if isinstance(value, str):
         return value
     return None if np.isnan(value) else round(float(value), 6)
+
+
+def at_equal_clean(table: pd.DataFrame, reference: str = "BN", margin: float = MARGIN) -> pd.DataFrame:
+    """The best that each variant has under noise while its clean accuracy is within a margin of a reference's with fixed statistics.
+
+    Args:
+        table: of `localnorm.study`.
+        reference: a variant; its clean accuracy under the largest n0 is the measure.
+        margin: as a share; 0.01 is a point.
+
+    Returns:
+        One row per variant, with prior, clean and noisy, means over seeds; all empty where no n0 keeps the clean accuracy.
+
+    Raises:
+        ValueError: the table has no such variant.
+    """
+    means = study_means(table)
+    own = means[means.variant == reference]
+    if own.empty:
+        raise ValueError(f"no variant {reference!r} in the study; it has {', '.join(means.variant.unique())}")
+    enough = own.loc[own.prior.idxmax(), "clean"] - margin
+    kept = means[means.clean >= enough]
+    best = kept.loc[kept.groupby("variant", sort=False).noisy.idxmax()].set_index("variant")
+    return best.reindex(means.variant.unique())[["network", "prior", "clean", "noisy"]]
+
+
+def study_means(table: pd.DataFrame) -> pd.DataFrame:
+    """Clean and noisy accuracy of each variant and n0 of a study: means over seeds."""
+    return table.groupby(["network", "variant", "prior"], sort=False, as_index=False)[["clean", "noisy"]].mean()
 
 
 def write(runs: Runs) -> pd.DataFrame:

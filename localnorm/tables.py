@@ -31,6 +31,7 @@ TABLES = {
         "ablation value seed network statistics suite noise level images right device precision",
     ),
     "study": ("{}/study.csv", "variant network seed prior clean noisy images seconds device precision"),
+    "controls": ("{}/controls.csv", "part control strength chosen clean noisy images"),
     "cost": (
         "cost.csv",
         "subject measure shape layout dtype ratio lower_quartile upper_quartile bound device machine torch threads",
@@ -45,7 +46,7 @@ def _set(words: str) -> frozenset[str]:
 COUNTS = _set("seed seeds images right only_first only_second epochs num_groups batch_size parameters threads")
 SHARES = _set("train_accuracy validation_accuracy ece disagreement clean noisy p p_holm p_sign_flip")  # in [0, 1]
 NUMBERS = _set(
-    "level distance prior fixed_last nll brier estimate low high train_gap deviation images_error threshold seconds "
+    "level distance prior strength fixed_last nll brier estimate low high train_gap deviation images_error threshold seconds "
     "train_seconds images_per_second batchnorm localnorm ratio lower_quartile upper_quartile bound"
 )
 MAY_BE_EMPTY = _set(  # one seed has no interval, and not every pair of arms was run
@@ -60,6 +61,7 @@ KNOWN = {
     "network": set(NETWORKS),
     "statistics": set(STATISTICS),
     "metric": set(METRICS),
+    "chosen": {"True", "False"},
 }
 
 
@@ -99,6 +101,8 @@ def read_table(kind: str, experiment: str = "") -> pd.DataFrame:
     if "by_seed" in text:
         _check_by_seed(text.by_seed, name, repair)
     _check_known(table, columns, name, repair)
+    if "chosen" in columns:
+        table["chosen"] = text.chosen == "True"
     return table
 
 

@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from localnorm.figures.front import at_equal_clean, plot_front
+from localnorm.evaluators import at_equal_clean
+from localnorm.figures.front import plot_front
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ from localnorm import scores
 from localnorm.figures.ablations import plot_ablations
 from localnorm.figures.accuracy import plot_accuracy
 from localnorm.figures.forest import plot_forest
-from localnorm.pipeline import notebook_code
+from localnorm.strip import notebook_code
 from localnorm.tables import TABLES, read_table
 
 EXPERIMENT = "cars-efficientnet_lite0"
 OF_AN_EXPERIMENT = [
-    kind for kind in TABLES if kind not in ("cost", "study")
-]  # a study belongs to those in the list `studied`
+    kind for kind in TABLES if kind not in ("cost", "study", "controls")
+]  # a study belongs to those in the list `studied`, controls to those in `controlled`
 DRAWN = {
     "scores": lambda table: plot_accuracy(scores.curves(table), ["BN fixed", "LN batch"]),
     "comparisons": lambda table: plot_forest(table.assign(title="Cars")),
@@ -124,7 +124,8 @@ sys.addaudithook(_note)  # for good: Python cannot take one away
 def test_a_stage_names_every_file_that_its_notebook_reads(name, project, monkeypatch):
     """What is read and not named may change, and the stage is not run again."""
     stage = STAGES[name]
-    experiment = "cifar10-resnet32" if "studied" in str(stage.get("matrix")) else EXPERIMENT
+    listed = {"${studied}": "cifar10-resnet32", "${controlled}": "cars-efficientnet_lite0-long"}
+    experiment = listed.get(stage.get("matrix", {}).get("experiment"), EXPERIMENT)
     shutil.copyfile(ROOT / "params.yaml", project / "params.yaml")
     for folder in ("data/results", "paper/figures"):
         shutil.copytree(ROOT / folder, project / folder)

@@ -66,7 +66,7 @@ def _draw_row(axis: Axes, row, height: int, limits: tuple[float, float]) -> None
         axis.text(
             0.02,
             height,
-            "not tested here",
+            "claimed of large images alone" if row is None else "not tested here",
             transform=axis.get_yaxis_transform(),
             va="center",
             fontsize=LEGIBLE,
@@ -95,7 +95,7 @@ def _draw_row(axis: Axes, row, height: int, limits: tuple[float, float]) -> None
 
 def caption(abouts: Sequence[dict]) -> str:
     return (
-        "The primary comparisons, written down before anything was scored. Each is the difference of two arms in "
+        "The primary comparisons. Each is the difference of two arms in "
         f"points, the mean over seeds {spread(about['seeds'] for about in abouts)}; the tick is the threshold that the "
         "claim needs to pass. The verdicts are after Holm's correction. An arrow at the edge stands beside the number of a difference "
         "that lies beyond the axis, or for the end of an interval that does. "

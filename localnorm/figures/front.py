@@ -4,13 +4,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from localnorm.arms import arm_of
+from localnorm.evaluators import study_means
 from localnorm.figures.style import new_figure
 
-__all__ = ["at_equal_clean", "caption", "plot_front"]
+__all__ = ["caption", "plot_front"]
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", ":", "-.")
-MARGIN = 0.01  # of clean accuracy
 
 
 def plot_front(table: pd.DataFrame) -> Figure:
@@ -21,7 +21,7 @@ def plot_front(table: pd.DataFrame) -> Figure:
     """
     figure, axes = new_figure(1, 1, 4.2)
     axis = axes[0, 0]
-    means = _means(table)
+    means = study_means(table)
     for _, family in means.groupby("network", sort=False):
         for number, (variant, points) in enumerate(family.groupby("variant", sort=False)):
             points = points.sort_values("prior")
@@ -39,30 +39,6 @@ def plot_front(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def at_equal_clean(table: pd.DataFrame, reference: str = "BN", margin: float = MARGIN) -> pd.DataFrame:
-    """The best that each variant has under noise while its clean accuracy is within a margin of a reference's with fixed statistics.
-
-    Args:
-        table: of `localnorm.study`.
-        reference: a variant; its clean accuracy under the largest n0 is the measure.
-        margin: as a share; 0.01 is a point.
-
-    Returns:
-        One row per variant, with prior, clean and noisy, means over seeds; all empty where no n0 keeps the clean accuracy.
-
-    Raises:
-        ValueError: the table has no such variant.
-    """
-    means = _means(table)
-    own = means[means.variant == reference]
-    if own.empty:
-        raise ValueError(f"no variant {reference!r} in the study; it has {', '.join(means.variant.unique())}")
-    enough = own.loc[own.prior.idxmax(), "clean"] - margin
-    kept = means[means.clean >= enough]
-    best = kept.loc[kept.groupby("variant", sort=False).noisy.idxmax()].set_index("variant")
-    return best.reindex(means.variant.unique())[["network", "prior", "clean", "noisy"]]
-
-
 def caption(table: pd.DataFrame, about: str) -> str:
     """The caption of `plot_front`.
 
@@ -76,7 +52,3 @@ def caption(table: pd.DataFrame, about: str) -> str:
         "is a training, a point on it an n0; along it, from the image alone, the training set's statistics count for more. Farther up "
         f"and to the right is better. {about}; {seeds} seed{'s' if seeds > 1 else ''}."
     )
-
-
-def _means(table: pd.DataFrame) -> pd.DataFrame:
-    return table.groupby(["network", "variant", "prior"], sort=False, as_index=False)[["clean", "noisy"]].mean()

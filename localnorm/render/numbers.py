@@ -8,8 +8,9 @@ import pandas as pd
 
 from localnorm import paths, scores, stats
 from localnorm.comparisons import CLAIMS, PRIMARY, lacks_training, verdict
-from localnorm.evaluators import cost_summary
+from localnorm.evaluators import at_equal_clean, cost_summary
 from localnorm.params import load_params
+from localnorm.settings import CONTROLS
 from localnorm.tables import read_about, read_lengths, read_table
 
 __all__ = ["collect", "write"]
@@ -17,11 +18,13 @@ __all__ = ["collect", "write"]
 DIGITS = 6
 
 
-def collect(lengths: Sequence[str] = ()) -> dict:
+def collect(lengths: Sequence[str] = (), studied: Sequence[str] = (), controlled: Sequence[str] = ()) -> dict:
     """The published results as one dictionary.
 
     Args:
         lengths: experiments that differ in how long they train.
+        studied: those with a study of trainings for one image at a time.
+        controlled: those with controls of one image at a time.
 
     Returns:
         experiments: name -> {title, about, arms: {arm: {metric: {estimate, low, high, seeds, images}}}, comparisons: a list of rows
@@ -31,6 +34,9 @@ def collect(lengths: Sequence[str] = ()) -> dict:
         claims: key -> {statement, ours}.
         primary: the primary comparisons, in the order in which they were written down.
         lengths: {epochs, seeds, train_accuracy: {layer: share}, arms, streams} for each length of training.
+        studies: experiment -> {epochs, images, seeds, variants: rows {variant, network, prior, clean, noisy}}, the best under noise that
+            each variant has within a point of BatchNorm's clean accuracy; null where none is. Validation images.
+        controls: experiment -> rows {control, label, strength, clean, noisy, images}, on test images.
         costs: what `localnorm.evaluators.cost_summary` gives.
         figures: path below paper/figures without its ending -> caption.
     """
@@ -43,15 +49,19 @@ def collect(lengths: Sequence[str] = ()) -> dict:
         },
         "claims": {claim.key: {"statement": claim.statement, "ours": claim.ours} for claim in CLAIMS.values()},
         "primary": [
-            {key: getattr(row, key) for key in ("primary", "claim", "first", "second", "metric", "statement")}
+            {key: getattr(row, key) for key in ("primary", "claim", "first", "second", "metric", "source", "statement")}
             for row in PRIMARY
         ],
         "lengths": _lengths(lengths),
+        "studies": {name: _study(name) for name in studied},
+        "controls": {name: _controls(name) for name in controlled},
         "costs": _rows(cost_summary(read_table("cost"))),
         "figures": {
             file.relative_to(folder).with_suffix("").as_posix(): file.read_text(encoding="utf-8").strip()
             for file in sorted(folder.rglob("*.txt"))
-            if file.parent == folder or file.parent.name in abouts or file.name == "poor-light-published.txt"
+            if file.parent == folder
+            or file.parent.name in abouts
+            or file.name in ("poor-light-published.txt", "controls.txt")
         },
     }
 
@@ -96,6 +106,23 @@ def _lengths(experiments: Sequence[str]) -> list[dict]:
         | {"streams": _varied(names[epochs], "streams", ["composition", "batch_size"])}
         for epochs, about in abouts.items()
     ]
+
+
+def _study(name: str) -> dict:
+    """What each training for one image at a time has under noise at the clean accuracy of BatchNorm with fixed statistics."""
+    table, study = read_table("study", name), load_params(name)["study"]
+    return {
+        "epochs": study.get("train", {}).get("epochs"),  # null: as many as the main networks
+        "images": int(table.images.max()),
+        "seeds": int(table.seed.nunique()),
+        "variants": _rows(at_equal_clean(table).reset_index()),
+    }
+
+
+def _controls(name: str) -> list[dict]:
+    table = read_table("controls", name)
+    rows = table[table.part == "test"].drop(columns=["part", "chosen"])
+    return _rows(rows.assign(label=[CONTROLS[control][0] for control in rows.control]))
 
 
 def _varied(name: str, kind: str, by: list[str]) -> list[dict]:
@@ -156,7 +183,8 @@ def _plain(value):
 
 def write() -> None:
     """Write paper/numbers.json."""
-    paths.write(
-        paths.paper() / "numbers.json",
-        json.dumps(collect(load_params().get("lengths", [])), indent=1, ensure_ascii=False) + "\n",
-    )
+    params = load_params()
+    studied = [name for name in params.get("studied", []) if name in params["published"]]
+    made = collect(params.get("lengths", []), studied, params.get("controlled", []))
+    text = json.dumps(made, indent=1, ensure_ascii=False)
+    paths.write(paths.paper() / "numbers.json", text + "\n")

@@ -1,6 +1,7 @@
 """The generated tables of the README: which way of normalising to use in which situation, and the claims with their marks."""
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -8,9 +9,10 @@ from localnorm import paths, scores, stats
 from localnorm.arms import ARMS, METRICS, STATISTICS
 from localnorm.comparisons import CLAIMS, verdict
 from localnorm.evaluators import COSTS, cost_summary
+from localnorm.params import load_params
 from localnorm.render.verdicts import MARKS
-from localnorm.tables import read_table
-from localnorm.words import percent
+from localnorm.tables import read_about, read_table
+from localnorm.words import percent, title
 
 __all__ = ["between", "claims", "replace_between", "situations", "write"]
 
@@ -21,17 +23,24 @@ SITUATIONS = (
     ("", "LN batch", 'predict(model, images, "batch", batch_size=128)'),
     ("one image at a time", "BN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
+    ("", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
+    ("", "LN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
     ("a stream of mixed conditions", "BN batch", 'predict(model, images, "batch", batch_size=128)'),
+    ("", "BN prior", 'predict(model, image, "prior", prior=n0)'),
+    ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
+    ("", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
+    ("", "LN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
+    ("", "BN fixed", "model.eval()(images)"),
     ("clean images alone", "BN fixed", "model.eval()(images)"),
 )
 STREAM = "a stream of mixed conditions"
 # claims without a primary comparison -> what is said of them: first and second arm, metric, and epochs of fine-tuning of a conversion
 DESCRIBED = {
     "C2": (("BN batch", "BN fixed", "noisy", ""), ("BN fixed", "BN batch", "clean", "")),
-    "C6": (("LN single", "BN fixed", "dark", ""), ("LN prior", "BN fixed", "dark", "")),
-    "C9": (("LN batch", "BN fixed", "noisy", "0"), ("LN batch", "BN batch", "noisy", "0")),
+    "C6": (("LN prior", "BN fixed", "dark", ""), ("LN prior", "BN prior", "dark", "")),
+    "C9": (("LN batch", "BN fixed", "clean", "0"), ("LN batch", "BN batch", "noisy", "0")),
 }
 COST_WORDS = {"step": "time", "memory": "memory", "single": "time of images alone"}  # as a multiple of BatchNorm's
 
@@ -40,27 +49,29 @@ def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame]) -> str:
     """A Markdown table: one row per situation and arm, the code, and per experiment clean and noisy accuracy in percent.
 
     Args:
-        summary: the published summary.
-        streams: title -> its study of test batches, for the row of mixed conditions.
+        summary: columns title, arm, metric and estimate.
+        streams: title -> its study of test batches, for the rows of mixed conditions.
     """
     titles = list(dict.fromkeys(summary.title))
     value = summary.set_index(["title", "arm", "metric"]).estimate
     lines = [
-        f"| you have | use | code | {' | '.join(f'{title}: clean / noisy' for title in titles)} |",
+        f"| you have | arm | code | {' | '.join(f'{each}: clean / noisy' for each in titles)} |",
         f"|---|---|---|{'--:|' * len(titles)}",
     ]
-    block = shown = ""
+    block = shown = above = ""
     for situation, arm, code in SITUATIONS:
         block = situation or block
         if block == STREAM:
-            pairs = [_in_stream(streams[title], arm) for title in titles]
+            pairs = [_in_stream(streams[each], arm) for each in titles]
         else:
-            pairs = [[value.get((title, arm, metric), math.nan) for metric in ("clean", "noisy")] for title in titles]
+            pairs = [[value.get((each, arm, metric), math.nan) for metric in ("clean", "noisy")] for each in titles]
         if all(math.isnan(number) for pair in pairs for number in pair):
             continue  # no experiment ran the arm
         cells = [" / ".join(map(percent, pair)) for pair in pairs]
-        lines.append(f"| {'' if block == shown else block} | {arm} | `{code}` | {' | '.join(cells)} |")
-        shown = block
+        known = block == shown  # what the row above says is not said again
+        said = "" if known and code == above else f"`{code}`"
+        lines.append(f"| {'' if known else block} | {arm} | {said} | {' | '.join(cells)} |")
+        shown, above = block, code
     return "\n".join(lines) + "\n"
 
 
@@ -162,15 +173,23 @@ def between(text: str, name: str, renderer: str) -> str:
     return text.partition(f"{first}\n")[2].partition(last)[0]
 
 
-def blocks() -> dict[str, str]:
-    """The generated blocks of README.md: name -> text."""
+def blocks(lengths: Sequence[str] = ()) -> dict[str, str]:
+    """The generated blocks of README.md: name -> text.
+
+    Args:
+        lengths: experiments that differ in how long they train. How long changes the picture, so the longest stands beside the published.
+    """
     summary, compared = read_table("summary", "published"), read_table("comparisons", "published")
-    names = list(dict.fromkeys(compared.experiment))
-    shifts = {name: read_table("shifts", name) for name in names if (paths.results(name) / "shifts.csv").is_file()}
-    streams = {
-        title: read_table("streams", name)
-        for name, title in dict(zip(compared.experiment, compared.title, strict=True)).items()
-    }
+    titles = dict(zip(compared.experiment, compared.title, strict=True))
+    shifts = {name: read_table("shifts", name) for name in titles if (paths.results(name) / "shifts.csv").is_file()}
+    streams = {each: read_table("streams", name) for name, each in titles.items()}
+    abouts = {name: read_about(name) for name in lengths}
+    if abouts:
+        longest = max(abouts, key=lambda name: abouts[name]["epochs"])
+        seeds = abouts[longest]["seeds"]
+        longer = f"{title(abouts[longest], abouts.values())}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+        summary = pd.concat([summary, read_table("summary", longest).assign(title=longer)])
+        streams[longer] = read_table("streams", longest)
     return {"situations": situations(summary, streams), "claims": claims(compared, shifts, read_table("cost"))}
 
 
@@ -178,6 +197,6 @@ def write() -> None:
     """Put the blocks into README.md."""
     readme = paths.project() / "README.md"
     text = readme.read_text(encoding="utf-8")
-    for name, block in blocks().items():
+    for name, block in blocks(load_params().get("lengths", [])).items():
         text = replace_between(text, name, "readme", block)
     paths.write(readme, text)

@@ -14,10 +14,12 @@ from localnorm.settings.ablations import (
     AblationConfig,
 )
 from localnorm.settings.answers import DOMAINS, AnswersConfig, Streams, conditions, conditions_of
+from localnorm.settings.controls import CONTROLS, ControlsConfig
 from localnorm.settings.study import StudyConfig
 from localnorm.settings.train import MODELS, Shrinkage, TrainConfig, check_augmentation
 
 __all__ = [
+    "CONTROLS",
     "DOMAINS",
     "FINE_TUNING",
     "FIXED_BATCH",
@@ -28,6 +30,7 @@ __all__ = [
     "TRAINED_SIZES",
     "AblationConfig",
     "AnswersConfig",
+    "ControlsConfig",
     "Shrinkage",
     "Streams",
     "StudyConfig",
