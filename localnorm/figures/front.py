@@ -49,6 +49,7 @@ def caption(table: pd.DataFrame, about: str) -> str:
     seeds = table.seed.nunique()
     return (
         "One image at a time: accuracy on clean images against accuracy under noises that are not scored, on validation images. A line "
-        "is a training, a point on it an n0; along it, from the image alone, the training set's statistics count for more. Farther up "
-        f"and to the right is better. {about}; {seeds} seed{'s' if seeds > 1 else ''}."
+        "is a training (K8: LocalNorm with 8 groups; drawn: group sizes drawn for each step; shrunk: statistics of images shrunk towards "
+        "their group's by an n0 drawn for each step), a point on it an n0 at test time, rising from the image alone. Farther up and to the "
+        f"right is better. {about}; {seeds} seed{'s' if seeds > 1 else ''}."
     )

@@ -19,14 +19,14 @@ __all__ = ["between", "claims", "replace_between", "situations", "write"]
 MARKERS = "<!-- {0}: written by `python -m localnorm.render {1}` -->", "<!-- /{0} -->"
 # (situation, arm, one line of code); an empty situation is that of the row above
 SITUATIONS = (
-    ("many test images of one condition", "BN batch", 'predict(model, images, "batch", batch_size=128)'),
-    ("", "LN batch", 'predict(model, images, "batch", batch_size=128)'),
+    ("many test images of one condition", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
+    ("", "LN batch", 'predict(model, images, "batch", batch_size=B)'),
     ("one image at a time", "BN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
-    ("a stream of mixed conditions", "BN batch", 'predict(model, images, "batch", batch_size=128)'),
+    ("a stream of mixed conditions", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
     ("", "BN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
