@@ -1,6 +1,7 @@
 """Collect the runs of an experiment from the files that training and answers wrote, and check that they can be compared."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from localnorm.scores import Answers, read_answers
 
 __all__ = ["Runs", "collect", "write_results"]
 
+OF_ONE_TRAINING = ("shrunk",)  # settings that only one kind of training reads
 PAIR = ("bn", "ln")  # what every experiment compares: a seed counts once both have it
 
 
@@ -165,17 +167,22 @@ def _commonest(answers: dict[tuple[str, int], Answers]) -> dict[str, float]:
 
 def _check_trained_alike(experiment: str, records: dict[tuple[str, int], dict]) -> None:
     """Runs made at different times, or on different machines, are one experiment only with the same settings and images."""
-    first, one = next(iter(records.items()))
-    for other, two in records.items():
-        for part in ("train", "data"):
-            a, b = _without_date(one[part]), _without_date(two[part])
-            if changed := sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)):
-                names = [paths.run_name(experiment, *key) for key in (first, other)]
-                raise ValueError(
-                    f"the runs of {experiment} must be trained with the same settings on the same images, but "
-                    f"{' and '.join(names)} differ in {', '.join(f'{part}.{key}' for key in changed)}; run: dvc repro "
-                    f"scores@{experiment}"
-                )
+    first, of_network = next(iter(records)), {}
+    for key in records:
+        _check_pair(experiment, records, of_network.setdefault(key[0], key), key)
+        _check_pair(experiment, records, first, key, left_out=OF_ONE_TRAINING)
+
+
+def _check_pair(experiment: str, records: dict, first: tuple, other: tuple, left_out: Collection[str] = ()) -> None:
+    for part in ("train", "data"):
+        a, b = _without_date(records[first][part]), _without_date(records[other][part])
+        if changed := sorted(key for key in (a.keys() | b.keys()) - {*left_out} if a.get(key) != b.get(key)):
+            names = [paths.run_name(experiment, *key) for key in (first, other)]
+            raise ValueError(
+                f"the runs of {experiment} must be trained with the same settings on the same images, but "
+                f"{' and '.join(names)} differ in {', '.join(f'{part}.{key}' for key in changed)}; run: dvc repro "
+                f"scores@{experiment}"
+            )
 
 
 def _without_date(part: dict) -> dict:

@@ -20,7 +20,14 @@ IMAGES = 40
 
 def right_share(network: str, statistics: str, seed: int, level: float) -> float:
     """The share of images that a toy network gets right: LN is ahead in batches, BN fixed fails under noise."""
-    base = {"bn fixed": (0.9, 0.3), "bn batch": (0.85, 0.6), "ln batch": (0.875, 0.7), "ln single": (0.5, 0.4)}
+    base = {
+        "bn fixed": (0.9, 0.3),
+        "bn batch": (0.85, 0.6),
+        "bn_shrunk fixed": (0.9, 0.4),
+        "bn_shrunk batch": (0.85, 0.6),
+        "ln batch": (0.875, 0.7),
+        "ln single": (0.5, 0.4),
+    }
     clean, noisy = base[f"{network} {statistics}"]
     return (clean if level == 0 else noisy) + 0.025 * (seed % 3 - 1)
 

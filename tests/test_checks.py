@@ -40,10 +40,10 @@ def test_every_network_of_the_vocabulary_is_admitted_once_it_is_asked_something(
     with pytest.raises(
         ValueError, match=rf"networks lists {network}, and statistics has none for it; add e.g. `{network}: \["
     ):
-        params({"networks": ["bn", network]})
+        params({"networks": ["bn", network], "digits-small.networks": ["bn", network]})
     usual = {"bn": ["fixed"], network: ["batch" if network == "gbn" else "own"]}
     names = yaml.safe_load((ROOT / "params.yaml").read_text())["experiments"]
-    own = {"cars-efficientnet_lite0-long.networks": ["bn", network]}
+    own = {f"{name}.networks": ["bn", network] for name in names}
     params({"networks": ["bn", network]} | own | {f"{name}.answers.statistics": usual for name in names})
 
 

@@ -137,6 +137,20 @@ def test_runs_that_were_trained_or_asked_otherwise_do_not_join(project, changes,
         collect(EXPERIMENT, ["bn", "ln"], [0, 1])
 
 
+def test_a_setting_of_one_kind_of_training_concerns_its_own_runs_alone(project):
+    write_experiment(project, range(2))
+    for seed in (0, 1):
+        write_run(project, "bn_shrunk", seed, ["fixed", "batch"], train={"shrunk": {"lowest": 64}})
+    assert {network for network, _ in collect(EXPERIMENT, ["bn", "ln", "bn_shrunk"], [0, 1]).answers} == {
+        "bn",
+        "ln",
+        "bn_shrunk",
+    }
+    write_run(project, "bn_shrunk", 1, ["fixed", "batch"], train={"shrunk": {"lowest": 512}})
+    with pytest.raises(ValueError, match=r"bn_shrunk-s0 and .*bn_shrunk-s1 differ in train\.shrunk"):
+        collect(EXPERIMENT, ["bn", "ln", "bn_shrunk"], [0, 1])
+
+
 def test_what_captions_say_of_an_experiment_is_counted_from_its_runs(runs):
     write_results(runs)
     about = read_about(EXPERIMENT)

@@ -115,7 +115,7 @@ def test_a_network_that_nothing_is_asked_of_is_named():
         ),
         (
             {"statistics": {"ln": ["fix"]}},
-            "no arm of the network 'ln' with statistics 'fix'; it has batch, fixed, single",
+            "no arm of the network 'ln' with statistics 'fix'; it has batch, pooled, fixed, single",
         ),
         ({"statistics": {"ghost": ["batch"]}}, "unknown network 'ghost'; choose one of bn, ln, "),
     ],
