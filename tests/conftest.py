@@ -120,6 +120,8 @@ def make_smoke_project(folder: Path) -> Path:
     digits = params["digits-small"]
     params |= {"networks": ["bn", "ln"], "seeds": [0, 1]}
     digits.pop("seeds", None)
+    for name in params["experiments"]:
+        params[name].pop("networks", None)
     digits["prepare"]["limit"] = 200
     digits["train"]["epochs"] = 2
     digits["answers"] |= {

@@ -206,7 +206,13 @@ VALUES = st.recursive(
     max_leaves=4,
 )
 EVERYTHING = yaml.safe_load((ROOT / "params.yaml").read_text())
-PARAMS = {key: EVERYTHING[key] for key in ("networks", "seeds", "digits-small")} | {"experiments": ["digits-small"]}
+DIGITS = {key: block for key, block in EVERYTHING["digits-small"].items() if key != "networks"}
+PARAMS = {
+    "experiments": ["digits-small"],
+    "networks": EVERYTHING["digits-small"]["networks"],
+    "seeds": EVERYTHING["seeds"],
+    "digits-small": DIGITS,
+}
 PLACES = [
     *([key] for key in ("experiments", "networks", "seeds", "digits-small")),
     *(["digits-small", stage] for stage in PARAMS["digits-small"]),
