@@ -13,7 +13,6 @@ if TYPE_CHECKING:
         convert_state_dict,
         convert_to_batchnorm,
         convert_to_localnorm,
-        estimate_statistics,
         param_groups,
     )
     from localnorm.eval_mode import set_eval_mode
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from localnorm.modes import use_mode
     from localnorm.prediction import Predictor, majority_vote, predict
     from localnorm.published_networks import load_published, published
+    from localnorm.training_statistics import estimate_statistics, learn_spread
 
 __all__ = [
     "LocalNorm1d",
@@ -33,6 +33,7 @@ __all__ = [
     "convert_to_batchnorm",
     "convert_to_localnorm",
     "estimate_statistics",
+    "learn_spread",
     "load_published",
     "majority_vote",
     "param_groups",
@@ -45,7 +46,7 @@ __all__ = [
 # public name -> the module that defines it
 _HOMES = {
     **dict.fromkeys(
-        ("convert_state_dict", "convert_to_batchnorm", "convert_to_localnorm", "estimate_statistics", "param_groups"),
+        ("convert_state_dict", "convert_to_batchnorm", "convert_to_localnorm", "param_groups"),
         "localnorm.convert",
     ),
     "set_eval_mode": "localnorm.eval_mode",
@@ -53,6 +54,7 @@ _HOMES = {
     "use_mode": "localnorm.modes",
     **dict.fromkeys(("Predictor", "majority_vote", "predict"), "localnorm.prediction"),
     **dict.fromkeys(("load_published", "published"), "localnorm.published_networks"),
+    **dict.fromkeys(("estimate_statistics", "learn_spread"), "localnorm.training_statistics"),
 }
 _MODULES = ("data", "models", "noise")  # localnorm.noise.apply, without an import of its own
 

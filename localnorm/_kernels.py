@@ -18,6 +18,8 @@ from localnorm import _triton
 from localnorm._cpu import GroupByGroup, normalize_image, normalize_images
 from localnorm._triton import use_triton
 
+SMALLEST = 1e-12  # below any variance that matters: the logarithm of 0 does not exist
+ROUNDING = 1e-8  # of a squared scale: what varies less among images varies by rounding
 LARGE_IMAGE = 2**14  # activations; above, one kernel call per image costs less than two copies of the batch
 
 
@@ -134,7 +136,7 @@ def check_values(x: Tensor, groups: int) -> None:
     if has_one_value(x, groups):
         raise ValueError(
             f"a group needs more than 1 value per channel, got input {tuple(x.shape)} in {groups} groups; "
-            "use a larger batch or fewer groups, predict with mode 'prior', 'companions' or 'fixed', or let such layers take "
+            "use a larger batch or fewer groups, predict with mode 'prior', 'gated', 'companions' or 'fixed', or let such layers take "
             "their stored statistics there by one_value='fixed'"
         )
 
@@ -147,6 +149,7 @@ def normalize_with_stored(
     bias: Tensor | None,
     *,
     prior: float | None,
+    spread: Tensor | None = None,
     eps: float,
     relu: bool = False,
 ) -> Tensor:
@@ -154,24 +157,28 @@ def normalize_with_stored(
 
     Args:
         mean, var, weight, bias: (C,), or (N, C) with a row for each image.
+        spread: of training images, (4, C) or (N, 4, C): see `how_unusual`. Positions then weigh against the prior as the image is unusual.
         relu: as of `normalize_groups`.
     """
-    if prior is not None and use_triton(x, differentiable=False):
+    if prior is not None and spread is None and use_triton(x, differentiable=False):
         rows = [None if t is None else t.view(-1, x.shape[1]) for t in (weight, bias, mean, var)]
         return _triton.prior_norm(x, *rows, prior, eps=eps, relu=relu)
-    y = _with_stored_by_torch(x, mean, var, weight, bias, prior, eps)
+    y = _with_stored_by_torch(x, mean, var, weight, bias, prior, spread, eps)
     return rectify(y) if relu else y
 
 
-def _with_stored_by_torch(x, mean, var, weight, bias, prior, eps):
+def _with_stored_by_torch(x, mean, var, weight, bias, prior, spread, eps):
     # Not with a prior and a gradient, which batch_norm does not give to the statistics.
-    constant = prior is None or (x.shape[0] == 1 and not torch.is_grad_enabled())
+    constant = prior is None or (x.shape[0] == 1 and spread is None and not torch.is_grad_enabled())
     if constant and mean.dim() == 1 and _is_float_on_cpu(x):
         return normalize_image(x, mean, var, weight, bias, prior=prior, eps=eps)
     work = x.to(torch.promote_types(x.dtype, torch.float32))
     if prior is not None:
-        a = prior / (prior + math.prod(x.shape[2:]))
-        image_mean, image_var = _moments_of_each_image(work)
+        positions = math.prod(x.shape[2:])
+        image_mean, image_var = moments_of_each_image(work)
+        if spread is not None:
+            positions = positions * how_unusual(image_mean, image_var, spread)  # (N, 1)
+        a = prior / (prior + positions)
         var = a * var + (1 - a) * image_var + a * (1 - a) * (mean - image_mean) ** 2
         mean = a * mean + (1 - a) * image_mean
     scale = torch.rsqrt(var + eps)
@@ -400,7 +407,7 @@ def _as_groupnorm(x, weight, bias, running_mean, running_var, groups, assignment
     return y.contiguous(memory_format=layout)
 
 
-def _moments_of_each_image(x: Tensor) -> tuple[Tensor, Tensor]:
+def moments_of_each_image(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over the positions of (N, C, ...), each (N, C).
 
     Two means, since torch's var_mean takes values one by one: ten times as long on a CPU.
@@ -410,6 +417,28 @@ def _moments_of_each_image(x: Tensor) -> tuple[Tensor, Tensor]:
         return x, torch.zeros_like(x)
     mean = x.mean(positions, keepdim=True)
     return mean.flatten(1), (x - mean).square_().mean(positions)
+
+
+def how_unusual(mean: Tensor, var: Tensor, spread: Tensor) -> Tensor:
+    """How much farther images are from the training images than those are from one another, (N, 1): max(0, d - 1).
+
+    d is the mean squared deviation of the image's means and log variances, all channels together, in units of the training images'
+    own. What did not differ among training images (a dead channel, the variance of one value) tells nothing and is left out.
+
+    Args:
+        mean, var: of each image, (N, C).
+        spread: (4, C) or (N, 4, C); mean and variance over training images of their means, then of their log variances.
+    """
+    mean_of_means, var_of_means, mean_of_logs, var_of_logs = spread.unbind(-2)
+    differs = (var_of_means > ROUNDING * (mean_of_means.square() + mean_of_logs.exp()), var_of_logs > ROUNDING)
+    off = (mean - mean_of_means).square() / var_of_means, (log_var(var) - mean_of_logs).square() / var_of_logs
+    total = sum(torch.where(tells, each, 0.0).sum(-1, keepdim=True) for tells, each in zip(differs, off, strict=True))
+    count = sum(tells.sum(-1, keepdim=True) for tells in differs)
+    return (total / count.clamp_min(1) - 1).clamp_min(0)
+
+
+def log_var(var: Tensor) -> Tensor:
+    return var.clamp_min(SMALLEST).log()
 
 
 def _group(x: Tensor, k: int, groups: int, assignment: str) -> Tensor:

@@ -9,23 +9,27 @@ import io
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from localnorm import paths
 from localnorm.arms import STATISTICS
+from localnorm.convert import convert_to_localnorm
 from localnorm.data.augment import standardise
 from localnorm.data.dataset import Dataset
 from localnorm.layers import LocalNorm
 from localnorm.machine import use_cpu
 from localnorm.noise import draw
-from localnorm.prediction import Predictor, estimate_statistics, majority_vote
+from localnorm.prediction import Predictor, majority_vote
 from localnorm.settings import DOMAINS, AnswersConfig, conditions
+from localnorm.training_statistics import estimate_statistics, learn_spread
 
 __all__ = [
     "Answers",
@@ -39,6 +43,8 @@ __all__ = [
     "training_batches",
     "training_range_of",
 ]
+
+SPREAD_IMAGES = 512  # training images that say how they differ: known to a few percent
 
 ECE_BINS = 15
 
@@ -131,25 +137,41 @@ def predict_arguments(statistics: str, prior: float | None = None, fixed_last: i
 
     Args:
         statistics: a key of `localnorm.arms.STATISTICS`.
-        prior: n0, in positions, of "prior" and "last_fixed".
+        prior: n0, in positions, of "prior", "gated" and "last_fixed".
         fixed_last: layers, of "last_fixed".
     """
     if statistics == "last_fixed":
         return {"mode": "prior", "prior": prior, "fixed_last": fixed_last}
-    if statistics == "prior":
-        return {"mode": "prior", "prior": prior}
+    if statistics in ("prior", "gated"):
+        return {"mode": statistics, "prior": prior}
     return {"mode": "batch" if statistics == "own" else statistics}  # a layer with statistics of its own has no choice
 
 
-def store_statistics(model: torch.nn.Module, dataset: Dataset, config: AnswersConfig, network: str) -> None:
-    """Store training statistics in a LocalNorm network if the answers need them. BatchNorm stored its own in training."""
-    layers = [layer for layer in model.modules() if isinstance(layer, LocalNorm)]
-    needed = any(STATISTICS[statistics].stored for statistics in config.statistics_of(network))
-    if not needed or all(layer.track_running_stats for layer in layers):
-        return
+def store_statistics(model: torch.nn.Module, dataset: Dataset, config: AnswersConfig, network: str) -> torch.nn.Module:
+    """Store in a network what the answers need of the training set: statistics, which BatchNorm stored in training, and their spread.
+
+    Returns:
+        The same network; for "gated", which BatchNorm has no place for, a copy of it with LocalNorm layers of one group that compute
+        the same.
+    """
+    kinds = config.statistics_of(network)
+    if any(STATISTICS[statistics].stored for statistics in kinds) and not all(
+        layer.track_running_stats for layer in _localnorms(model)
+    ):
+        batches = training_batches(dataset, config.batch_size, next(model.parameters()).device)
+        total = len(dataset.labels("train")) // config.batch_size
+        estimate_statistics(model, tqdm(batches, "training statistics", total, file=sys.stderr, mininterval=0.5))
+    if "gated" not in kinds or any(layer.spread is not None for layer in _localnorms(model)):
+        return model
+    if any(isinstance(layer, _BatchNorm) for layer in model.modules()):
+        model = convert_to_localnorm(model, 1, track_running_stats=True)
     batches = training_batches(dataset, config.batch_size, next(model.parameters()).device)
-    total = len(dataset.labels("train")) // config.batch_size
-    estimate_statistics(model, tqdm(batches, "training statistics", total, file=sys.stderr, mininterval=0.5))
+    learn_spread(model, islice(batches, max(2, -(-SPREAD_IMAGES // config.batch_size))))
+    return model
+
+
+def _localnorms(model: torch.nn.Module) -> list[LocalNorm]:
+    return [layer for layer in model.modules() if isinstance(layer, LocalNorm)]
 
 
 def _arguments(
@@ -220,7 +242,7 @@ def answer(
         ValueError: the settings name no statistics for the network, a strength is missing, or there are fewer training images than
             companions.
     """
-    store_statistics(model, dataset, config, network)
+    model = store_statistics(model, dataset, config, network)
     arguments = _arguments(model, dataset, config, network, strengths or {})
     use_cpu(config.threads)
     device = next(model.parameters()).device

@@ -68,6 +68,13 @@ STATISTICS = {
             "prior", "prior", "those of the one image, shrunk towards the training set's", stored=True, chosen=True
         ),
         Statistics(
+            "gated",
+            "gated",
+            "as prior, and more so the more unusual the image is among training images",
+            stored=True,
+            chosen=True,
+        ),
+        Statistics(
             "last_fixed", "last fixed", "as prior, the last layers with the training set's", stored=True, chosen=True
         ),
         Statistics("own", "", "each image's own: the layer knows no others"),  # GroupNorm, InstanceNorm
@@ -125,6 +132,8 @@ ARMS = {
         Arm("bn", "companions", "#C71585", (5, 1, 180), _FEW),
         Arm("bn", "prior", "#D55E00", "X", _MIXED, ours=True),
         Arm("ln", "prior", "#56B4E9", "P", _MIXED, ours=True),
+        Arm("bn", "gated", "#A0522D", (4, 1, 22), _MIXED, ours=True),
+        Arm("ln", "gated", "#1E90FF", (5, 1, 36), _MIXED, ours=True),
         Arm("bn", "last_fixed", "#8C6D31", "p", _LAST, ours=True),
         Arm("ln", "last_fixed", "#1B4F3A", "h", _LAST, ours=True),
         Arm("ln_drawn", "batch", "#7FB800", "8", "-", ours=True),
@@ -133,13 +142,16 @@ ARMS = {
         Arm("ln_drawn", "vote", "#5B8C00", (3, 1, 0), _DRAWN, ours=True),
         Arm("ln_drawn", "companions", "#9A86C4", (4, 1, 0), _DRAWN, ours=True),
         Arm("ln_drawn", "prior", "#0B3C6F", (6, 1, 0), _DRAWN, ours=True),
+        Arm("ln_drawn", "gated", "#27408B", (6, 1, 30), _DRAWN, ours=True),
         Arm("ln_drawn", "last_fixed", "#6FA287", (8, 1, 0), _DRAWN, ours=True),
         Arm("bn_shrunk", "batch", "#B8860B", (3, 0, 0), "-", ours=True),
         Arm("bn_shrunk", "fixed", "#5C4306", (3, 0, 90), "-", ours=True),
         Arm("bn_shrunk", "prior", "#E31A1C", (4, 1, 45), _MIXED, ours=True),
+        Arm("bn_shrunk", "gated", "#FF6A6A", (4, 2, 0), _MIXED, ours=True),
         Arm("ln_shrunk", "batch", "#3CB371", (5, 0, 0), "-", ours=True),
         Arm("ln_shrunk", "fixed", "#1B5E3A", (5, 0, 180), "-", ours=True),
         Arm("ln_shrunk", "prior", "#7A0177", (5, 1, 0), _MIXED, ours=True),
+        Arm("ln_shrunk", "gated", "#C154C1", (5, 2, 0), _MIXED, ours=True),
         Arm("gbn", "batch", "#4D8FAC", (4, 0, 45), (0, (3, 1))),
         Arm("gbn", "single", "#C9A0C9", (3, 0, 180), _DOTTED),
         Arm("gn", "own", "#999999", "<", "-"),

@@ -15,7 +15,7 @@ from localnorm.arms import ARMS, NETWORKS, arm_of, find
 from localnorm.data import prepare
 from localnorm.noise import catalogue
 from localnorm.params import check_keys, grid, load_params
-from localnorm.settings import AblationConfig, AnswersConfig, ControlsConfig, StudyConfig, TrainConfig
+from localnorm.settings import AblationConfig, AnswersConfig, ControlsConfig, FineTuningConfig, StudyConfig, TrainConfig
 from localnorm.settings.ablations import variants
 
 __all__ = ["check_params"]
@@ -30,6 +30,7 @@ STAGES = {
     "ablations": AblationConfig,
     "study": StudyConfig,
     "controls": ControlsConfig,
+    "fine_tuning": FineTuningConfig,
 }
 
 GIVEN = ("output",)  # arguments of `prepare` that are no settings
@@ -114,7 +115,12 @@ def _check_lists(params: dict) -> None:
         named = params.get(key, [])
         if not _fits(named, list[str]) or not set(named) <= set(params["experiments"]):
             raise ValueError(f"params.yaml: {key} must be a list of experiments, empty for none, got {named!r}")
-    for key, stage in (("ablated", "ablations"), ("studied", "study"), ("controlled", "controls")):
+    for key, stage in (
+        ("ablated", "ablations"),
+        ("studied", "study"),
+        ("controlled", "controls"),
+        ("controlled", "fine_tuning"),
+    ):
         if lacking := [name for name in params.get(key, []) if stage not in params.get(name, {})]:
             raise ValueError(f"params.yaml: {lacking[0]} is in the list {key} and has no block {stage}; add one")
 

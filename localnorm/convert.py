@@ -15,15 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from localnorm._replica import CALL_THEM, copy_network, describe, device_of, held_outside, place, share_parameters
+from localnorm._replica import copy_network, describe, held_outside, place
 from localnorm.layers import LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d, LocalNormAct2d, is_altered
-from localnorm.modes import BATCH, set_mode
+from localnorm.training_statistics import STATISTICS, at_least_one, check_places, estimate_statistics, norm_layers
 
 __all__ = [
     "convert_state_dict",
     "convert_to_batchnorm",
     "convert_to_localnorm",
-    "estimate_statistics",
     "param_groups",
 ]
 
@@ -35,7 +34,6 @@ _LOCAL_OF = {
     nn.SyncBatchNorm: LocalNorm,  # both take any rank
 }
 _BATCH_OF = {local: batch for batch, local in _LOCAL_OF.items()}
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def convert_to_localnorm(
@@ -120,9 +118,9 @@ def convert_to_batchnorm(model: nn.Module, loader: Iterable, *, inplace: bool = 
         ValueError: there is nothing to convert, a layer cannot be converted faithfully, the network cannot be copied, or
             the loader is empty.
     """
-    batches = _at_least_one(loader)
+    batches = at_least_one(loader)
     _refuse(model, LocalNorm)
-    _check_places(model)
+    check_places(model)
     model = model if inplace else copy_network(model, (), "convert with inplace=True")
     identities = _identities_of_pairs(model)
     relus = {identity: norm.act for norm, identity in identities.items()}
@@ -150,68 +148,6 @@ def convert_to_batchnorm(model: nn.Module, loader: Iterable, *, inplace: bool = 
     return converted
 
 
-def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
-    """Store training statistics in every LocalNorm and BatchNorm: the plain average over a loader's batches.
-
-    Batches are normalised by their own statistics, as in training, and everything else (dropout) runs as in evaluation.
-    A batch with fewer images than groups has none for some of them and is left out. Half-precision statistics are
-    averaged in float32, and rounded once. A LocalNorm stores float32 whatever its weights are.
-    The model changes only after the last batch. A LocalNorm without stored statistics has them from then on; a layer that
-    evaluation does not run (an auxiliary head) keeps what it has.
-
-    An averaged network (EMA) pairs tensors by their place. So if it was begun before the layers had statistics, do not
-    update it afterwards: estimate the average's own, ``estimate_statistics(ema.module, loader)``. Or convert with
-    ``track_running_stats=True`` before the average is begun, and it has them from the start.
-
-    Args:
-        model: on the device that is to be used.
-        loader: batches of images, or of tuples that start with them, of the size used in training.
-
-    Raises:
-        ValueError: the network has no such layer, or none that its forward runs; a BatchNorm has
-            ``track_running_stats=False``; the network cannot be copied; the loader is empty, or no batch has an image for
-            every group; statistics that are not finite.
-    """
-    batches = _at_least_one(loader)
-    if not _norms(model):
-        raise ValueError("the network has neither a LocalNorm nor a BatchNorm to store statistics in")
-    _check_places(model)
-    device = device_of(model)
-    replica = share_parameters(model).eval()
-    for norm in _norms(replica):
-        norm.train()
-        norm.momentum = None  # torch's way to say plain average
-        if isinstance(norm, LocalNorm):
-            norm.keep_running_stats(device)
-        norm.reset_running_stats()
-        _widen(norm)
-    most_groups = max((norm.num_groups for norm in _norms(replica) if isinstance(norm, LocalNorm)), default=1)
-    sizes = []
-    with torch.no_grad(), set_mode(BATCH):
-        for batch in batches:
-            images = batch if isinstance(batch, Tensor) else batch[0]
-            sizes.append(len(images))
-            if len(images) >= most_groups:
-                replica(images.to(device))
-    if max(sizes) < most_groups:
-        raise ValueError(
-            f"statistics of num_groups={most_groups} groups need batches of at least {most_groups} images, got at most {max(sizes)}; "
-            "take those of the training"
-        )
-    if not any(estimated.num_batches_tracked for estimated in _norms(replica)):
-        raise ValueError(f"the network's forward ran none of its norm layers, so there are no statistics; {CALL_THEM}")
-    if not all(getattr(norm, name).isfinite().all() for norm in _norms(replica) for name in _STATISTICS):
-        raise ValueError(
-            "the statistics are not finite: a batch of the loader, or a weight, is inf or nan, or overflows"
-        )
-    for norm, estimated in zip(_norms(model), _norms(replica), strict=True):
-        if isinstance(norm, LocalNorm) and not norm.track_running_stats:
-            norm.keep_running_stats(device)
-        if estimated.num_batches_tracked:
-            for name in _STATISTICS:
-                getattr(norm, name).copy_(getattr(estimated, name))
-
-
 def param_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict]:
     """A network's parameters in the two groups that an optimiser needs: kernels are decayed, norms and biases are not.
 
@@ -232,7 +168,7 @@ def param_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict]:
         [[(4, 3, 3, 3)], [(4,), (2, 4), (2, 4)]]
         >>> optimizer = torch.optim.SGD(param_groups(net, weight_decay=1e-4), lr=0.1)
     """
-    exempt = {id(parameter) for norm in _norms(model) for parameter in norm.parameters(recurse=False)}
+    exempt = {id(parameter) for norm in norm_layers(model) for parameter in norm.parameters(recurse=False)}
     by_name = getattr(model, "no_weight_decay", set)()  # timm's networks list what is not to be decayed
     decayed, others = [], []
     for name, parameter in model.named_parameters():
@@ -266,7 +202,7 @@ def convert_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[
     for name, norm in model.named_modules(remove_duplicate=False):
         if not isinstance(norm, LocalNorm | _BatchNorm):
             continue
-        for tensor_name in ("weight", "bias", *_STATISTICS):
+        for tensor_name in ("weight", "bias", *STATISTICS, "spread"):
             key = place(name, tensor_name)
             given = converted.get(key)
             if given is None:
@@ -277,9 +213,9 @@ def convert_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[
                         f"{key} has shape {tuple(given.shape)}, a LocalNorm's, and the model has a BatchNorm there; load it into "
                         "the LocalNorm network and go back by convert_to_batchnorm(model, loader)"
                     )
-            elif tensor_name in _STATISTICS and not norm.track_running_stats:
+            elif tensor_name in (*STATISTICS, "spread") and not norm.track_running_stats:
                 del converted[key]
-            elif tensor_name != "num_batches_tracked":
+            elif tensor_name not in ("num_batches_tracked", "spread"):
                 shape = (norm.num_groups, norm.num_features)
                 if given.shape not in (shape, shape[1:]):
                     raise ValueError(
@@ -287,27 +223,6 @@ def convert_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[
                     )
                 converted[key] = given.expand(shape).clone()
     return converted
-
-
-def _check_places(model: nn.Module) -> None:
-    without = [name for name, norm in model.named_modules() if isinstance(norm, _BatchNorm) and not _keeps(norm)]
-    if without:
-        raise ValueError(
-            f"a BatchNorm with track_running_stats=False has no place for statistics: {', '.join(map(repr, without))}; "
-            "build it with track_running_stats=True"
-        )
-
-
-def _keeps(norm: _BatchNorm) -> bool:
-    return norm.track_running_stats and norm.running_mean is not None
-
-
-def _widen(norm: nn.Module) -> None:
-    """Give a replica's layer float32 tensors for half ones: an average in half precision stalls."""
-    for name, tensor in [*norm._parameters.items(), *norm._buffers.items()]:
-        if tensor is not None and tensor.dtype in (torch.half, torch.bfloat16):
-            wide = tensor.detach().float()
-            setattr(norm, name, nn.Parameter(wide) if name in norm._parameters else wide)
 
 
 def refusals(model: nn.Module, kind: type[nn.Module] = _BatchNorm) -> dict[str, str]:
@@ -381,7 +296,7 @@ def _localnorm_from(
     options |= {"eps": norm.eps, "affine": norm.affine, "momentum": norm.momentum, **_placement(norm)}
     local = kind(norm.num_features, num_groups, track_running_stats=track, **options)
     if track:
-        for name in _STATISTICS:
+        for name in STATISTICS:
             getattr(local, name).copy_(getattr(norm, name))  # (C,) -> every row of (K, C)
     return _with_affine(local, norm, lambda t: t, made)
 
@@ -403,19 +318,6 @@ def _with_affine(new: nn.Module, old: nn.Module, convert: Callable[[Tensor], Ten
 def _placement(norm: nn.Module) -> dict:
     tensor = next((t for t in (norm.weight, norm.running_mean) if t is not None), None)
     return {} if tensor is None else {"device": tensor.device, "dtype": tensor.dtype}
-
-
-def _norms(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, LocalNorm | _BatchNorm)]
-
-
-def _at_least_one(loader: Iterable) -> Iterable:
-    batches = iter(loader)
-    try:
-        first = next(batches)
-    except StopIteration:
-        raise ValueError("the statistics need at least one batch, got an empty loader") from None
-    return itertools.chain([first], batches)
 
 
 def _followers(model: nn.Module) -> dict[nn.Module, nn.Module]:

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from localnorm import _triton, paths
-from localnorm.convert import convert_to_localnorm, estimate_statistics
+from localnorm.convert import convert_to_localnorm
 from localnorm.layers import LocalNorm2d, LocalNormAct2d, use_mode
 from localnorm.machine import computes_bf16
 from localnorm.models import make_model
 from localnorm.prediction import Predictor
 from localnorm.timing import about_machine, alternate, bench_device, peak_memory, ratios
+from localnorm.training_statistics import estimate_statistics
 
 __all__ = ["Cost", "main"]
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from localnorm.layers import LocalNorm
-from localnorm.modes import checked_mode
+from localnorm.layers import LEARN_SPREAD, LocalNorm
+from localnorm.modes import MIXING, STORED, checked_mode
 
 __all__ = ["set_eval_mode"]
 
@@ -19,7 +19,7 @@ def set_eval_mode(
 
     The mode stays with the network's LocalNorm layers: in copies, pickles, ``state_dict()`` (one tensor ``eval_mode`` of three
     numbers per layer), compiled and exported forms, and in every thread. Training is as before, and inside their blocks
-    :func:`localnorm.use_mode` and :func:`localnorm.predict` win. In ``single``, ``prior`` and ``fixed`` a LocalNorm's output
+    :func:`localnorm.use_mode` and :func:`localnorm.predict` win. In ``single``, ``prior``, ``gated`` and ``fixed`` a LocalNorm's output
     for an image does not depend on the images beside it. Set it after training: averages of a network (EMA) that were begun before
     do not know it; set it on the average.
 
@@ -33,8 +33,8 @@ def set_eval_mode(
         The same network.
 
     Raises:
-        ValueError: no LocalNorm; a wrong mode or option; a group that a layer lacks; statistics that were never stored; BatchNorm
-            layers, which would stay at their stored statistics in ``single`` and ``prior``.
+        ValueError: no LocalNorm; a wrong mode or option; a group that a layer lacks; statistics that were never stored, or a spread
+            that was not learned for ``gated``; BatchNorm layers, which would stay at their stored statistics.
 
     Example:
         >>> import torch
@@ -57,7 +57,7 @@ def set_eval_mode(
             f"fixed_last is from 0 to {len(norms)}, the LocalNorm layers of this network, and 0 in mode 'batch'; got {fixed_last}"
         )
     others = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-    if others and wanted.name in ("single", "prior"):
+    if others and wanted.name in ("single", *MIXING):
         raise ValueError(
             f"mode={mode!r} reaches LocalNorm layers alone, and {_named(others)} are BatchNorm; convert them too, "
             "convert_to_localnorm(model, 1, track_running_stats=True, inplace=True)"
@@ -67,13 +67,17 @@ def set_eval_mode(
         raise ValueError(f"group={group} needs more than {group} groups, got num_groups={fewest}")
     modes = dict.fromkeys(norms, wanted)
     modes |= dict.fromkeys(list(norms)[len(norms) - fixed_last :], replace(wanted, name="fixed", prior=0.0))
-    takers = [name for name in norms if modes[name].name in ("prior", "fixed")]
+    takers = [name for name in norms if modes[name].name in STORED]
     without = [name for name in takers if not norms[name].track_running_stats or norms[name].is_untouched()]
     never = [name for name in without if not norms[name].track_running_stats]
     if never or (without and without == takers):
         raise ValueError(
             f"mode={mode!r} with fixed_last={fixed_last} needs stored training statistics, and {_named(never or without)} have none; "
             "call localnorm.estimate_statistics(model, loader) once"
+        )
+    if wanted.name == "gated" and all(norm.spread is None for norm in norms.values()):
+        raise ValueError(
+            f"mode='gated' needs to know how training images differ, which this network does not; {LEARN_SPREAD}"
         )
     if without:
         warnings.warn(

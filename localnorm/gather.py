@@ -76,6 +76,11 @@ def collect(experiment: str, networks: list[str], seeds: list[int]) -> Runs:
         name: _stacked({key: pd.read_csv(folder / f"{name}.csv") for key, folder in folders.items()})
         for name in ("streams", "strengths")
     }
+    strengths = tables["strengths"]
+    if len(strengths):  # runs that were asked before there was "gated" say by fixed_last whose strengths they are
+        kinds = strengths.fixed_last.map(lambda count: "last_fixed" if count else "prior")
+        given = strengths.pop("statistics") if "statistics" in strengths else kinds
+        strengths.insert(2, "statistics", given.fillna(kinds))
     return Runs(experiment, answers, table, about=_about(records, table, answers), **tables)
 
 

@@ -23,7 +23,7 @@ from localnorm._kernels import (
     runs_eagerly,
 )
 from localnorm._shrunk import normalize_shrunk
-from localnorm.modes import BATCH, MODES, Mode, check_one_value, mode_of_block, use_mode
+from localnorm.modes import BATCH, MIXING, MODES, Mode, check_one_value, mode_of_block, use_mode
 
 __all__ = [
     "ASSIGNMENTS",
@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 ASSIGNMENTS = ("interleaved", "contiguous")
+LEARN_SPREAD = "call localnorm.learn_spread(model, loader) once, after training; it takes LocalNorm layers"
 
 
 def local_norm(
@@ -114,7 +115,7 @@ class LocalNorm(nn.Module):
     ``model.eval()`` says. :func:`localnorm.set_eval_mode` gives a network another way to evaluate, which stays with it; inside
     their block, :func:`use_mode` and :func:`localnorm.predict` win over both. With ``track_running_stats=True`` the
     layer also stores moving averages in training (of the mean and, as BatchNorm does, of the unbiased variance), one
-    row per group, which only the modes ``prior`` and ``fixed`` read. Statistics are computed and stored in float32 for
+    row per group, which only the modes ``prior``, ``gated`` and ``fixed`` read. Statistics are computed and stored in float32 for
     half-precision input and layers, also under autocast. Under DistributedDataParallel each process has its own
     groups, and the gradients are averaged as always.
 
@@ -203,7 +204,7 @@ class LocalNorm(nn.Module):
         for name in ("weight", "bias"):
             parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if affine else None
             self.register_parameter(name, parameter)
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
+        for name in ("running_mean", "running_var", "num_batches_tracked", "spread"):
             self.register_buffer(name, None)
         if track_running_stats:
             self.keep_running_stats(device, dtype)
@@ -223,6 +224,15 @@ class LocalNorm(nn.Module):
         self.num_batches_tracked = torch.tensor(0, device=device)
         self.track_running_stats = True
 
+    def keep_spread(self) -> None:
+        """Make room for how single training images differ, (K, 4, C): see `localnorm.learn_spread`."""
+        shape = (self.num_groups, 4, self.num_features)
+        self.spread = torch.zeros(shape, device=self.running_mean.device, dtype=self.running_mean.dtype)
+
+    def __setstate__(self, state) -> None:
+        super().__setstate__(state)
+        self._buffers.setdefault("spread", None)  # a layer that was pickled before there was one
+
     def is_untouched(self) -> bool:
         """Whether the stored statistics are those of a new layer. (Old BatchNorm files have statistics and no count.)"""
         return bool(not self.num_batches_tracked and not self.running_mean.any() and (self.running_var == 1).all())
@@ -233,6 +243,7 @@ class LocalNorm(nn.Module):
             self.running_mean.zero_()
             self.running_var.fill_(1)
             self.num_batches_tracked.zero_()
+            self.spread = None
 
     def reset_parameters(self) -> None:
         """Weight 1, bias 0, no training statistics."""
@@ -243,7 +254,7 @@ class LocalNorm(nn.Module):
 
     def _apply(self, fn, recurse: bool = True) -> nn.Module:
         """`half()` and `to(torch.bfloat16)` leave stored statistics in float32: a moving average in half precision stalls."""
-        wide = {name: self._buffers[name] for name in ("running_mean", "running_var") if self.track_running_stats}
+        wide = {name: t for name in ("running_mean", "running_var", "spread") if (t := self._buffers[name]) is not None}
         super()._apply(fn, recurse)
         for name, before in wide.items():
             after = self._buffers[name]
@@ -260,7 +271,10 @@ class LocalNorm(nn.Module):
             destination[f"{prefix}eval_mode"] = torch.tensor(numbers, dtype=torch.float64)
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
-        """A layer takes training statistics and an evaluation mode from a file that has them; other files leave its own."""
+        """A layer takes training statistics and an evaluation mode from a file that has them; other files leave its own.
+
+        How training images differ belongs to the weights: a file without it takes it away.
+        """
         weight = state_dict.get(f"{prefix}weight")
         if weight is not None and self.affine and weight.shape == (self.num_features,):
             errors.append(
@@ -274,10 +288,15 @@ class LocalNorm(nn.Module):
             self.eval_mode = Mode(MODES[int(number)], int(group), prior)
         if f"{prefix}running_mean" in state_dict and not self.track_running_stats:
             self.keep_running_stats()
+        spread = state_dict.get(f"{prefix}spread")
+        self.spread = None
+        if spread is not None and self.track_running_stats and spread.shape == (self.num_groups, 4, self.num_features):
+            self.keep_spread()
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         if self.track_running_stats:  # load_state_dict(assign=True) keeps the file's precision
-            for name in ("running_mean", "running_var"):
-                self._buffers[name] = self._buffers[name].to(_at_least_float32(self._buffers[name].dtype))
+            for name, t in self._buffers.items():
+                if t is not None and t.is_floating_point():
+                    self._buffers[name] = t.to(_at_least_float32(t.dtype))
 
     def extra_repr(self) -> str:
         text = f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}, affine={self.affine}"
@@ -349,6 +368,7 @@ class LocalNorm(nn.Module):
                 stacklevel=2,
             )
         if self.training and self.track_running_stats:
+            self.spread = None  # it was of the network before this step
             running_mean, running_var = self.running_mean, self.running_var
             self.num_batches_tracked.add_(1)
             momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
@@ -398,8 +418,12 @@ class LocalNorm(nn.Module):
             )
         tensors = (self.running_mean, self.running_var, self.weight, self.bias)
         rows = [self._rows(t, mode.group) for t in tensors]  # (C,) or (N, C)
-        mixes = mode.name == "prior" and self.from_end > mode.fixed_last
+        mixes = mode.name in MIXING and self.from_end > mode.fixed_last
         options = {"prior": mode.prior if mixes else None, "eps": self.eps, "relu": relu}
+        if mixes and mode.name == "gated":
+            if self.spread is None:
+                raise ValueError(f"mode='gated' needs to know how training images differ; {LEARN_SPREAD}")
+            options["spread"] = self._rows(self.spread, mode.group)
         return normalize_with_stored(x, *rows, **options)
 
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 __all__ = ["MODES", "use_mode"]
 
-MODES = ("batch", "single", "prior", "fixed")
+MODES = ("batch", "single", "prior", "fixed", "gated")  # files of networks hold a mode by its place: new ones come last
+MIXING = ("prior", "gated")  # the image's own statistics and stored ones
+STORED = ("prior", "gated", "fixed")
 ONE_VALUE = ("refuse", "fixed")
 
 
@@ -69,6 +71,7 @@ def use_mode(
     ``batch``  each group of the batch, as in training                         each group's own
     ``single`` each image's own                                                that of ``group``
     ``prior``  each image's own, shrunk towards stored training statistics     that of ``group``
+    ``gated``  as ``prior``, and more so the more unusual an image is          that of ``group``
     ``fixed``  the stored training statistics of ``group``                     that of ``group``
     ========== =============================================================== ===================
 
@@ -77,7 +80,15 @@ def use_mode(
         mean = a mean_train + (1 - a) mean_image
         var  = a var_train  + (1 - a) var_image  + a (1 - a) (mean_train - mean_image)^2
 
-    so ``prior=0`` is ``single`` and ``prior=math.inf`` is ``fixed``. A layer with one group serves every ``group``.
+    so ``prior=0`` is ``single`` and ``prior=math.inf`` is ``fixed``. In ``gated``, a = n0 / (n0 + h*w max(0, d - 1)), where d says how
+    far the image lies from the training images in this layer:
+
+        d = mean over channels of ((mean_image - M)^2 / S^2 + (log var_image - L)^2 / T^2) / 2
+
+    with M and S the mean and standard deviation of the training images' means, L and T those of the logarithms of their variances, all
+    of the layer's group and stored by :func:`localnorm.learn_spread`; terms with S or T of 0, to rounding, are left out. d is 1 on
+    average over training images, so an ordinary image stays close to the training statistics. n0 is on another scale than in
+    ``prior``, and smaller; choose both on validation images. A layer with one group serves every ``group``.
     The block does not touch BatchNorm layers, the training flag, or other threads. A thread that is started inside
     the block is outside of it: enter ``use_mode`` there again, or let the mode stay with the network
     (:func:`localnorm.set_eval_mode`), where every thread finds it. The same holds for the tasks of asyncio: do not
@@ -97,13 +108,13 @@ def use_mode(
     Args:
         mode: one of :data:`MODES`.
         group: the group whose affine (and stored statistics) is used; not for ``mode="batch"``.
-        prior: n0, in positions; for ``mode="prior"``, a number. For ``mode="batch"`` a number, a tensor () or one n0 per
+        prior: n0, in positions; for ``prior`` and ``gated``, a number. For ``mode="batch"`` a number, a tensor () or one n0 per
             image (B,), or a function that each layer calls for such a tensor; None is plain statistics of the groups.
         group_size: images per group, a divisor of the batch; for ``mode="batch"`` only, where None is as the layer is built.
 
     Raises:
-        ValueError: unknown mode, negative group or prior, a prior missing or given to another mode, likewise a group or a group size; in
-            the block, a group that a layer lacks, a batch that the group size does not divide.
+        ValueError: unknown mode, negative group or prior (0 too in ``gated``), a prior missing or given to another mode, likewise a
+            group or a group size; in the block, a group that a layer lacks, a batch that the group size does not divide.
         TypeError: a group or group size that is no integer (NumPy's are).
 
     Example:
@@ -149,12 +160,15 @@ def checked_mode(mode: str, group: int, prior: float | None) -> Mode:
 
 
 def check_prior(mode: str, prior: float | None) -> float:
-    if mode != "prior":
+    if mode not in MIXING:
         if prior is not None:
-            raise ValueError(f"prior={prior} belongs to mode='prior', got mode={mode!r}; drop prior or change the mode")
+            raise ValueError(
+                f"prior={prior} belongs to mode='prior' and 'gated', got mode={mode!r}; drop prior or change the mode"
+            )
         return 0.0
-    if prior is None or not prior >= 0:
-        raise ValueError(f"mode='prior' needs prior, a number of positions of at least 0 (math.inf too); got {prior}")
+    least = "above 0" if mode == "gated" else "of at least 0"
+    if prior is None or not prior >= 0 or (mode == "gated" and prior == 0):
+        raise ValueError(f"mode={mode!r} needs prior, a number of positions {least} (math.inf too); got {prior}")
     return float(prior)
 
 

@@ -10,7 +10,7 @@ from localnorm import paths
 __all__ = ["check_keys", "from_block", "grid", "load_params"]
 
 STAGES = ("prepare", "train", "answers")  # the blocks that an experiment has
-OPTIONAL = ("ablations", "study", "controls", "networks", "seeds")  # and may have
+OPTIONAL = ("ablations", "study", "controls", "fine_tuning", "networks", "seeds")  # and may have
 
 
 def load_params(experiment: str | None = None) -> dict:

@@ -18,7 +18,7 @@ from localnorm import arms, paths
 from localnorm.machine import device_name, use_cpu
 from localnorm.models import make_model
 from localnorm.params import grid, load_params
-from localnorm.settings import AblationConfig, AnswersConfig, StudyConfig, TrainConfig
+from localnorm.settings import AblationConfig, AnswersConfig, StudyConfig, TrainConfig, candidates
 from localnorm.settings.ablations import variants
 from localnorm.settings.answers import conditions, conditions_of
 from localnorm.train import make_fabric
@@ -199,7 +199,9 @@ def _images(asked: AnswersConfig, network: str, train: TrainConfig, counts: dict
             images = min(asked.images_at(level) or counts["test"], most, counts["test"])
             total += images * forwards.get(statistics, 1)
     if any(arms.STATISTICS[each].chosen for each in asked.statistics_of(network)):
-        strengths = len(asked.prior) if isinstance(asked.prior, list) else 1
+        strengths = len(candidates(asked.prior)) + ("gated" in asked.statistics_of(network)) * len(
+            candidates(asked.gated)
+        )
         validation = min(asked.images or counts["validation"], counts["validation"])
         total += strengths * validation * (1 + sum(map(len, asked.prior_noises.values())))
         total += counts["train"] if arms.NETWORKS[network].has_groups else 0  # its stored statistics

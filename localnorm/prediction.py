@@ -16,15 +16,24 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from localnorm._replica import CALL_THEM, describe, device_of, share_parameters
-from localnorm.convert import FROZEN, convert_to_localnorm, estimate_statistics, refusals
-from localnorm.layers import LocalNorm
-from localnorm.modes import Mode, check_one_value, check_prior, mode_of_block, set_mode, use_mode, with_prior
+from localnorm.convert import FROZEN, convert_to_localnorm, refusals
+from localnorm.layers import LEARN_SPREAD, LocalNorm
+from localnorm.modes import (
+    MIXING,
+    STORED,
+    Mode,
+    check_one_value,
+    check_prior,
+    mode_of_block,
+    set_mode,
+    use_mode,
+    with_prior,
+)
 
 __all__ = [
     "MODES",
     "Predictor",
     "disagreement",
-    "estimate_statistics",
     "majority_vote",
     "mean_probability",
     "mutual_information",
@@ -33,7 +42,7 @@ __all__ = [
     "use_mode",
 ]
 
-MODES = ("batch", "pooled", "single", "vote", "companions", "prior", "fixed")
+MODES = ("batch", "pooled", "single", "vote", "companions", "prior", "gated", "fixed")
 TOGETHER = ("batch", "pooled")  # the modes in which images of a test batch share statistics
 MEMORY_BOUND = 32  # images in a forward without a batch_size: a CPU is fastest while activations fit its cache
 
@@ -62,12 +71,15 @@ def predict(
     ``vote``       its own                                                             all, averaged
     ``companions`` its own and the S - 1 companions' together                          that of ``group``
     ``prior``      its own, shrunk towards the training statistics: :func:`use_mode`   that of ``group``
+    ``gated``      as ``prior``, and more so the more unusual it is: :func:`use_mode`  that of ``group``
     ``fixed``      the training statistics                                             that of ``group``
     ============== =================================================================== ==================
 
     ``vote`` is ``single`` with every group's affine, and returns the log of the members' mean probability. In the
     released evaluation an image joins its companions in every group: ``mode="companions", return_members=True``.
-    Cost of one image in forwards: batch, pooled, single, prior and fixed 1; vote K; companions S; times K with
+    ``gated`` compares an image with the training images as :func:`localnorm.learn_spread` stored them, in a LocalNorm network; a
+    BatchNorm network is converted first, ``convert_to_localnorm(model, 1, track_running_stats=True)``.
+    Cost of one image in forwards: batch, pooled, single, prior, gated and fixed 1; vote K; companions S; times K with
     ``return_members``.
 
     For many calls on one network build a :class:`Predictor` once: this function does so on each call.
@@ -82,10 +94,10 @@ def predict(
             alone: the most images in one forward, copies and companions included (default 32).
         group: the group whose affine and stored statistics serve (default 0); BatchNorm has one for all. Not in ``batch``,
             ``pooled`` and ``vote``, nor with ``return_members``, where every group serves.
-        prior: n0, in positions of the feature map; for ``prior`` only.
+        prior: n0, in positions of the feature map; for ``prior`` and ``gated`` only.
         companions: (S - 1, C, H, W) stored images; for ``companions`` only.
         fixed_last: how many norm layers at the end of the network, in the order of ``model.modules()``, keep the training
-            statistics; for ``single``, ``vote`` and ``prior``. With 1, the layer before a global pooling does not
+            statistics; for ``single``, ``vote``, ``prior`` and ``gated``. With 1, the layer before a global pooling does not
             normalise away what tells one small image's class.
         return_members: the K members instead of one; not in ``batch`` and ``pooled``, where an image meets one group.
         one_value: ``"fixed"`` lets a layer take its stored statistics where a group has one value per channel, as in an
@@ -97,9 +109,9 @@ def predict(
 
     Raises:
         ValueError: an unknown mode, an option that the mode does not take, a group that is not there, statistics
-            that were never stored, a BatchNorm whose statistics cannot be chosen, companions unlike the images in size
-            or dtype; a network that cannot be copied or whose norm layers its forward does not run, or whose output is no
-            tensor with one row per image.
+            that were never stored, a spread that was never learned, a BatchNorm whose statistics cannot be chosen, companions
+            unlike the images in size or dtype; a network that cannot be copied or whose norm layers its forward does not run, or whose
+            output is no tensor with one row per image.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -175,8 +187,10 @@ class Predictor:
         group = 0 if group is None else operator.index(group)
         if not 0 <= group < network.num_groups:
             raise ValueError(f"group must be from 0 to {network.num_groups - 1} in this network, got {group}")
-        if mode in ("prior", "fixed"):
+        if mode in STORED:
             network.check_stored(f"mode={mode!r}")
+        if mode == "gated":
+            network.check_spread()
         if not 0 <= fixed_last <= len(network.norms):
             raise ValueError(
                 f"fixed_last must be from 0 to {len(network.norms)}, the norm layers of this network, got {fixed_last}"
@@ -186,7 +200,7 @@ class Predictor:
         self.mode, self.batch_size, self.return_members = mode, batch_size, return_members
         self.members = list(range(network.num_groups)) if return_members or mode == "vote" else [group]
         self.companions = companions
-        statistics = mode if mode in (*TOGETHER, "prior", "fixed") else "single"
+        statistics = mode if mode in (*TOGETHER, *STORED) else "single"
         self.statistics = with_prior(
             Mode(statistics, prior=check_prior(mode, prior), fixed_last=fixed_last, one_value=one_value)
         )
@@ -252,8 +266,8 @@ class _Network:
 
         def hook(*_) -> None:
             mode = mode_of_block()
-            if lacks and (mode.name in ("prior", "fixed") or norm.from_end <= mode.fixed_last):
-                wanted = f"mode={mode.name!r}" if mode.name in ("prior", "fixed") else f"fixed_last={mode.fixed_last}"
+            if lacks and (mode.name in STORED or norm.from_end <= mode.fixed_last):
+                wanted = f"mode={mode.name!r}" if mode.name in STORED else f"fixed_last={mode.fixed_last}"
                 raise ValueError(
                     f"{wanted} needs stored training statistics, and those of {name or 'the network'} are as they were "
                     "built, of no batch; call localnorm.estimate_statistics(model, loader) once"
@@ -270,6 +284,12 @@ class _Network:
             raise ValueError(
                 f"{wanted} needs stored training statistics, and {shown} keep none; "
                 "call localnorm.estimate_statistics(model, loader) once"
+            )
+
+    def check_spread(self) -> None:
+        if self.norms and all(norm.spread is None for norm in self.norms.values()):
+            raise ValueError(
+                f"mode='gated' needs to know how training images differ, which this network does not; {LEARN_SPREAD}"
             )
 
     def forward(self, images: Tensor, mode: Mode) -> Tensor:
@@ -368,9 +388,9 @@ def _check_options(
     check_one_value(one_value)
     if mode != "companions" and companions is not None:
         raise ValueError(f"companions belong to mode='companions', got mode={mode!r}; drop them or change the mode")
-    if fixed_last and mode not in ("single", "vote", "prior"):
+    if fixed_last and mode not in ("single", "vote", *MIXING):
         raise ValueError(
-            f"fixed_last={fixed_last} belongs to the modes single, vote and prior, got mode={mode!r}; drop it or change the mode"
+            f"fixed_last={fixed_last} belongs to the modes single, vote, prior and gated, got mode={mode!r}; drop it or change the mode"
         )
     if return_members and mode in TOGETHER:
         raise ValueError(

@@ -5,6 +5,7 @@
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ def publish_network(experiment: str, network: str, statistics: str, seed: int) -
     weights = paths.model(experiment, run)
     model = load_model(weights)
     if STATISTICS[statistics].stored:
-        store_statistics(model, dataset, config, network)
+        model = store_statistics(model, dataset, replace(config, statistics={network: [statistics]}), network)
     strength = {key: rows[key].iloc[0].item() for key in ("prior", "fixed_last") if rows[key].notna().all()}
     if "fixed_last" in strength:
         strength["fixed_last"] = int(strength["fixed_last"])

@@ -23,7 +23,15 @@ from localnorm.layers import LocalNorm
 from localnorm.models import MODELS, make_model
 from localnorm.networks import LAYERS, NETWORKS, find
 
-__all__ = ["PLACE", "PublishedNetwork", "count_right", "load_published", "published", "read_about"]
+__all__ = [
+    "PLACE",
+    "PublishedNetwork",
+    "count_right",
+    "load_published",
+    "load_trained_layers",
+    "published",
+    "read_about",
+]
 
 PLACE = "data/networks"  # in a project
 # what the description of a network says; see `localnorm.publish_network`
@@ -97,26 +105,10 @@ def load_published(name: str | Path) -> PublishedNetwork:
         >>> network.classes[network.model(network.standardise(images)).argmax()]  # doctest: +SKIP
         'truck'
     """
-    file = Path(name)
-    if file.suffix != ".safetensors":
-        file = _folder() / f"{name}.safetensors"
-        if not file.is_file():
-            there = ", ".join(sorted(each.stem for each in _folder().glob("*.safetensors")))
-            raise ValueError(
-                f"no published network is called {str(name)!r}; {_folder()} has {there or 'none'}. They come with a checkout of the "
-                "repository; elsewhere, give the path of a .safetensors file"
-            )
+    file = _find(name)
     about = read_about(file)
-    network, data = about["network"], about["data"]
-    try:
-        model = make_model(**network)
-        model.load_state_dict(load_file(file))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{file.name} says it is {network['name']} with the network {network['network']}, and does not fit: {error}"
-        ) from None
-    model = model.eval().to(memory_format=torch.channels_last)
-    model = _with_statistics(model, about["statistics"])
+    data = about["data"]
+    model = _with_statistics(_as_trained(file, about), about["statistics"])
     return PublishedNetwork(
         model=model,
         name=file.stem,
@@ -130,6 +122,33 @@ def load_published(name: str | Path) -> PublishedNetwork:
         accuracy={metric: found["share"] for metric, found in about["accuracy"].items()},
         about=about,
     )
+
+
+def load_trained_layers(name: str) -> nn.Module:
+    """A published network in evaluation mode with the layers that it was trained with, to train it on.
+
+    Args:
+        name: one of `published()`.
+
+    Raises:
+        ValueError: there is no such network, or its file is none.
+    """
+    file = _find(name)
+    return _as_trained(file, read_about(file))
+
+
+def _as_trained(file: Path, about: dict) -> nn.Module:
+    network = about["network"]
+    try:
+        model = make_model(**network)
+        if about["statistics"]["mode"] == "gated":  # the file has more than a BatchNorm has places for
+            model = _with_localnorm(model)
+        model.load_state_dict(load_file(file))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{file.name} says it is {network['name']} with the network {network['network']}, and does not fit: {error}"
+        ) from None
+    return model.eval().to(memory_format=torch.channels_last)
 
 
 def read_about(file: Path) -> dict:
@@ -179,6 +198,19 @@ def count_right(network: PublishedNetwork, images: Tensor, labels: Tensor, batch
     return right
 
 
+def _find(name: str | Path) -> Path:
+    file = Path(name)
+    if file.suffix != ".safetensors":
+        file = _folder() / f"{name}.safetensors"
+        if not file.is_file():
+            there = ", ".join(sorted(each.stem for each in _folder().glob("*.safetensors")))
+            raise ValueError(
+                f"no published network is called {str(name)!r}; {_folder()} has {there or 'none'}. They come with a checkout of the "
+                "repository; elsewhere, give the path of a .safetensors file"
+            )
+    return file
+
+
 def _folder() -> Path:
     """data/networks of the working folder's project; without one, of the checkout that this package runs from."""
     own = Path(__file__).parent.parent / PLACE
@@ -191,9 +223,15 @@ def _folder() -> Path:
 def _with_statistics(model: nn.Module, statistics: dict) -> nn.Module:
     """The same network, its evaluation mode set; a BatchNorm that is to use other than its stored statistics becomes a LocalNorm
     with one group, which is the same layer and knows the modes."""
-    if _has(model, _BatchNorm) and statistics["mode"] != "fixed":
-        model = convert_to_localnorm(model, 1, track_running_stats=True, inplace=True)
+    if statistics["mode"] != "fixed":
+        model = _with_localnorm(model)
     return set_eval_mode(model, **statistics) if _has(model, LocalNorm) else model
+
+
+def _with_localnorm(model: nn.Module) -> nn.Module:
+    if _has(model, _BatchNorm):
+        convert_to_localnorm(model, 1, track_running_stats=True, inplace=True)
+    return model
 
 
 def _has(model: nn.Module, kind: type[nn.Module]) -> bool:

@@ -20,7 +20,12 @@ __all__ = ["answer_streams", "save_streams"]
 
 COLUMNS = ["statistics", "composition", "batch_size", "suite", "noise", "level", "images", "right"]
 COMPOSITIONS = ("uniform", "mixed")
-ALONE = ("fixed", "single", "prior")  # statistics that no batch moves: an image has one answer, whatever its company
+ALONE = (
+    "fixed",
+    "single",
+    "prior",
+    "gated",
+)  # statistics that no batch moves: an image has one answer, whatever its company
 
 
 def answer_streams(
@@ -54,7 +59,7 @@ def answer_streams(
     if config.streams is None or not (alone or in_batches):
         return pd.DataFrame(columns=COLUMNS)
     use_cpu(config.threads)
-    store_statistics(model, dataset, config, network)
+    model = store_statistics(model, dataset, config, network)
     device = next(model.parameters()).device
     images, labels = (each[: config.streams["images"]].to(device) for each in test_images(dataset, config))
     studied = [CLEAN, *conditions_of(config.streams["conditions"])]

@@ -1,7 +1,7 @@
 """Choose for each network how much the statistics of a single image count, by accuracy on validation images.
 
-Two numbers are chosen, called strengths: n0, the number of positions that the training statistics count for, and how many of the last
-layers keep the training statistics. Test images are not used.
+Two numbers are chosen, called strengths, for each kind of statistics that has them: n0, the number of positions that the training
+statistics count for, and how many of the last layers keep the training statistics. Test images are not used.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from localnorm.arms import CLEAN, STATISTICS
 from localnorm.data.dataset import Dataset
 from localnorm.machine import use_cpu
 from localnorm.prediction import Predictor
-from localnorm.settings import AnswersConfig, conditions_of
+from localnorm.settings import AnswersConfig, candidates, conditions_of
 
 __all__ = ["choose_strengths", "measure_strengths", "save_strengths"]
 
@@ -29,21 +29,25 @@ def measure_strengths(model: torch.nn.Module, dataset: Dataset, config: AnswersC
     Args:
         model: on the device that is to be used.
         dataset: the part "validation" is used, and "train" for statistics.
-        config: `prior` and `fixed_last` are the candidates, `prior_noises` the noises; none of them is scored.
+        config: `prior`, `gated` and `fixed_last` are the candidates, `prior_noises` the noises; none of them is scored.
         network: its key.
 
     Returns:
-        One row per pair of candidates: prior, fixed_last (0 is the statistics "prior"), clean, and noisy (the plain mean over
+        One row per kind of statistics and pair of candidates: statistics, prior, fixed_last, clean, and noisy (the plain mean over
         `prior_noises`). The accuracies are empty where there is nothing to choose by, and there is no row where nothing is to be chosen.
     """
     kinds = config.statistics_of(network)
     use_cpu(config.threads)
-    candidates = sorted(config.prior) if isinstance(config.prior, list) else [config.prior]
-    grid = [(prior, 0) for prior in candidates] if "prior" in kinds else []
-    if "last_fixed" in kinds:
-        grid += [(prior, count) for count in sorted(config.fixed_last) for prior in dict.fromkeys([0, *candidates])]
-    store_statistics(model, dataset, config, network)
-    table = pd.DataFrame(grid, columns=["prior", "fixed_last"]).assign(clean=np.nan, noisy=np.nan)
+    priors = candidates(config.prior)
+    last = [(prior, count) for count in sorted(config.fixed_last) for prior in dict.fromkeys([0, *priors])]
+    offered = {
+        "prior": [(prior, 0) for prior in priors],
+        "gated": [(prior, 0) for prior in candidates(config.gated)],
+        "last_fixed": last,
+    }
+    grid = [(kind, *pair) for kind, pairs in offered.items() if kind in kinds for pair in pairs]
+    model = store_statistics(model, dataset, config, network)
+    table = pd.DataFrame(grid, columns=["statistics", "prior", "fixed_last"]).assign(clean=np.nan, noisy=np.nan)
     if table.empty or not config.prior_noises:
         return table
     device = next(model.parameters()).device
@@ -51,10 +55,7 @@ def measure_strengths(model: torch.nn.Module, dataset: Dataset, config: AnswersC
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))[: config.images]
     images, labels = torch.as_tensor(dataset.images("validation"))[order].to(device), labels[order].to(device)
     training_range = training_range_of(dataset, device)
-    ask = [
-        Predictor(model, batch_size=config.batch_size, **predict_arguments("last_fixed", prior, count))
-        for prior, count in grid
-    ]
+    ask = [Predictor(model, batch_size=config.batch_size, **predict_arguments(*each)) for each in grid]
     accuracy = {}
     for condition in [CLEAN, *conditions_of(config.prior_noises)]:
         pixels = noisy_images(images, dataset, *condition, config, training_range)
@@ -67,8 +68,8 @@ def measure_strengths(model: torch.nn.Module, dataset: Dataset, config: AnswersC
 def choose_strengths(table: pd.DataFrame) -> dict[str, dict]:
     """Choose the strengths for each kind of statistics: those with the best mean of clean and noisy accuracy on validation images.
 
-    Of equally good candidates the first is taken, with the fewest fixed layers. If nothing was measured, "prior" takes the first n0, and
-    "last_fixed" the last n0 and number of layers.
+    Of equally good candidates the first is taken, with the fewest fixed layers. If nothing was measured, "prior" and "gated" take the first
+    n0, and "last_fixed" the last n0 and number of layers.
 
     Args:
         table: from `measure_strengths`.
@@ -78,7 +79,7 @@ def choose_strengths(table: pd.DataFrame) -> dict[str, dict]:
     """
     chosen = {}
     for statistics in (key for key, each in STATISTICS.items() if each.chosen):
-        rows = table[(table.fixed_last > 0) == (statistics == "last_fixed")]
+        rows = table[table.statistics == statistics]
         if rows.empty:
             continue
         if rows.noisy.isna().all():

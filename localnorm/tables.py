@@ -21,7 +21,7 @@ TABLES = {
     "summary": ("{}/summary.csv", "arm metric seeds images estimate low high"),
     "runs": ("{}/runs.csv", "run model network seed epochs num_groups batch_size precision seconds device torch"),
     "streams": ("{}/streams.csv", "network seed statistics composition batch_size suite noise level images right"),
-    "strengths": ("{}/strengths.csv", "network seed prior fixed_last clean noisy"),
+    "strengths": ("{}/strengths.csv", "network seed statistics prior fixed_last clean noisy"),
     "comparisons": ("{}/comparisons.csv", COMPARED),
     "conversion": ("{}/conversion.csv", COMPARED),
     "mcnemar": ("{}/mcnemar.csv", "seed suite noise level images only_first only_second p p_holm"),
@@ -31,7 +31,8 @@ TABLES = {
         "ablation value seed network statistics suite noise level images right device precision",
     ),
     "study": ("{}/study.csv", "variant network seed prior clean noisy images seconds device precision"),
-    "controls": ("{}/controls.csv", "part control strength chosen clean noisy images"),
+    "controls": ("{}/controls.csv", "network part control strength chosen clean noisy images"),
+    "fine_tuning": ("{}/fine_tuning.csv", "epochs network part control strength chosen clean noisy images"),
     "cost": (
         "cost.csv",
         "subject measure shape layout dtype ratio lower_quartile upper_quartile bound device machine torch threads",

@@ -19,9 +19,9 @@ from localnorm.data.photographs import photographs
 from localnorm.layers import LocalNorm
 from localnorm.models import load_model
 from localnorm.params import load_params
-from localnorm.prediction import estimate_statistics
 from localnorm.published_networks import load_published, published
 from localnorm.settings import AnswersConfig
+from localnorm.training_statistics import estimate_statistics
 
 __all__ = [
     "PAIR",
@@ -93,15 +93,19 @@ def published_pairs() -> list[str]:
     return [experiment for experiment in of_bn if f"{experiment}-ln-{PRIOR}" in names]
 
 
-def load_published_pair(experiment: str) -> Trained:
-    """Load two networks that come with the repository; neither a training nor images are needed.
+def load_published_pair(experiment: str, networks: Iterable[str] = PAIR) -> Trained:
+    """Load networks that come with the repository; neither a training nor images are needed.
+
+    Args:
+        experiment: one of `published_pairs`.
+        networks: keys of `localnorm.arms.NETWORKS`, the pair among them.
 
     Raises:
-        ValueError: there is no such pair; names those that there are.
+        ValueError: there is no such pair; names those that there are. Likewise a network of it.
     """
     if experiment not in (known := published_pairs()):
         raise ValueError(f"no published pair {experiment!r}; there is {', '.join(known) or 'none'}")
-    loaded = {network: load_published(f"{experiment}-{network}-{PRIOR}") for network in PAIR}
+    loaded = {network: load_published(f"{experiment}-{network}-{PRIOR}") for network in networks}
     ln = loaded["ln"]
     data, training = ln.about["data"], ln.about["training"]
     return Trained(

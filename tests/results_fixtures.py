@@ -78,7 +78,9 @@ def write_run(project: Path, network: str, seed: int, statistics: list[str], **c
     ]
     columns = ["statistics", "composition", "batch_size", "suite", "noise", "level", "images", "right"]
     paths.write_table(folder / "streams.csv", pd.DataFrame(streams, columns=columns))
-    strengths = pd.DataFrame({"prior": [4.0, 16.0], "fixed_last": [0, 0], "clean": [0.5, 0.6], "noisy": [0.4, 0.3]})
+    strengths = pd.DataFrame(
+        {"statistics": "prior", "prior": [4.0, 16.0], "fixed_last": [0, 0], "clean": [0.5, 0.6], "noisy": [0.4, 0.3]}
+    )
     paths.write_table(folder / "strengths.csv", strengths)
     history = pd.DataFrame({"epoch": [1, 2], "train_accuracy": [0.5, 0.97], "validation_accuracy": [0.4, 0.8]})
     paths.write_table(folder / "history.csv", history)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from localnorm.convert import convert_to_batchnorm, convert_to_localnorm, estimate_statistics
+from localnorm.convert import convert_to_batchnorm, convert_to_localnorm
 from localnorm.layers import ASSIGNMENTS, LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d
+from localnorm.training_statistics import estimate_statistics
 
 torch.set_num_threads(1)
 

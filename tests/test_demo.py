@@ -17,12 +17,12 @@ from PIL import Image
 from published_pair import publish_pair
 
 from localnorm import noise
-from localnorm.convert import estimate_statistics
 from localnorm.data.augment import standardise
 from localnorm.data.images import to_pixels
 from localnorm.prediction import predict
 from localnorm.published_networks import load_published
 from localnorm.render import demo
+from localnorm.training_statistics import estimate_statistics
 
 pytest.importorskip("onnxscript")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -14,6 +14,7 @@ from localnorm import (
     convert_state_dict,
     convert_to_localnorm,
     estimate_statistics,
+    learn_spread,
     predict,
     set_eval_mode,
     use_mode,
@@ -24,6 +25,7 @@ MODES = {
     "single": {"mode": "single", "group": 2},
     "prior": {"mode": "prior", "prior": 64, "group": 1},
     "fixed": {"mode": "fixed"},
+    "gated": {"mode": "gated", "prior": 64, "group": 1},
     "last fixed": {"mode": "single", "fixed_last": 1},
 }
 
@@ -41,6 +43,7 @@ def local_net():
         nn.init.uniform_(norm.weight, 0.5, 2)
         nn.init.normal_(norm.bias)
     estimate_statistics(net, [images_of(12)])
+    learn_spread(net, [images_of(12)])
     return net
 
 
@@ -66,6 +69,7 @@ def by_safetensors(net, folder):
 def test_evaluation_is_what_predict_gives_and_training_and_blocks_are_as_before(mode):
     net, images = local_net(), images_of(7)
     in_batch, in_training = net.eval()(images), net.train()(images)
+    learn_spread(net, [images_of(12)])  # which the training forward made it forget
     assert set_eval_mode(net, **MODES[mode]) is net
     torch.testing.assert_close(net.eval()(images), predict(net, images, **MODES[mode]))
     torch.testing.assert_close(net.train()(images), in_training)
@@ -159,7 +163,11 @@ def test_the_repr_shows_the_mode():
     ("make", "options", "message"),
     [
         (batch_net, {"mode": "single"}, "needs a LocalNorm, and the network has none.*convert_to_localnorm"),
-        (local_net, {"mode": "vote"}, "mode must be one of batch, single, prior, fixed; got 'vote'.*localnorm.predict"),
+        (
+            local_net,
+            {"mode": "vote"},
+            "mode must be one of batch, single, prior, fixed, gated; got 'vote'.*localnorm.predict",
+        ),
         (local_net, {"mode": "prior"}, "mode='prior' needs prior"),
         (local_net, {"mode": "single", "prior": 3}, "prior=3 belongs to mode='prior'"),
         (local_net, {"mode": "single", "group": 3}, "group=3 needs more than 3 groups, got num_groups=3"),

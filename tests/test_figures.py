@@ -39,7 +39,7 @@ from localnorm.figures.streams import caption as streams_caption
 from localnorm.figures.streams import plot_streams
 from localnorm.figures.strengths import caption as strengths_caption
 from localnorm.figures.strengths import plot_strengths
-from localnorm.figures.style import LEGIBLE, save
+from localnorm.figures.style import COLUMN, LEGIBLE, fit_column, save
 from localnorm.figures.teaser import plot_clean_against_noisy, seen_by
 from localnorm.gather import collect, write_results
 from localnorm.models import make_model
@@ -280,7 +280,9 @@ def test_the_forest_has_a_row_for_every_primary_comparison_filled_where_it_is_de
 def test_strengths_draw_clean_and_noisy_against_n0_for_each_number_of_fixed_layers():
     rows = [(network, seed, prior, count, 0.9, 0.1 * count + 0.1 * seed)
             for network in ("bn", "ln") for seed in (0, 1) for prior in (0, 16, 64) for count in (0, 1)]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["network", "seed", "prior", "fixed_last", "clean", "noisy"])
+    table = pd.DataFrame(rows, columns=["network", "seed", "prior", "fixed_last", "clean", "noisy"]).assign(
+        statistics="prior"
+    )
     figure = plot_strengths({"Toys": table}, ["bn", "ln"])
     left, right = figure.axes
     assert [axis.get_title() for axis in figure.axes] == ["Toys, BN", "Toys, LN"]
@@ -489,16 +491,26 @@ def printed_sizes(figure, name):
     return sorted(scale * text.get_fontsize() * (0.7 if "_" in text.get_text() else 1) for text in texts)
 
 
-def test_no_letter_of_the_paper_is_printed_smaller_than_seven_points(curves, scores):
+@pytest.fixture
+def drawn(curves, scores):
+    """Every figure of the paper, of a few made-up results."""
     streams = scores.assign(batch_size=4, composition="uniform")
     strengths = pd.DataFrame(
-        {"network": "bn", "seed": 0, "prior": [0, 16], "fixed_last": 0, "clean": 0.9, "noisy": 0.5}
+        {
+            "network": "bn",
+            "seed": 0,
+            "statistics": "prior",
+            "prior": [0, 16],
+            "fixed_last": 0,
+            "clean": 0.9,
+            "noisy": 0.5,
+        }
     )
     answers = pd.DataFrame({"image": 0, "level": 0.0, "arm": ["BN fixed"], "rank": 0, "label": 0, "probability": 0.5})
     lengths = summary()[lambda table: table.title == "Toys"].assign(epochs=5, by_seed="")
     rows = pd.DataFrame({"title": "Toys", "primary": row.primary, "metric": row.metric, "seeds": 0} for row in PRIMARY)
     numbers = dict.fromkeys(("estimate", "low", "high", "threshold"), 0.1)
-    drawn = {
+    return {
         "groups": plot_groups(8, 4),
         "histograms": rgb_histograms(noisy_photographs("flower", {"poisson": 0.2}, seed=0)),
         "forest": plot_forest(rows.assign(**numbers)),
@@ -509,10 +521,41 @@ def test_no_letter_of_the_paper_is_printed_smaller_than_seven_points(curves, sco
         "streams": plot_streams(streams, ["BN batch"]),
         "poor-light-published": plot_poor_light(torch.zeros(1, 3, 8, 8), ["a"], answers, ["car"]),
     }
+
+
+def test_no_letter_of_the_paper_is_printed_smaller_than_seven_points(drawn):
     paper = (ROOT / "paper" / "paper.typ").read_text()
     assert {name.split("/")[-1] for name in re.findall(r'#drawings?\("([^"]+)"', paper)} == set(drawn)
     smallest = {name: printed_sizes(figure, name)[0] for name, figure in drawn.items()}
     assert min(smallest.values()) > LEGIBLE - 0.1, smallest
+
+
+def test_a_figure_for_a_column_is_as_wide_as_one_with_letters_of_seven_points_and_loses_no_words(drawn):
+    notebooks = ROOT / "notebooks"
+    have = {
+        name
+        for name in drawn
+        if "column=True" in (notebooks / f"figure-{name.removesuffix('-published')}.ipynb").read_text()
+    }
+    assert have == {*drawn} - {"strengths", "poor-light-published"}, "these two would be longer than a page"
+    for name in have:
+        figure = drawn[name]
+        before = {words(text) for text in figure.findobj(Text)}
+        fit_column(figure)
+        figure.canvas.draw()
+        width, height = figure.get_tightbbox().size
+        assert width < COLUMN + 0.1, name
+        assert height < 9.5, name
+        texts = [text for text in figure.findobj(Text) if text.get_visible() and words(text)]
+        assert min(text.get_fontsize() * (0.7 if "_" in text.get_text() else 1) for text in texts) > LEGIBLE - 0.1, name
+        assert before <= {words(text) for text in texts} | {""}, name
+        for axis in figure.axes:
+            if name in ("forest", "streams", "teaser") and axis.get_subplotspec().colspan.start == 0:
+                assert axis.yaxis.get_tick_params()["labelleft"], f"{name}: a panel on the left has values beside it"
+
+
+def words(text):
+    return " ".join(text.get_text().split())
 
 
 def test_the_teaser_sorts_marks_by_the_images_that_they_see():
@@ -530,7 +573,8 @@ ABOUT = {
 
 def test_the_caption_of_strengths_counts_its_claims():
     table = pd.DataFrame(
-        {"network": "bn", "seed": 0, "prior": [16, 64, 0, 64], "fixed_last": [0, 0, 1, 1], "clean": [0.8, 0.9, 0.9, 0.8],
+        {"network": "bn", "seed": 0, "statistics": "prior",
+         "prior": [16, 64, 0, 64], "fixed_last": [0, 0, 1, 1], "clean": [0.8, 0.9, 0.9, 0.8],
          "noisy": [0.6, 0.5, 0.4, 0.5]}
     )  # fmt: skip
     tables = {"Toys (small)": table, "Cars": table.assign(fixed_last=2 * table.fixed_last)}

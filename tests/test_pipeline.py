@@ -89,7 +89,7 @@ def test_closure_follows_imports_through_modules_and_functions_but_not_to_others
 
 def test_right_of_the_scores_no_stage_has_a_module_that_imports_torch():
     """A line plot of a table is not to be drawn anew because a layer changed."""
-    left = {"prepare", "train", "answers", "ablations", "study", "controls", "shifts"} | {
+    left = {"prepare", "train", "answers", "ablations", "study", "controls", "fine-tuning", "shifts"} | {
         "figure-groups",
         "figure-network",
         "figure-poor-light",

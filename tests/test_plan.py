@@ -72,7 +72,7 @@ def test_more_noises_statistics_and_images_take_longer_to_answer(digits_only, pr
     assert with_answers(images=100) < usual
     assert with_answers(streams=None) < usual
     assert with_answers(max_levels=2) < usual
-    assert with_answers(prior=4, prior_noises={}) < usual
+    assert with_answers(prior=4, gated=4, prior_noises={}) < usual
 
 
 def test_a_share_has_its_runs_alone_and_images_prepared_anew_open_all(digits_only):

@@ -71,6 +71,7 @@ def test_the_strengths_of_a_network_are_the_best_of_its_own_candidates(project):
         ("ln", 0, 4, 1, 0.7, 0.6), ("ln", 0, 4, 2, 0.8, 0.6), ("ln", 0, 4, 0, 0.9, 0.9),
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["network", "seed", "prior", "fixed_last", "clean", "noisy"])
+    table["statistics"] = table.fixed_last.map(lambda count: "last_fixed" if count else "prior")
     paths.write_table(paths.results("digits-small") / "strengths.csv", table)
     assert chosen_strengths("digits-small", ["BN fixed", *STRENGTHS], 0) == STRENGTHS
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import localnorm
-from localnorm.convert import convert_to_localnorm, estimate_statistics
+from localnorm.convert import convert_to_localnorm
 from localnorm.layers import LocalNorm2d, use_mode
 from localnorm.prediction import (
     disagreement,
@@ -20,6 +20,7 @@ from localnorm.prediction import (
     predict,
     spread,
 )
+from localnorm.training_statistics import estimate_statistics
 
 torch.set_num_threads(1)
 GROUPS = 3
@@ -457,7 +458,7 @@ def test_a_group_may_be_a_number_of_numpy():
 @pytest.mark.parametrize(
     ("mode", "options", "message"),
     [
-        ("mean", {}, "mode must be one of batch, pooled, single, vote, companions, prior, fixed; got 'mean'"),
+        ("mean", {}, "mode must be one of batch, pooled, single, vote, companions, prior, gated, fixed; got 'mean'"),
         ("batch", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ("single", {"group": 3}, "group must be from 0 to 2 in this network, got 3"),
         ("single", {"group": -1}, "group must be from 0 to 2 in this network, got -1"),
@@ -486,7 +487,11 @@ def test_a_group_may_be_a_number_of_numpy():
         ("companions", {"companions": images_of(2).byte()}, "what the images are, torch.float64, got torch.uint8"),
         ("single", {"companions": images_of(1)}, "companions belong to mode='companions', got mode='single'"),
         ("batch", {"return_members": True}, "return_members=True needs a mode in which an image meets every group"),
-        ("batch", {"fixed_last": 1}, "fixed_last=1 belongs to the modes single, vote and prior, got mode='batch'"),
+        (
+            "batch",
+            {"fixed_last": 1},
+            "fixed_last=1 belongs to the modes single, vote, prior and gated, got mode='batch'",
+        ),
         ("single", {"fixed_last": 3}, "fixed_last must be from 0 to 2, the norm layers of this network, got 3"),
         ("single", {"fixed_last": -1}, "fixed_last must be from 0 to 2, the norm layers of this network, got -1"),
     ],

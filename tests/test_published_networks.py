@@ -25,7 +25,11 @@ from localnorm.render import model_cards
 from localnorm.strengths import choose_strengths, measure_strengths
 from localnorm.train import fit, save_run
 
-ARMS = {"bn": ["fixed", "batch", "prior"], "bn_shrunk": ["fixed"], "ln": ["batch", "single", "last_fixed", "vote"]}
+ARMS = {
+    "bn": ["fixed", "batch", "prior", "gated"],
+    "bn_shrunk": ["fixed"],
+    "ln": ["batch", "single", "last_fixed", "gated", "vote"],
+}
 COMMITTED = sorted((ROOT / "data" / "networks").glob("*.safetensors"))
 
 
@@ -84,8 +88,8 @@ def test_a_published_network_predicts_as_its_run_did_under_its_statistics(inside
     images, _ = checked_images(load(paths.prepared(EXPERIMENT)), 64)
     pixels = loaded.standardise(images)
     trained = load_model(paths.model(EXPERIMENT, paths.run_name(EXPERIMENT, network, 0)))
-    if statistics == "last_fixed":
-        publish_network.store_statistics(
+    if statistics in ("last_fixed", "gated"):
+        trained = publish_network.store_statistics(
             trained,
             load(paths.prepared(EXPERIMENT)),
             publish_network.AnswersConfig(noises={}, statistics=ARMS, batch_size=64),

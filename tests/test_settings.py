@@ -96,6 +96,8 @@ def test_a_network_that_nothing_is_asked_of_is_named():
         ({"prior": -3}, "prior must be a number of positions of at least 0, got -3"),
         ({"prior": [64, float("nan")]}, "prior must be a number of positions of at least 0, got nan"),
         ({"prior": [1, 2]}, r"a choice of prior \[1, 2\] needs at least one value, and prior_noises to choose by"),
+        ({"gated": [1, 2]}, r"a choice of gated \[1, 2\] needs at least one value, and prior_noises to choose by"),
+        ({"gated": 0}, "gated must be a number of positions above 0, got 0"),
         (
             {"prior_noises": {"named": {"bernoulli": 1.2}}},
             r"'bernoulli' \(probability .*\) is at least 0 and at most 1, got 1.2",

@@ -1,11 +1,13 @@
 """Strengths: every candidate is measured on validation images, and the best mean of clean and noisy is taken."""
 
+import copy
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 from conftest import ASKED
 
+from localnorm.answers import answer
 from localnorm.strengths import choose_strengths, measure_strengths, save_strengths
 
 
@@ -14,10 +16,28 @@ def test_every_pair_of_strengths_is_measured_and_the_best_mean_of_clean_and_nois
     assert len(table) == 3 + 2 * 4, "three n0 alone, and n0 = 0 as well where last layers are fixed"
     assert table.clean.min() > 0.3
     assert table.clean.max() > table.noisy.min()
-    for statistics, rows in (("prior", table[table.fixed_last == 0]), ("last_fixed", table[table.fixed_last > 0])):
+    assert (table.fixed_last[table.statistics == "prior"] == 0).all()
+    for statistics, rows in table.groupby("statistics"):
         taken = choose_strengths(table)[statistics]
         row = rows[(rows.prior == taken["prior"]) & (rows.fixed_last == taken["fixed_last"])].squeeze()
         assert row.clean + row.noisy == (rows.clean + rows.noisy).max()
+
+
+def test_a_gated_prior_has_candidates_of_its_own_on_a_network_of_either_layer(digits, pair):
+    config = replace(ASKED, statistics={"bn": ["gated"], "ln": ["gated", "prior"]}, gated=[16, 2])
+    for network, own in (("bn", 2), ("ln", 5)):
+        model = copy.deepcopy(pair[network])
+        table = measure_strengths(model, digits, config, network)
+        assert len(table) == own
+        gated = table[table.statistics == "gated"]
+        assert list(gated.prior) == [2, 16]
+        assert choose_strengths(table)["gated"]["prior"] in (2, 16)
+        asked = {"gated": {"prior": 16, "fixed_last": 0}, "prior": {"prior": 16, "fixed_last": 0}}
+        answers = answer(model, digits, config, network, asked).table
+        assert (answers.prior == 16).all()
+        assert (
+            answers[(answers.statistics == "gated") & (answers.level == 0)].right > 0.5 * answers.images.min()
+        ).all()
 
 
 def test_the_chosen_prior_looks_at_an_image_without_contrast_and_trusts_training_on_clean_ones(digits, pair):
@@ -52,4 +72,10 @@ def test_saved_strengths_come_back_and_may_be_none(digits, pair, tmp_path):
     save_strengths(table, tmp_path)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "strengths.csv"), table, check_dtype=False)
     save_strengths(table.head(0), tmp_path)
-    assert pd.read_csv(tmp_path / "strengths.csv").columns.tolist() == ["prior", "fixed_last", "clean", "noisy"]
+    assert pd.read_csv(tmp_path / "strengths.csv").columns.tolist() == [
+        "statistics",
+        "prior",
+        "fixed_last",
+        "clean",
+        "noisy",
+    ]

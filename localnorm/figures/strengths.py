@@ -26,7 +26,7 @@ def plot_strengths(tables: dict[str, pd.DataFrame], networks: Sequence[str]) -> 
             says so where there are none.
         networks: those to draw, where an experiment has them.
     """
-    tables = {title: table.dropna(subset="noisy") for title, table in tables.items()}
+    tables = {title: _measured(table) for title, table in tables.items()}
     networks = [key for key in networks if any((table.network == key).any() for table in tables.values())]
     if not networks:  # a prior that is given needs no choice
         return sentence("No experiment had strengths to choose from.")
@@ -52,6 +52,11 @@ def plot_strengths(tables: dict[str, pd.DataFrame], networks: Sequence[str]) -> 
     marks.append(Line2D([], [], color="0.3", linestyle="", marker="o", markersize=5, label="best under noise"))
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False)
     return figure
+
+
+def _measured(table: pd.DataFrame) -> pd.DataFrame:
+    """Without what was not measured, and without "gated", whose n0 are of another scale."""
+    return table[table.noisy.notna() & (table.statistics != "gated")]
 
 
 def _means(table: pd.DataFrame) -> pd.DataFrame:
@@ -117,7 +122,7 @@ def caption(tables: dict[str, pd.DataFrame], networks: Sequence[str], abouts: Se
         tables, networks: as there.
         abouts: from `localnorm.tables.read_about`.
     """
-    tables = {title: table[table.network.isin(networks)].dropna(subset="noisy") for title, table in tables.items()}
+    tables = {title: _measured(table[table.network.isin(networks)]) for title, table in tables.items()}
     tables = {title: table for title, table in tables.items() if len(table)}
     sources = ". ".join(describe(about) for about in abouts)
     if not tables:

@@ -9,6 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.transforms import ScaledTranslation, Transform
 
@@ -16,9 +17,10 @@ from localnorm import paths
 from localnorm.arms import ARMS
 from localnorm.words import seed_values
 
-__all__ = ["LEGIBLE", "WIDTH", "draw_arms", "draw_seeds", "new_figure", "save"]
+__all__ = ["COLUMN", "LEGIBLE", "WIDTH", "draw_arms", "draw_seeds", "fit_column", "new_figure", "save"]
 
 WIDTH = 6.55  # inches: the text of a page of the paper, so that a figure of this width is printed with letters as large as drawn
+COLUMN = 3.35  # inches: a column of a page with two
 LEGIBLE = 7  # points: the smallest letters of a printed figure
 
 # groups of a batch, in drawings: a colour and, for grey, a hatch each
@@ -53,20 +55,77 @@ def new_figure(rows: int, columns: int, height: float, width: float = WIDTH, **o
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options)
 
 
-def save(figure: Figure, name: str, caption: str) -> None:
+def save(figure: Figure, name: str, caption: str, *, column: bool = False) -> None:
     """Write paper/figures/<name>.pdf, .png and .txt, the caption; unchanged input gives unchanged bytes.
 
     Args:
         name: "teaser", or with its experiment "digits-small/accuracy".
         caption: plain text: what to see, and the source, so that the figure can be cited as it is.
+        column: also write <name>-column.pdf, as wide as a column of a page with two; the figure has that form afterwards.
     """
     folder = paths.paper() / "figures"
-    for suffix, metadata in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
-        buffer = io.BytesIO()
-        # tight: an axis label that is wider than its panel would be cut at the figure's edge
-        figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches="tight", pad_inches=0.02)
-        paths.write(folder / f"{name}.{suffix}", buffer.getvalue())
+    paths.write(folder / f"{name}.pdf", _drawn(figure, "pdf"))
+    paths.write(folder / f"{name}.png", _drawn(figure, "png"))
+    if column:
+        fit_column(figure)
+        paths.write(folder / f"{name}-column.pdf", _drawn(figure, "pdf"))
     paths.write(folder / f"{name}.txt", " ".join(caption.split()) + "\n")
+
+
+def _drawn(figure: Figure, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    metadata = {"pdf": {"CreationDate": None, "Producer": None}, "png": {"Software": None}}[suffix]
+    # tight: an axis label that is wider than its panel would be cut at the figure's edge
+    figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches="tight", pad_inches=0.02)
+    return buffer.getvalue()
+
+
+def fit_column(figure: Figure) -> None:
+    """Lay a figure out anew, as wide as a column: half as many panels side by side, the rest below them; letters keep their size."""
+    panels = [axis for axis in figure.axes if axis.get_subplotspec()]
+    grid = panels[0].get_subplotspec().get_gridspec()
+    rows, side_by_side = grid.nrows, max(1, grid.ncols // 2)
+    parts = -(-grid.ncols // side_by_side)
+    ratios = list(grid.get_height_ratios()) * parts
+    new = figure.add_gridspec(rows * parts, side_by_side, height_ratios=ratios)
+    first = {axis.get_subplotspec().rowspan.start: axis for axis in panels if axis.get_subplotspec().colspan.start == 0}
+    for axis in panels:
+        old = axis.get_subplotspec()
+        row, column = old.rowspan.start, old.colspan.start
+        axis.set_subplotspec(new[column // side_by_side * rows + row, column % side_by_side])
+        labels = [label.get_text() for label in axis.get_yticklabels()]
+        if any("  " in label for label in labels):  # two spaces stand between the parts of a long one
+            axis.set_yticks(axis.get_yticks(), [label.replace("  ", "\n") for label in labels])
+        if column and column % side_by_side == 0:  # it shared the values and words of the panel on its left
+            axis.tick_params(labelleft=True)
+            axis.set_ylabel(axis.get_ylabel() or first[row].get_ylabel())
+    height = figure.get_figheight() * parts if parts > 1 else min(figure.get_figheight(), COLUMN)
+    figure.set_size_inches(COLUMN, height)
+    for legend in list(figure.legends):
+        _narrow(figure, legend)
+
+
+def _narrow(figure: Figure, legend: Legend) -> None:
+    """Give a legend as many columns as have room."""
+    entries = [
+        (mark, text) for mark, text in zip(legend.legend_handles, legend.get_texts(), strict=True) if text.get_text()
+    ]
+    marks, before = zip(*entries, strict=True)
+    has_titles = any(
+        text.get_fontweight() == "bold" for text in before
+    )  # each column has one: they go below one another
+    for columns in (1,) if has_titles else range(len(before), 0, -1):
+        narrower = figure.legend(
+            marks, [text.get_text() for text in before], loc="outside lower center", ncols=columns, frameon=False,
+            columnspacing=1.2, handletextpad=0.4, labelspacing=0.3,
+        )  # fmt: skip
+        for text, old in zip(narrower.get_texts(), before, strict=True):
+            text.set(fontweight=old.get_fontweight(), x=old.get_position()[0])
+        figure.draw_without_rendering()
+        if columns == 1 or narrower.get_window_extent().width <= COLUMN * figure.dpi:
+            break
+        narrower.remove()
+    legend.remove()
 
 
 def sentence(text: str) -> Figure:

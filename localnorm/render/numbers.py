@@ -9,6 +9,7 @@ import pandas as pd
 from localnorm import paths, scores, stats
 from localnorm.comparisons import CLAIMS, PRIMARY, lacks_training, verdict
 from localnorm.evaluators import at_equal_clean, cost_summary
+from localnorm.networks import NETWORKS
 from localnorm.params import load_params
 from localnorm.settings import CONTROLS
 from localnorm.tables import read_about, read_lengths, read_table
@@ -24,7 +25,7 @@ def collect(lengths: Sequence[str] = (), studied: Sequence[str] = (), controlled
     Args:
         lengths: experiments that differ in how long they train.
         studied: those with a study of trainings for one image at a time.
-        controlled: those with controls of one image at a time.
+        controlled: those with controls of one image at a time, and with fine-tuning for it.
 
     Returns:
         experiments: name -> {title, about, arms: {arm: {metric: {estimate, low, high, seeds, images}}}, comparisons: a list of rows
@@ -36,7 +37,7 @@ def collect(lengths: Sequence[str] = (), studied: Sequence[str] = (), controlled
         lengths: {epochs, seeds, train_accuracy: {layer: share}, arms, streams} for each length of training.
         studies: experiment -> {epochs, images, seeds, variants: rows {variant, network, prior, clean, noisy}}, the best under noise that
             each variant has within a point of BatchNorm's clean accuracy; null where none is. Validation images.
-        controls: experiment -> rows {control, label, strength, clean, noisy, images}, on test images.
+        controls: experiment -> rows {network, network_label, control, label, strength, clean, noisy, images}, on test images.
         costs: what `localnorm.evaluators.cost_summary` gives.
         figures: path below paper/figures without its ending -> caption.
     """
@@ -54,7 +55,7 @@ def collect(lengths: Sequence[str] = (), studied: Sequence[str] = (), controlled
         ],
         "lengths": _lengths(lengths),
         "studies": {name: _study(name) for name in studied},
-        "controls": {name: _controls(name) for name in controlled},
+        "controls": {name: _ways("controls", name) for name in controlled},
         "costs": _rows(cost_summary(read_table("cost"))),
         "figures": {
             file.relative_to(folder).with_suffix("").as_posix(): file.read_text(encoding="utf-8").strip()
@@ -119,10 +120,11 @@ def _study(name: str) -> dict:
     }
 
 
-def _controls(name: str) -> list[dict]:
-    table = read_table("controls", name)
+def _ways(kind: str, name: str) -> list[dict]:
+    table = read_table(kind, name)
     rows = table[table.part == "test"].drop(columns=["part", "chosen"])
-    return _rows(rows.assign(label=[CONTROLS[control][0] for control in rows.control]))
+    labels = {"label": rows.control.map(CONTROLS), "network_label": rows.network.map(lambda key: NETWORKS[key].label)}
+    return _rows(rows.assign(**labels))
 
 
 def _varied(name: str, kind: str, by: list[str]) -> list[dict]:

@@ -13,8 +13,8 @@ from localnorm.settings.ablations import (
     TRAINED_SIZES,
     AblationConfig,
 )
-from localnorm.settings.answers import DOMAINS, AnswersConfig, Streams, conditions, conditions_of
-from localnorm.settings.controls import CONTROLS, ControlsConfig
+from localnorm.settings.answers import DOMAINS, AnswersConfig, Streams, candidates, conditions, conditions_of
+from localnorm.settings.controls import CONTROLS, ControlsConfig, FineTuningConfig
 from localnorm.settings.study import StudyConfig
 from localnorm.settings.train import MODELS, Shrinkage, TrainConfig, check_augmentation
 
@@ -31,10 +31,12 @@ __all__ = [
     "AblationConfig",
     "AnswersConfig",
     "ControlsConfig",
+    "FineTuningConfig",
     "Shrinkage",
     "Streams",
     "StudyConfig",
     "TrainConfig",
+    "candidates",
     "check_augmentation",
     "conditions",
     "conditions_of",

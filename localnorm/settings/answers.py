@@ -8,11 +8,16 @@ from localnorm.noise import catalogue
 from localnorm.params import from_block
 from localnorm.settings.rules import check_choice, check_count
 
-__all__ = ["DOMAINS", "AnswersConfig", "Streams", "conditions", "conditions_of"]
+__all__ = ["DOMAINS", "AnswersConfig", "Streams", "candidates", "conditions", "conditions_of"]
 
 # what the released suite is drawn on -> what a pixel of 0 ... 255 is divided by
 DOMAINS = {"standardised": None, "raw": 1.0, "unit": 255.0}
 RESCALINGS = ("set", "image", "none")
+
+
+def candidates(strength: float | list[float]) -> list[float]:
+    """The values that a strength is chosen from, rising."""
+    return sorted(strength) if isinstance(strength, list) else [strength]
 
 
 class Streams(TypedDict):
@@ -36,6 +41,7 @@ class AnswersConfig:
             to the training part's range.
         prior: n0 of the statistics "prior" and "last_fixed", in positions of a feature map; of several, each network takes the one
             that is best on validation images (see `localnorm.strengths`).
+        gated: n0 of the statistics "gated", likewise.
         fixed_last: layers at the end that keep the training statistics under "last_fixed"; of several, each network takes
             the number that is best on validation images, together with its n0.
         prior_noises: suite -> {noise: level}, the noises of these choices; none of them may be scored.
@@ -60,6 +66,7 @@ class AnswersConfig:
     domain: str = "standardised"
     rescale: str = "set"
     prior: float | list[float] = 512
+    gated: float | list[float] = 128
     fixed_last: list[int] = field(default_factory=lambda: [1])
     prior_noises: dict[str, dict[str, float]] = field(default_factory=dict)
     companions: int = 15
@@ -94,9 +101,12 @@ class AnswersConfig:
         self._check_domain()
 
     def _check_strengths(self) -> None:
-        for strength in self.prior if isinstance(self.prior, list) else [self.prior]:
+        for strength in candidates(self.prior):
             if not strength >= 0:
                 raise ValueError(f"prior must be a number of positions of at least 0, got {strength!r}")
+        for strength in candidates(self.gated):
+            if not strength > 0:
+                raise ValueError(f"gated must be a number of positions above 0, got {strength!r}")
         for suite, name, _ in conditions_of(self.prior_noises):
             if name in self.noises.get(suite, ()):
                 raise ValueError(
@@ -104,8 +114,9 @@ class AnswersConfig:
                 )
         if not self.fixed_last or min(self.fixed_last) < 1:
             raise ValueError(f"fixed_last must be numbers of layers of at least 1, got {self.fixed_last}")
-        if isinstance(self.prior, list) and not (self.prior and self.prior_noises):
-            raise ValueError(f"a choice of prior {self.prior} needs at least one value, and prior_noises to choose by")
+        for name in ("prior", "gated"):
+            if isinstance(of := getattr(self, name), list) and not (of and self.prior_noises):
+                raise ValueError(f"a choice of {name} {of} needs at least one value, and prior_noises to choose by")
 
     def _check_domain(self) -> None:
         asked = [
