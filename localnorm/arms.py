@@ -70,7 +70,7 @@ STATISTICS = {
         Statistics(
             "gated",
             "gated",
-            "as prior, and more so the more unusual the image is among training images",
+            "as prior, shrunk less the more unusual the image is among training images",
             stored=True,
             chosen=True,
         ),

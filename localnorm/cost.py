@@ -28,7 +28,7 @@ from localnorm.machine import computes_bf16
 from localnorm.models import make_model
 from localnorm.prediction import Predictor
 from localnorm.timing import about_machine, alternate, bench_device, peak_memory, ratios
-from localnorm.training_statistics import estimate_statistics
+from localnorm.training_statistics import estimate_statistics, learn_spread
 
 __all__ = ["Cost", "main"]
 
@@ -55,7 +55,7 @@ class Cost:
         subject: "layer", or the network.
         measure: "step", "drawn" (a step with drawn group sizes), "shrunk" (a step with each image's statistics shrunk towards its
             group's), "graph" (a step as a CUDA graph), "relu" (a step of LocalNormAct2d against BatchNorm and an inplace ReLU) or
-            "memory" in training; "single", "prior" or "vote" for predictions.
+            "memory" in training; "single", "prior", "gated" or "vote" for predictions.
         shape, layout, dtype: of the images, or of the layer's input: "128x16x32x32", "channels_last", "float32".
         assignment: which images form a group: "interleaved" or "contiguous".
         kernels: what computed LocalNorm: "torch" or "triton".
@@ -90,7 +90,7 @@ def bound_of(subject: str, measure: str, layout: str) -> float:
     """The largest ratio to BatchNorm that is wanted of a measure."""
     if measure == "memory":
         return 1.02
-    if measure in ("single", "prior"):
+    if measure in ("single", "prior", "gated"):
         return 1.2
     if measure == "vote":
         return float(NUM_GROUPS)  # forwards
@@ -232,7 +232,7 @@ def evaluation(network: nn.Module, images: Tensor) -> Callable[[], None]:
 
 
 def prediction(network: nn.Module, images: Tensor, mode: str) -> Callable[[], object]:
-    predictor = Predictor(network, mode, prior=PRIOR if mode == "prior" else None)
+    predictor = Predictor(network, mode, prior=PRIOR if mode in ("prior", "gated") else None)
     return lambda: predictor(images)
 
 
@@ -296,12 +296,14 @@ def prediction_costs(
 ) -> Iterator[Cost]:
     """Predictions of a LocalNorm network, compared with a BatchNorm network in evaluation mode, which uses stored statistics."""
     batch, local, assignment = make_pair(name, layout, shape[-1])
-    estimate_statistics(local, [draw_images((2 * NUM_GROUPS, *shape[1:]), layout)])
+    batches = [draw_images((2 * NUM_GROUPS, *shape[1:]), layout)]
+    estimate_statistics(local, batches)
+    learn_spread(local, batches)
     for count in counts:
         images = draw_images((count, *shape[1:]), layout)
         forwards = {"batch": evaluation(batch, images)}
         for choice in kernels_here():
-            for mode in ("single", "prior", "vote"):
+            for mode in ("single", "prior", "gated", "vote"):
                 forwards[mode, choice] = by(choice, prediction(local, images, mode))
         seconds = alternate(forwards, repeats)
         for mode, choice in list(forwards)[1:]:

@@ -71,7 +71,7 @@ def use_mode(
     ``batch``  each group of the batch, as in training                         each group's own
     ``single`` each image's own                                                that of ``group``
     ``prior``  each image's own, shrunk towards stored training statistics     that of ``group``
-    ``gated``  as ``prior``, and more so the more unusual an image is          that of ``group``
+    ``gated``  as ``prior``, shrunk less the more unusual an image is          that of ``group``
     ``fixed``  the stored training statistics of ``group``                     that of ``group``
     ========== =============================================================== ===================
 
@@ -86,8 +86,8 @@ def use_mode(
         d = mean over channels of ((mean_image - M)^2 / S^2 + (log var_image - L)^2 / T^2) / 2
 
     with M and S the mean and standard deviation of the training images' means, L and T those of the logarithms of their variances, all
-    of the layer's group and stored by :func:`localnorm.learn_spread`; terms with S or T of 0, to rounding, are left out. d is 1 on
-    average over training images, so an ordinary image stays close to the training statistics. n0 is on another scale than in
+    of the layer's group and from :func:`localnorm.learn_spread`; terms with S or T of 0, to rounding, are left out of sum and count.
+    d is 1 on average over training images, so an ordinary image stays close to the training statistics. n0 is on another scale than in
     ``prior``, and smaller; choose both on validation images. A layer with one group serves every ``group``.
     The block does not touch BatchNorm layers, the training flag, or other threads. A thread that is started inside
     the block is outside of it: enter ``use_mode`` there again, or let the mode stay with the network

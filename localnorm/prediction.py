@@ -71,7 +71,7 @@ def predict(
     ``vote``       its own                                                             all, averaged
     ``companions`` its own and the S - 1 companions' together                          that of ``group``
     ``prior``      its own, shrunk towards the training statistics: :func:`use_mode`   that of ``group``
-    ``gated``      as ``prior``, and more so the more unusual it is: :func:`use_mode`  that of ``group``
+    ``gated``      as ``prior``, shrunk less the more unusual it is: :func:`use_mode`  that of ``group``
     ``fixed``      the training statistics                                             that of ``group``
     ============== =================================================================== ==================
 

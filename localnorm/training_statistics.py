@@ -90,14 +90,14 @@ def learn_spread(model: nn.Module, loader: Iterable) -> None:
 
     Each layer keeps, per group and channel, mean and variance over the images of their means and of the logarithms of their variances,
     in the buffer ``spread`` (K, 4, C), which ``state_dict()`` has from then on. Everything runs as in evaluation with the stored
-    statistics, one forward per group. It belongs to these weights, statistics and image size: training on, estimating or resetting
-    statistics, and loading a file without it forget it. The model changes only after the last batch. Of an averaged network (EMA), learn
+    statistics, one forward per group. The spread holds for these weights, statistics and image size: further training, new or
+    reset statistics, and a file without it drop it. The model changes only after the last batch. Of an averaged network (EMA), learn
     it after the last update, ``learn_spread(ema.module, loader)``.
 
     Args:
         model: a trained LocalNorm network with stored statistics; a BatchNorm network after
             ``convert_to_localnorm(model, 1, track_running_stats=True)``.
-        loader: batches of training images as they are at test time, without augmentation, or of tuples that start with them. Some
+        loader: batches of training images as they are at test time, without augmentation, or of tuples that start with them. A few
             hundred images are enough: their spread is then known to a few percent.
 
     Raises:

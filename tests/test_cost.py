@@ -51,7 +51,7 @@ def test_a_quick_run_prints_the_table_and_writes_every_row(tmp_path, capsys, mon
     assert all(row.ratio > 0 and row.batchnorm > 0 for row in rows)
     assert {(row.subject, row.measure) for row in rows} == {
         ("layer", "step"), ("layer", "relu"), ("layer", "memory"),
-        *(("resnet32", m) for m in ("step", "drawn", "shrunk", "memory", "single", "prior", "vote")),
+        *(("resnet32", m) for m in ("step", "drawn", "shrunk", "memory", "single", "prior", "gated", "vote")),
     }  # fmt: skip
     assert [path.name for path in (tmp_path / "sweeps").iterdir()] == ["cost.csv"]
     table = capsys.readouterr().out.splitlines()

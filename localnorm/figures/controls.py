@@ -69,7 +69,7 @@ def caption(table: pd.DataFrame, about: str) -> str:
     return (
         "One image at a time on trained networks as they are, whose stored statistics are corrected by those of the image: a prior by "
         "positions, a gated prior, which moves ordinary images less, and on BN a prior by images (Schneider et al.) and what is beyond "
-        "chance (NOTE's formula). Above: one point per strength on validation images, under noises that are not scored; a filled one has "
-        "the best mean and is chosen. Below: the chosen ones on test images, under the noises that are scored. Farther up and to the "
+        "chance (NOTE's formula). Validation panels: one point per strength, under noises that are not scored; a filled one has "
+        "the best mean and is chosen. Test panels: the chosen ones, under the noises that are scored. Farther up and to the "
         f"right is better. Strengths that cost more than {100 * SHOWN:.0f} points on clean images lie outside. {about}; one seed."
     )

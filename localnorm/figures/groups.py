@@ -94,6 +94,6 @@ def caption(batch_size: int, num_groups: int) -> str:
     return (
         f"How LocalNorm splits a batch of B = {batch_size} images into K = {num_groups} groups. The mean and the "
         f"variance of a channel run over the {batch_size // num_groups} images of a group and all positions, and each "
-        "group has its own gamma and beta. Left: consecutive images, as in the released experiments. Right: image i "
-        "in group i mod K."
+        "group has its own gamma and beta. Contiguous: consecutive images, as in the released experiments. "
+        "Interleaved: image i in group i mod K."
     )

@@ -78,6 +78,6 @@ def caption(table: pd.DataFrame, arms: Sequence[str], about: dict) -> str:
 
 
 def _panels(table: pd.DataFrame) -> str:
-    """What the panels show: "From left to right: batches of clean images, batches of one noise"."""
+    """What the panels show: "Panels in order: batches of clean images, batches of one noise"."""
     has = set(zip(table.composition, table.level.map(lambda level: "noisy" if level > 0 else "clean"), strict=True))
-    return f"From left to right: {enumerate_words([words for key, (_, words) in PANELS.items() if key in has])}"
+    return f"Panels in order: {enumerate_words([words for key, (_, words) in PANELS.items() if key in has])}"
