@@ -114,6 +114,7 @@ def _asked(asked: AnswersConfig, config: AblationConfig, planned: list[Variant])
         images=config.images,
         prior_noises={},
         prior=0,
+        gated=1,
         streams=None,
         # the numbers of single arms belong to the experiment's own networks: here all variants are asked about the same images
         most_images={name: most for name, most in asked.most_images.items() if name not in ARMS},

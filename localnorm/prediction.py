@@ -137,6 +137,7 @@ class Predictor:
         ValueError: as :func:`predict`; what concerns images and forwards is raised by the call.
 
     Example:
+        >>> from localnorm import estimate_statistics
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> estimate_statistics(net, [torch.randn(8, 3, 8, 8)])
         >>> by_prior = Predictor(net, "prior", prior=512)

@@ -898,11 +898,11 @@ def test_wrong_arguments_of_the_function_are_named(options, message):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (["vote"], {}, "mode must be one of batch, single, prior, fixed; got 'vote'"),
+        (["vote"], {}, "mode must be one of batch, single, prior, fixed, gated; got 'vote'"),
         (["single"], {"group": -1}, "group must be at least 0, got -1"),
         (["batch"], {"group": 99}, "group=99 belongs to the other modes, got mode='batch'"),
         (["batch"], {"group": 1, "group_size": 2}, "group=1 belongs to the other modes, got mode='batch'"),
-        (["single"], {"prior": 3}, "prior=3 belongs to mode='prior', got mode='single'"),
+        (["single"], {"prior": 3}, "prior=3 belongs to mode='prior' and 'gated', got mode='single'"),
         (["prior"], {}, "mode='prior' needs prior, a number of positions of at least 0"),
         (["prior"], {"prior": math.nan}, "needs prior, a number of positions"),
     ],
