@@ -23,7 +23,19 @@ def test_a_quick_run_leaves_one_table(tmp_path):
     with (tmp_path / "card.csv").open() as file:
         rows = list(csv.DictReader(file))
     measures = {row["measure"] for row in rows}
-    assert measures == {"error", "step", "relu", "drawn", "shrunk", "memory", "profile", "single", "prior", "gated", "vote"}
+    assert measures == {
+        "error",
+        "step",
+        "relu",
+        "drawn",
+        "shrunk",
+        "memory",
+        "profile",
+        "single",
+        "prior",
+        "gated",
+        "vote",
+    }
     errors = [float(row["localnorm"]) for row in rows if row["measure"] == "error"]
     assert len(errors) == 4 * 4, "y and three gradients, in two layouts and two assignments"
     assert max(errors) < 1e-5
