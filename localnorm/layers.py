@@ -368,7 +368,8 @@ class LocalNorm(nn.Module):
                 stacklevel=2,
             )
         if self.training and self.track_running_stats:
-            self.spread = None  # it was of the network before this step
+            if self.spread is not None:  # it was of the network before this step
+                self.spread = None
             running_mean, running_var = self.running_mean, self.running_var
             self.num_batches_tracked.add_(1)
             momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
