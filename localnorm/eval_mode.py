@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from localnorm.layers import LEARN_SPREAD, LocalNorm
+from localnorm.layers import NEEDS_SPREAD, LocalNorm
 from localnorm.modes import MIXING, STORED, checked_mode
 
 __all__ = ["set_eval_mode"]
@@ -76,9 +76,7 @@ def set_eval_mode(
             "call localnorm.estimate_statistics(model, loader) once"
         )
     if wanted.name == "gated" and all(norm.spread is None for norm in norms.values()):
-        raise ValueError(
-            f"mode='gated' needs to know how training images differ, which this network does not; {LEARN_SPREAD}"
-        )
+        raise ValueError(NEEDS_SPREAD)
     if without:
         warnings.warn(
             f"{_named(without)} have the statistics of a new layer, mean 0 and variance 1; unless evaluation does not run them, "

@@ -38,7 +38,10 @@ __all__ = [
 ]
 
 ASSIGNMENTS = ("interleaved", "contiguous")
-LEARN_SPREAD = "call localnorm.learn_spread(model, loader) once, after training; it takes LocalNorm layers"
+NEEDS_SPREAD = (
+    "mode='gated' needs to know how training images differ; call localnorm.learn_spread(model, loader) once, after training; "
+    "it takes LocalNorm layers"
+)
 
 
 def local_norm(
@@ -423,7 +426,7 @@ class LocalNorm(nn.Module):
         options = {"prior": mode.prior if mixes else None, "eps": self.eps, "relu": relu}
         if mixes and mode.name == "gated":
             if self.spread is None:
-                raise ValueError(f"mode='gated' needs to know how training images differ; {LEARN_SPREAD}")
+                raise ValueError(NEEDS_SPREAD)
             options["spread"] = self._rows(self.spread, mode.group)
         return normalize_with_stored(x, *rows, **options)
 

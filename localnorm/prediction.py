@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from localnorm._replica import CALL_THEM, describe, device_of, share_parameters
 from localnorm.convert import FROZEN, convert_to_localnorm, refusals
-from localnorm.layers import LEARN_SPREAD, LocalNorm
+from localnorm.layers import NEEDS_SPREAD, LocalNorm
 from localnorm.modes import (
     MIXING,
     STORED,
@@ -289,9 +289,7 @@ class _Network:
 
     def check_spread(self) -> None:
         if self.norms and all(norm.spread is None for norm in self.norms.values()):
-            raise ValueError(
-                f"mode='gated' needs to know how training images differ, which this network does not; {LEARN_SPREAD}"
-            )
+            raise ValueError(NEEDS_SPREAD)
 
     def forward(self, images: Tensor, mode: Mode) -> Tensor:
         with torch.no_grad(), set_mode(mode):
