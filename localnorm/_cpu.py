@@ -4,13 +4,10 @@ What LocalNorm costs beside BatchNorm here is calls, not arithmetic: ten operato
 normalisation of a small feature map.
 """
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["GroupByGroup", "normalize_image", "normalize_images"]
+__all__ = ["GroupByGroup", "moments_of_image", "normalize_images"]
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
@@ -91,28 +88,9 @@ class GroupByGroup(torch.autograd.Function):
         return (grad_x, *grads, *[None] * 6)
 
 
-def normalize_image(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *,
-    prior: float | None,
-    eps: float,
-) -> Tensor:
-    """Normalise one image, (1, C, ...), by stored statistics, (C,), mixed with its own if a prior weighs the two.
-
-    The image's own statistics and the normalisation are one kernel call each, in any memory format. With a prior it has no
-    gradient. Several images in one call take longer by it than by the formula in plain operators.
-    """
-    if prior is not None:
-        own_mean, own_var = torch.batch_norm_update_stats(x, None, None, 0.0)
-        a = prior / (prior + math.prod(x.shape[2:]))
-        between = mean - own_mean
-        var = torch.lerp(own_var, var, a).addcmul_(between, between, value=a * (1 - a))
-        mean = torch.lerp(own_mean, mean, a)
-    return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+def moments_of_image(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of one image, (1, C, ...): (C,) each, in one kernel call in any memory format, without a gradient."""
+    return torch.batch_norm_update_stats(x, None, None, 0.0)
 
 
 def normalize_images(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

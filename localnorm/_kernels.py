@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from localnorm import _triton
-from localnorm._cpu import GroupByGroup, normalize_image, normalize_images
+from localnorm._cpu import GroupByGroup, moments_of_image, normalize_images
 from localnorm._triton import use_triton
 
 SMALLEST = 1e-12  # below any variance that matters: the logarithm of 0 does not exist
@@ -168,19 +168,21 @@ def normalize_with_stored(
 
 
 def _with_stored_by_torch(x, mean, var, weight, bias, prior, spread, eps):
-    # Not with a prior and a gradient, which batch_norm does not give to the statistics.
-    constant = prior is None or (x.shape[0] == 1 and spread is None and not torch.is_grad_enabled())
-    if constant and mean.dim() == 1 and _is_float_on_cpu(x):
-        return normalize_image(x, mean, var, weight, bias, prior=prior, eps=eps)
-    work = x.to(torch.promote_types(x.dtype, torch.float32))
+    # One image is two kernel calls on a CPU, which several images in one call would take longer by. With a prior they have no gradient.
+    alone = prior is None or (x.shape[0] == 1 and not torch.is_grad_enabled())
+    alone = alone and mean.dim() == 1 and _is_float_on_cpu(x)
+    work = x if alone else x.to(torch.promote_types(x.dtype, torch.float32))
     if prior is not None:
+        image_mean, image_var = moments_of_image(x) if alone else moments_of_each_image(work)
         positions = math.prod(x.shape[2:])
-        image_mean, image_var = moments_of_each_image(work)
         if spread is not None:
             positions = positions * how_unusual(image_mean, image_var, spread)  # (N, 1)
         a = prior / (prior + positions)
-        var = a * var + (1 - a) * image_var + a * (1 - a) * (mean - image_mean) ** 2
-        mean = a * mean + (1 - a) * image_mean
+        between = mean - image_mean
+        var = torch.lerp(image_var, var, a).addcmul(between, between * (a * (1 - a)))
+        mean = torch.lerp(image_mean, mean, a)
+    if alone:
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
     scale = torch.rsqrt(var + eps)
     shift = -mean * scale
     if weight is not None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from localnorm._cpu import GroupByGroup, normalize_image, normalize_images
+from localnorm._cpu import GroupByGroup, normalize_images
+from localnorm._kernels import normalize_with_stored
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -63,7 +64,7 @@ def test_an_image_by_stored_statistics_and_its_own(prior, layout, affine):
     x = torch.randn(1, 3, 5, 6).contiguous(memory_format=LAYOUTS[layout]) * 2 + 1
     mean, var, weight, bias = torch.rand(4, 3).add(0.5).unbind()
     with torch.no_grad():
-        y = normalize_image(x, mean, var, *((weight, bias) if affine else (None, None)), prior=prior, eps=1e-5)
+        y = normalize_with_stored(x, mean, var, *((weight, bias) if affine else (None, None)), prior=prior, eps=1e-5)
     exact, mean, var = x.double(), mean.double(), var.double()
     if prior is not None:
         own_mean, own_var = exact.mean((0, 2, 3)), exact.var((0, 2, 3), correction=0)
@@ -82,11 +83,33 @@ def test_an_image_of_a_large_mean():
     x = torch.randn(1, 3, 9, 9) + 1e4
     with torch.no_grad():
         # eps vanishes beside the variance; torch 2.11 refuses an eps of 0
-        y = normalize_image(x, torch.full((3,), 1e4), torch.ones(3), None, None, prior=81.0, eps=1e-12)
+        y = normalize_with_stored(x, torch.full((3,), 1e4), torch.ones(3), None, None, prior=81.0, eps=1e-12)
     own_mean, own_var = x.double().mean((0, 2, 3)), x.double().var((0, 2, 3), correction=0)
     var = (1 + own_var) / 2 + (own_mean - 1e4) ** 2 / 4
     expected = (x.double() - ((own_mean + 1e4) / 2).view(-1, 1, 1)) / var.sqrt().view(-1, 1, 1)
     assert torch.allclose(y.double(), expected, atol=5e-3), "float32 has 1e4 to 5e-4"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_gated_image_is_the_same_by_kernels_and_by_the_formula(layout):
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 5, 6).contiguous(memory_format=LAYOUTS[layout]) * 2 + 1
+    mean, var, weight, bias = torch.rand(4, 3).add(0.5).unbind()
+    spread = torch.tensor(
+        [[0.5, 0.6, 0.7], [0.1, 0.2, 0.0], [0.1, 0.2, 0.3], [0.3, 0.4, 0.5]]
+    )  # one mean tells nothing
+    given = {"prior": 30.0, "spread": spread, "eps": 1e-5}
+    with torch.no_grad():
+        together = normalize_with_stored(images, mean, var, weight, bias, **given)
+        for i in range(2):
+            alone = normalize_with_stored(images[i : i + 1], mean, var, weight, bias, **given)
+            assert torch.allclose(alone, together[i : i + 1], atol=1e-5)
+            assert alone.stride()[1:] == images.stride()[1:]
+            assert not torch.allclose(
+                alone,
+                normalize_with_stored(images[i : i + 1], mean, var, weight, bias, prior=30.0, eps=1e-5),
+                atol=0.01,
+            )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
