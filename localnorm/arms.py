@@ -77,7 +77,7 @@ STATISTICS = {
         Statistics(
             "last_fixed", "last fixed", "as prior, the last layers with the training set's", stored=True, chosen=True
         ),
-        Statistics("own", "", "each image's own: the layer knows no others"),  # GroupNorm, InstanceNorm
+        Statistics("own", "", "the layer's own way, which is the same for an image alone and among others"),
     )
 }
 
@@ -156,6 +156,8 @@ ARMS = {
         Arm("gbn", "single", "#C9A0C9", (3, 0, 180), _DOTTED),
         Arm("gn", "own", "#999999", "<", "-"),
         Arm("in", "own", "#666666", ">", "-"),
+        Arm("tasknorm", "own", "#7F7F00", (3, 1, 90), "-"),
+        Arm("bin", "own", "#A9A9A9", (5, 1, 90), "-"),
     )
 }
 

@@ -133,28 +133,31 @@ def at_equal_clean(table: pd.DataFrame, reference: str = "BN", margin: float = M
 
     Args:
         table: of `localnorm.study`.
-        reference: a variant; its clean accuracy under the largest n0 is the measure.
+        reference: a variant; its clean accuracy under the largest n0 of mode "prior" is the measure.
         margin: as a share; 0.01 is a point.
 
     Returns:
-        One row per variant, with prior, clean and noisy, means over seeds; all empty where no n0 keeps the clean accuracy.
+        One row per variant and kind of statistics, its index, with network, prior, clean and noisy, means over seeds; all empty where no
+        n0 keeps the clean accuracy.
 
     Raises:
         ValueError: the table has no such variant.
     """
     means = study_means(table)
-    own = means[means.variant == reference]
+    own = means[(means.variant == reference) & (means.statistics == "prior")]
     if own.empty:
         raise ValueError(f"no variant {reference!r} in the study; it has {', '.join(means.variant.unique())}")
     enough = own.loc[own.prior.idxmax(), "clean"] - margin
     kept = means[means.clean >= enough]
-    best = kept.loc[kept.groupby("variant", sort=False).noisy.idxmax()].set_index("variant")
-    return best.reindex(means.variant.unique())[["network", "prior", "clean", "noisy"]]
+    by = ["variant", "statistics"]
+    best = kept.loc[kept.groupby(by, sort=False).noisy.idxmax()].set_index(by)
+    return best.reindex(pd.MultiIndex.from_frame(means[by].drop_duplicates()))[["network", "prior", "clean", "noisy"]]
 
 
 def study_means(table: pd.DataFrame) -> pd.DataFrame:
-    """Clean and noisy accuracy of each variant and n0 of a study: means over seeds."""
-    return table.groupby(["network", "variant", "prior"], sort=False, as_index=False)[["clean", "noisy"]].mean()
+    """Clean and noisy accuracy of each variant, kind of statistics and n0 of a study: means over seeds."""
+    by = ["network", "variant", "statistics", "prior"]
+    return table.groupby(by, sort=False, as_index=False, dropna=False)[["clean", "noisy"]].mean()
 
 
 def write(runs: Runs) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from localnorm import paths
 from localnorm.convert import convert_to_localnorm
 from localnorm.layers import LocalNorm2d, LocalNormAct2d
+from localnorm.neighbours import BatchInstanceNorm2d, TaskNorm2d
 from localnorm.networks import NETWORKS, find
 
 __all__ = ["LAYERS", "MODELS", "PRETRAINED", "in_place_of_batchnorm", "load_model", "make_model", "save_model"]
@@ -183,6 +184,8 @@ LAYERS: dict[str, Callable[[nn.Module, int], nn.Module]] = {
     "GBN": _ghost,
     "GN": in_place_of_batchnorm(_group_norm),
     "IN": in_place_of_batchnorm(lambda num_features, eps: nn.InstanceNorm2d(num_features, eps, affine=True)),
+    "TaskNorm": in_place_of_batchnorm(TaskNorm2d),
+    "BIN": in_place_of_batchnorm(BatchInstanceNorm2d),
 }
 
 

@@ -14,6 +14,8 @@ LAYERS = {
     "GBN": "Ghost BatchNorm: LocalNorm's groups under one (gamma, beta)",
     "GN": "GroupNorm",
     "IN": "InstanceNorm",
+    "TaskNorm": "TaskNorm: each image's statistics pooled with the batch's by a weight that is learned",
+    "BIN": "Batch-Instance Normalization: BatchNorm's result and InstanceNorm's, mixed by weights that are learned",
 }
 
 
@@ -54,6 +56,8 @@ NETWORKS = {
         Network("gbn", "GBN"),
         Network("gn", "GN"),
         Network("in", "IN"),
+        Network("tasknorm", "TaskNorm"),
+        Network("bin", "BIN"),
     )
 }
 

@@ -18,7 +18,7 @@ from localnorm.machine import use_cpu
 from localnorm.prediction import Predictor
 from localnorm.settings import AnswersConfig, candidates, conditions_of
 
-__all__ = ["choose_strengths", "measure_strengths", "save_strengths"]
+__all__ = ["choose_strengths", "measure_on_validation", "measure_strengths", "save_strengths"]
 
 
 def measure_strengths(model: torch.nn.Module, dataset: Dataset, config: AnswersConfig, network: str) -> pd.DataFrame:
@@ -47,22 +47,32 @@ def measure_strengths(model: torch.nn.Module, dataset: Dataset, config: AnswersC
     }
     grid = [(kind, *pair) for kind, pairs in offered.items() if kind in kinds for pair in pairs]
     model = store_statistics(model, dataset, config, network)
-    table = pd.DataFrame(grid, columns=["statistics", "prior", "fixed_last"]).assign(clean=np.nan, noisy=np.nan)
+    table = pd.DataFrame(grid, columns=["statistics", "prior", "fixed_last"])
     if table.empty or not config.prior_noises:
-        return table
+        return table.assign(clean=np.nan, noisy=np.nan)
+    return table.assign(**measure_on_validation(model, dataset, config, grid))
+
+
+def measure_on_validation(
+    model: torch.nn.Module, dataset: Dataset, config: AnswersConfig, asked: list[tuple[str, float, int]]
+) -> dict[str, list[float]]:
+    """Accuracy on `config.images` validation images in several ways: "clean", and "noisy", the plain mean over `config.prior_noises`.
+
+    Args:
+        model: with the training statistics that the ways need.
+        asked: statistics, n0 and number of last layers of each way, as `localnorm.answers.predict_arguments` takes them.
+    """
     device = next(model.parameters()).device
     labels = torch.as_tensor(dataset.labels("validation"))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))[: config.images]
     images, labels = torch.as_tensor(dataset.images("validation"))[order].to(device), labels[order].to(device)
     training_range = training_range_of(dataset, device)
-    ask = [Predictor(model, batch_size=config.batch_size, **predict_arguments(*each)) for each in grid]
+    ask = [Predictor(model, batch_size=config.batch_size, **predict_arguments(*each)) for each in asked]
     accuracy = {}
     for condition in [CLEAN, *conditions_of(config.prior_noises)]:
         pixels = noisy_images(images, dataset, *condition, config, training_range)
         accuracy[condition] = [(each(pixels).argmax(1) == labels).double().mean().item() for each in ask]
-    table["clean"] = accuracy.pop(CLEAN)
-    table["noisy"] = np.mean(list(accuracy.values()), axis=0)
-    return table
+    return {"clean": accuracy.pop(CLEAN), "noisy": np.mean(list(accuracy.values()), axis=0)}
 
 
 def choose_strengths(table: pd.DataFrame) -> dict[str, dict]:

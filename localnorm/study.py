@@ -20,12 +20,24 @@ from localnorm import paths
 from localnorm.data.dataset import load
 from localnorm.params import load_params
 from localnorm.settings import AnswersConfig, StudyConfig, TrainConfig
-from localnorm.strengths import measure_strengths
+from localnorm.strengths import measure_on_validation, measure_strengths
 from localnorm.train import fit
 
 __all__ = ["COLUMNS", "run", "save_table"]
 
-COLUMNS = ["variant", "network", "seed", "prior", "clean", "noisy", "images", "seconds", "device", "precision"]
+COLUMNS = [
+    "variant",
+    "network",
+    "seed",
+    "statistics",
+    "prior",
+    "clean",
+    "noisy",
+    "images",
+    "seconds",
+    "device",
+    "precision",
+]
 
 
 def run(experiment: str, jobs: int = 1) -> pd.DataFrame:
@@ -36,8 +48,8 @@ def run(experiment: str, jobs: int = 1) -> pd.DataFrame:
         jobs: networks that are trained at the same time.
 
     Returns:
-        One row per (variant, seed, n0) with COLUMNS: clean and noisy are accuracies on validation images, noisy the plain mean over the
-        block's noises; seconds are the training's.
+        One row per variant, seed, kind of statistics and n0 with COLUMNS: clean and noisy are accuracies on validation images, noisy the
+        plain mean over the block's noises; seconds are the training's. A layer that answers one image in its own way has no n0.
     """
     config = StudyConfig.from_params(load_params(experiment)["study"])
     planned = [(seed, name) for seed in config.seeds for name in config.variants]
@@ -99,7 +111,11 @@ def _make(experiment: str, name: str, seed: int) -> str:
     )
     checkpoint = paths.checkpoint(f"{experiment}-study/{digest[:16]}")
     trained = fit(dataset, train, network, seed, checkpoint=checkpoint)
-    rows = measure_strengths(trained.model, dataset, asked, network)[["prior", "clean", "noisy"]]
+    if list(asked.statistics_of(network)) == ["own"]:
+        measured = measure_on_validation(trained.model, dataset, asked, [("own", 0, 0)])
+        rows = pd.DataFrame({"statistics": "own", "prior": None} | measured)
+    else:
+        rows = measure_strengths(trained.model, dataset, asked, network)[["statistics", "prior", "clean", "noisy"]]
     about = {key: trained.record[key] for key in ("seconds", "device", "precision", "revision")}
     kept = {"digest": digest, **about, "history": trained.history, "rows": rows.to_dict("records")}
     paths.write(_file(experiment, name, seed), json.dumps(kept, indent=1).encode() + b"\n")

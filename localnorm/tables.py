@@ -30,7 +30,7 @@ TABLES = {
         "{}/ablations.csv",
         "ablation value seed network statistics suite noise level images right device precision",
     ),
-    "study": ("{}/study.csv", "variant network seed prior clean noisy images seconds device precision"),
+    "study": ("{}/study.csv", "variant network seed statistics prior clean noisy images seconds device precision"),
     "controls": ("{}/controls.csv", "network part control strength chosen clean noisy images"),
     "fine_tuning": ("{}/fine_tuning.csv", "epochs network part control strength chosen clean noisy images"),
     "cost": (

@@ -11,6 +11,7 @@ from torch import nn
 from localnorm import networks, settings
 from localnorm.layers import LocalNorm2d
 from localnorm.models import LAYERS, MODELS, PRETRAINED, in_place_of_batchnorm, make_model
+from localnorm.neighbours import BatchInstanceNorm2d, TaskNorm2d
 from localnorm.networks import NETWORKS, Network
 
 # parameters: weights + biases of a 3x3 convolution, and 2 for each channel of a norm
@@ -178,6 +179,8 @@ def test_own_networks_start_from_he_normal_weights_and_zero_biases():
         ("gbn", LocalNorm2d, 4),
         ("gn", nn.GroupNorm, 1),
         ("in", nn.InstanceNorm2d, 1),
+        ("bin", BatchInstanceNorm2d, 1),
+        ("tasknorm", TaskNorm2d, 1),
     ],
 )
 def test_every_norm_stands_in_every_place_and_costs_its_affines(name, network, layer, groups):
@@ -190,7 +193,12 @@ def test_every_norm_stands_in_every_place_and_costs_its_affines(name, network, l
     places = [path for path, m in batch.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert [path for path, m in model.named_modules() if type(m) is layer] == places
     affines = sum(p.numel() for place in places for p in batch.get_submodule(place).parameters())
-    assert count(model) == count(batch) + (groups - 1) * affines
+    learned = sum(
+        m.share.numel() if network == "bin" else 1
+        for m in model.modules()
+        if type(m) in (BatchInstanceNorm2d, TaskNorm2d)
+    )
+    assert count(model) == count(batch) + (groups - 1) * affines + learned
     images = torch.randn(8, channels, 64, 64) if name == "resnet18" else torch.randn(8, channels, 28, 28)
     logits = model(images)
     assert logits.shape == (8, 10)
@@ -198,7 +206,7 @@ def test_every_norm_stands_in_every_place_and_costs_its_affines(name, network, l
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("network", ["ln", "gbn", "gn", "in"])
+@pytest.mark.parametrize("network", ["ln", "gbn", "gn", "in", "bin", "tasknorm"])
 @pytest.mark.parametrize("name", ["small", "resnet32", "resnet18"])
 def test_one_torch_seed_gives_every_norm_the_same_convolutions(name, network):
     def weights(network: str, seed: int) -> dict[str, torch.Tensor]:

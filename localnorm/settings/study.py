@@ -23,6 +23,7 @@ class StudyConfig:
         variants: name -> {network: a key of NETWORKS, and settings of the train block that differ}.
         train: settings of all variants that differ from the train block's; fewer epochs, say.
         prior: n0, in positions; 0 is the statistics of the image alone, 1e9 those of the training set.
+        gated: n0 of mode "gated", likewise; may be empty.
         noises: suite -> {noise: level}.
         images: validation images per condition.
 
@@ -35,6 +36,7 @@ class StudyConfig:
     prior: list[float]
     noises: dict[str, dict[str, float]]
     images: int
+    gated: list[float] = field(default_factory=list)
     train: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -46,6 +48,8 @@ class StudyConfig:
             arms.find("network", variant["network"], arms.NETWORKS)
         if not self.prior or any(not n0 >= 0 for n0 in self.prior):
             raise ValueError(f"prior must be numbers of positions of at least 0, got {self.prior}")
+        if any(not n0 > 0 for n0 in self.gated):
+            raise ValueError(f"gated must be numbers of positions above 0, got {self.gated}")
 
     @classmethod
     def from_params(cls, block: dict) -> "StudyConfig":
@@ -67,12 +71,20 @@ class StudyConfig:
         return replace(train, **own)
 
     def asked(self, name: str, answers: AnswersConfig) -> AnswersConfig:
-        """What a variant's network is asked: validation images under each n0.
+        """What a variant's network is asked: validation images under each n0, or in the one way that its layers have.
 
         Raises:
             ValueError: a noise that the answers block scores.
         """
-        statistics = {self.variants[name]["network"]: ["prior"]}
+        network = self.variants[name]["network"]
+        layer = arms.NETWORKS[network].layer
+        mixing = ["prior", "gated"] if self.gated else ["prior"]
         return replace(
-            answers, statistics=statistics, prior=self.prior, prior_noises=self.noises, images=self.images, streams=None
+            answers,
+            statistics={network: mixing if layer in ("BN", "LN", "GBN") else ["own"]},
+            prior=self.prior,
+            gated=self.gated or answers.gated,
+            prior_noises=self.noises,
+            images=self.images,
+            streams=None,
         )
