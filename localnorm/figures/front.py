@@ -1,42 +1,71 @@
 """One image at a time: what each training gives in clean accuracy, and what in accuracy under noise, as n0 runs from nothing to all."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localnorm.arms import arm_of
+from localnorm.arms import NETWORKS
 from localnorm.evaluators import study_means
 from localnorm.figures.style import new_figure
+from localnorm.words import seed_count
 
 __all__ = ["caption", "plot_front"]
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F00", "#882255")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("-", "--", ":", "-.")
+SHOWN = 0.2  # of clean accuracy below the best: the image alone fails on networks that never met it
 
 
 def plot_front(table: pd.DataFrame) -> Figure:
-    """One line per variant of a study, one point per n0; farther up and to the right is better.
+    """One panel per kind of training, in each one line per variant and one point per n0; farther up and to the right is better.
 
     Args:
-        table: of `localnorm.study`; means over seeds are drawn. One colour per network, one marker and line per variant of it.
+        table: of `localnorm.study`; means over seeds are drawn, and networks with BatchNorm, trained as usual, in every panel.
     """
-    figure, axes = new_figure(1, 1, 4.2)
-    axis = axes[0, 0]
     means = study_means(table)
-    for _, family in means.groupby("network", sort=False):
-        for number, (variant, points) in enumerate(family.groupby("variant", sort=False)):
-            points = points.sort_values("prior")
-            axis.plot(
-                100 * points.clean, 100 * points.noisy, LINES[number % len(LINES)], marker=MARKERS[number % len(MARKERS)],
-                color=arm_of(points.network.iloc[0], "prior").colour, markersize=4, linewidth=1, markerfacecolor="none", label=variant,
-            )  # fmt: skip
-    good = means[means.clean > means.clean.max() - 0.25]  # the image alone fails on networks that never met it
-    left, right = 100 * good.clean.min(), 100 * good.clean.max()
+    panels = means[means.network != "bn"].groupby(means.network.map(_panel), sort=False)
+    columns = 2 if len(panels) > 1 else 1
+    rows = max(1, -(-len(panels) // columns))
+    figure, axes = new_figure(rows, columns, 3.1 * rows, sharex=True, sharey=True)
+    for axis, (title, of_panel) in zip(axes.flat, panels, strict=False):
+        _draw(axis, means[means.network == "bn"], ("black",))
+        _draw(axis, of_panel, COLOURS)
+        axis.set_title(title)
+        axis.grid(color="0.93", linewidth=0.6)
+        axis.tick_params(labelbottom=True)
+        axis.legend(loc="upper left", frameon=False, fontsize=7, labelspacing=0.25, handlelength=1.6, borderaxespad=0)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    good = means[means.clean > means.clean.max() - SHOWN]
     low, high = 100 * good.noisy.min(), 100 * good.noisy.max()
-    axis.set(xlim=(left - 1, right + 1), ylim=(low - 2, high + 2))
-    axis.set(xlabel="accuracy on clean images (%)", ylabel="accuracy under noise (%)")
-    axis.grid(color="0.93", linewidth=0.6)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    most = panels.variant.nunique().max() if len(panels) else 0
+    axes[0, 0].set(xlim=(100 * good.clean.min() - 1, 100 * good.clean.max() + 1))
+    axes[0, 0].set(ylim=(low - 2, high + 2 + (high - low) * (0.1 + 0.09 * most)))  # room for the names
+    for row in axes:
+        row[0].set_ylabel("accuracy under noise (%)")
+    for axis in axes[-1]:
+        axis.set_xlabel("accuracy on clean images (%)")
     return figure
+
+
+def _panel(network: str) -> str:
+    about = NETWORKS[network]
+    if about.training == "shrunk":
+        return f"{about.layer}: each image shrunk towards its {'batch' if about.layer == 'BN' else 'group'}"
+    return "LN: groups of few images" if about.has_groups else "weights that are learned"
+
+
+def _draw(axis: Axes, points: pd.DataFrame, colours: tuple[str, ...]) -> None:
+    """The variants of a panel: a line for mode "prior", a dotted one with filled marks for "gated", or a point."""
+    for number, (variant, of_variant) in enumerate(points.groupby("variant", sort=False)):
+        colour, marker = colours[number % len(colours)], MARKERS[number % len(MARKERS)]
+        look = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1}
+        for statistics, line in of_variant.groupby("statistics", sort=False):
+            line = line.sort_values("prior")
+            gated = statistics == "gated"
+            look |= {"linestyle": ":" if gated else "--" if colour == "black" else "-"}
+            look |= {"markerfacecolor": colour if gated else "none", "label": None if gated else variant}
+            axis.plot(100 * line.clean, 100 * line.noisy, **look)
 
 
 def caption(table: pd.DataFrame, about: str) -> str:
@@ -46,10 +75,11 @@ def caption(table: pd.DataFrame, about: str) -> str:
         table: of `localnorm.study`.
         about: the experiment, its epochs and noises in a few words.
     """
-    seeds = table.seed.nunique()
+    has_gate = (table.statistics == "gated").any()
     return (
         "One image at a time: accuracy on clean images against accuracy under noises that are not scored, on validation images. A line "
-        "is a training (K8: LocalNorm with 8 groups; drawn: group sizes drawn for each step; shrunk: statistics of images shrunk towards "
-        "their group's by an n0 drawn for each step), a point on it an n0 at test time, rising from the image alone. Farther up and to the "
-        f"right is better. {about}; {seeds} seed{'s' if seeds > 1 else ''}."
+        "is a training under mode prior, a point on it an n0 at test time, rising from the image alone"
+        f"{'; dotted, with filled marks: under mode gated' if has_gate else ''}. Shrunk: statistics of images shrunk towards their "
+        "group's by an n0 drawn for each step, or as said. Drawn: the number of images per group drawn for each step. Farther up and to "
+        f"the right is better. {about}; {seed_count(table.seed.nunique())}."
     )

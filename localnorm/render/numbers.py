@@ -35,9 +35,10 @@ def collect(lengths: Sequence[str] = (), studied: Sequence[str] = (), controlled
         claims: key -> {statement, ours}.
         primary: the primary comparisons, in the order in which they were written down.
         lengths: {epochs, seeds, train_accuracy: {layer: share}, arms, streams} for each length of training.
-        studies: experiment -> {epochs, images, seeds, variants: rows {variant, network, prior, clean, noisy}}, the best under noise that
-            each variant has within a point of BatchNorm's clean accuracy; null where none is. Validation images.
+        studies: experiment -> {epochs, images, seeds, variants: rows {variant, statistics, network, prior, clean, noisy}}, the best under
+            noise that each variant has within a point of BatchNorm's clean accuracy; null where none is. Validation images.
         controls: experiment -> rows {network, network_label, control, label, strength, clean, noisy, images}, on test images.
+        fine_tuned: experiment -> the same of the first of these networks, BatchNorm's, trained on for `epochs` as it is and as others.
         costs: what `localnorm.evaluators.cost_summary` gives.
         figures: path below paper/figures without its ending -> caption.
     """
@@ -56,6 +57,7 @@ def collect(lengths: Sequence[str] = (), studied: Sequence[str] = (), controlled
         "lengths": _lengths(lengths),
         "studies": {name: _study(name) for name in studied},
         "controls": {name: _ways("controls", name) for name in controlled},
+        "fine_tuned": {name: _ways("fine_tuning", name) for name in controlled},
         "costs": _rows(cost_summary(read_table("cost"))),
         "figures": {
             file.relative_to(folder).with_suffix("").as_posix(): file.read_text(encoding="utf-8").strip()
