@@ -10,7 +10,16 @@ from localnorm.arms import ARMS
 from localnorm.comparisons import MARGIN, evaluate
 from localnorm.gather import Runs
 
-__all__ = ["at_equal_clean", "cost_summary", "largest_ratio", "mcnemar_table", "study_means", "write"]
+__all__ = [
+    "at_best_mean",
+    "at_equal_clean",
+    "cost_summary",
+    "largest_ratio",
+    "mcnemar_table",
+    "study_means",
+    "with_fixed_statistics",
+    "write",
+]
 
 CONDITION = ["suite", "noise", "level"]
 
@@ -128,6 +137,9 @@ def _plain(value: str | float) -> str | float | None:
     return None if np.isnan(value) else round(float(value), 6)
 
 
+STUDIED = ["variant", "statistics"]  # what a study compares
+
+
 def at_equal_clean(table: pd.DataFrame, reference: str = "BN", margin: float = MARGIN) -> pd.DataFrame:
     """The best that each variant has under noise while its clean accuracy is within a margin of a reference's with fixed statistics.
 
@@ -144,14 +156,39 @@ def at_equal_clean(table: pd.DataFrame, reference: str = "BN", margin: float = M
         ValueError: the table has no such variant.
     """
     means = study_means(table)
+    kept = means[means.clean >= with_fixed_statistics(table, reference).clean - margin]
+    return _best(kept, kept.noisy).reindex(pd.MultiIndex.from_frame(means[STUDIED].drop_duplicates()))
+
+
+def with_fixed_statistics(table: pd.DataFrame, reference: str = "BN") -> pd.Series:
+    """Clean and noisy accuracy of a variant of a study under the largest n0 of mode "prior", which leaves an image no weight.
+
+    Raises:
+        ValueError: the table has no such variant.
+    """
+    means = study_means(table)
     own = means[(means.variant == reference) & (means.statistics == "prior")]
     if own.empty:
         raise ValueError(f"no variant {reference!r} in the study; it has {', '.join(means.variant.unique())}")
-    enough = own.loc[own.prior.idxmax(), "clean"] - margin
-    kept = means[means.clean >= enough]
-    by = ["variant", "statistics"]
-    best = kept.loc[kept.groupby(by, sort=False).noisy.idxmax()].set_index(by)
-    return best.reindex(pd.MultiIndex.from_frame(means[by].drop_duplicates()))[["network", "prior", "clean", "noisy"]]
+    return own.loc[own.prior.idxmax(), ["clean", "noisy"]]
+
+
+def at_best_mean(table: pd.DataFrame) -> pd.DataFrame:
+    """The n0 with which each variant of a study has the best mean of clean and noisy accuracy, as n0 is chosen for all networks.
+
+    Args:
+        table: of `localnorm.study`.
+
+    Returns:
+        As of `at_equal_clean`, without empty rows.
+    """
+    means = study_means(table)
+    return _best(means, means.clean + means.noisy)
+
+
+def _best(means: pd.DataFrame, by: pd.Series) -> pd.DataFrame:
+    best = by.groupby([means[name] for name in STUDIED], sort=False).idxmax()
+    return means.loc[best].set_index(STUDIED)[["network", "prior", "clean", "noisy"]]
 
 
 def study_means(table: pd.DataFrame) -> pd.DataFrame:

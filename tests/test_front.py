@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from localnorm.evaluators import at_equal_clean
+from localnorm.evaluators import at_best_mean, at_equal_clean
 from localnorm.figures.front import plot_front
 
 
@@ -13,7 +13,7 @@ def table():
     for seed in (0, 1):
         off = 0.01 * (2 * seed - 1)  # means over seeds are the numbers below
         for variant, network, points in (
-            ("BN", "bn", [(64, 0.60, 0.70), (1e9, 0.80, 0.50)]),
+            ("BN", "bn", [(64, 0.60, 0.69), (1e9, 0.80, 0.50)]),
             ("shrunk", "bn_shrunk", [(64, 0.795, 0.62), (1024, 0.80, 0.60), (1e9, 0.81, 0.51)]),
             ("drawn", "ln_drawn", [(64, 0.70, 0.66), (1e9, 0.78, 0.55)]),
         ):
@@ -32,6 +32,15 @@ def test_each_training_is_judged_at_the_clean_accuracy_of_fixed_statistics(table
     assert best.loc[("BIN", "own"), "noisy"] == pytest.approx(0.55)
     assert best.loc[("drawn", "prior")].isna().all(), "no n0 keeps the clean accuracy"
     assert at_equal_clean(table, margin=0.02).loc[("drawn", "prior"), "noisy"] == pytest.approx(0.55)
+
+
+def test_n0_is_chosen_by_the_mean_of_clean_and_noisy(table):
+    best = at_best_mean(table)
+    assert best.prior.to_dict() == {
+        ("BN", "prior"): 1e9, ("shrunk", "prior"): 64, ("shrunk", "gated"): 16,
+        ("drawn", "prior"): 64, ("BIN", "own"): pytest.approx(float("nan"), nan_ok=True),
+    }  # fmt: skip
+    assert best.loc[("drawn", "prior"), ["clean", "noisy"]].tolist() == pytest.approx([0.70, 0.66])
 
 
 def test_a_reference_that_was_not_studied_is_named(table):

@@ -43,7 +43,7 @@ def toy(project):
 def test_the_blocks_of_readme_are_the_rendering_of_the_published_tables(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, block in readme.blocks(PARAMS["lengths"]).items():
+    for name, block in readme.blocks(PARAMS["lengths"], PARAMS["controlled"]).items():
         assert readme.between(text, name, "readme") == block, f"{name}: python -m localnorm.render readme"
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from localnorm import paths, scores, stats
 from localnorm.comparisons import CLAIMS, PRIMARY, lacks_training, verdict
-from localnorm.evaluators import at_equal_clean, cost_summary
+from localnorm.evaluators import at_best_mean, at_equal_clean, cost_summary, with_fixed_statistics
 from localnorm.networks import NETWORKS
 from localnorm.params import load_params
 from localnorm.settings import CONTROLS
@@ -35,8 +35,9 @@ def collect(lengths: Sequence[str] = (), studied: Sequence[str] = (), controlled
         claims: key -> {statement, ours}.
         primary: the primary comparisons, in the order in which they were written down.
         lengths: {epochs, seeds, train_accuracy: {layer: share}, arms, streams} for each length of training.
-        studies: experiment -> {epochs, images, seeds, variants: rows {variant, statistics, network, prior, clean, noisy}}, the best under
-            noise that each variant has within a point of BatchNorm's clean accuracy; null where none is. Validation images.
+        studies: experiment -> {epochs, images, seeds, fixed: {clean, noisy} of BatchNorm with fixed statistics, and two lists of rows
+            {variant, statistics, network, prior, clean, noisy}: chosen, with the n0 of the best mean of clean and noisy, and
+            equal_clean, with that of the best noisy within a point of fixed's clean, null where none is}. Validation images.
         controls: experiment -> rows {network, network_label, control, label, strength, clean, noisy, images}, on test images.
         fine_tuned: experiment -> the same of the first of these networks, BatchNorm's, trained on for `epochs` as it is and as others.
         costs: what `localnorm.evaluators.cost_summary` gives.
@@ -112,13 +113,15 @@ def _lengths(experiments: Sequence[str]) -> list[dict]:
 
 
 def _study(name: str) -> dict:
-    """What each training for one image at a time has under noise at the clean accuracy of BatchNorm with fixed statistics."""
+    """What each training gives for one image at a time."""
     table, study = read_table("study", name), load_params(name)["study"]
     return {
         "epochs": study.get("train", {}).get("epochs"),  # null: as many as the main networks
         "images": int(table.images.max()),
         "seeds": int(table.seed.nunique()),
-        "variants": _rows(at_equal_clean(table).reset_index()),
+        "fixed": with_fixed_statistics(table).round(6).to_dict(),
+        "chosen": _rows(at_best_mean(table).reset_index()),
+        "equal_clean": _rows(at_equal_clean(table).reset_index()),
     }
 
 

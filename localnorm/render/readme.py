@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from localnorm import paths, scores, stats
-from localnorm.arms import ARMS, METRICS, STATISTICS
+from localnorm.arms import ARMS, METRICS, STATISTICS, arm_of
 from localnorm.comparisons import CLAIMS, verdict
 from localnorm.evaluators import COSTS, cost_summary
 from localnorm.params import load_params
@@ -14,7 +14,7 @@ from localnorm.render.verdicts import MARKS
 from localnorm.tables import read_about, read_table
 from localnorm.words import percent, title
 
-__all__ = ["between", "claims", "replace_between", "situations", "write"]
+__all__ = ["between", "blocks", "blocks_of_params", "claims", "replace_between", "situations", "write"]
 
 MARKERS = "<!-- {0}: written by `python -m localnorm.render {1}` -->", "<!-- /{0} -->"
 # (situation, arm, one line of code); an empty situation is that of the row above
@@ -25,6 +25,8 @@ SITUATIONS = (
     ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
+    ("", "BN gated", 'predict(model, image, "gated", prior=n0)'),
+    ("", "LN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
     ("a stream of mixed conditions", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
     ("", "BN prior", 'predict(model, image, "prior", prior=n0)'),
@@ -173,11 +175,12 @@ def between(text: str, name: str, renderer: str) -> str:
     return text.partition(f"{first}\n")[2].partition(last)[0]
 
 
-def blocks(lengths: Sequence[str] = ()) -> dict[str, str]:
+def blocks(lengths: Sequence[str] = (), controlled: Sequence[str] = ()) -> dict[str, str]:
     """The generated blocks of README.md: name -> text.
 
     Args:
         lengths: experiments that differ in how long they train. How long changes the picture, so the longest stands beside the published.
+        controlled: those whose published networks were asked in more ways, on the images and noises of their answers.
     """
     summary, compared = read_table("summary", "published"), read_table("comparisons", "published")
     titles = dict(zip(compared.experiment, compared.title, strict=True))
@@ -188,15 +191,32 @@ def blocks(lengths: Sequence[str] = ()) -> dict[str, str]:
         longest = max(abouts, key=lambda name: abouts[name]["epochs"])
         seeds = abouts[longest]["seeds"]
         longer = f"{title(abouts[longest], abouts.values())}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
-        summary = pd.concat([summary, read_table("summary", longest).assign(title=longer)])
+        asked = read_table("summary", longest)
+        if longest in controlled:
+            ways = _of_controls(read_table("controls", longest))
+            asked = pd.concat([asked, ways[~ways.arm.isin(asked.arm)]])
+        summary = pd.concat([summary, asked.assign(title=longer)])
         streams[longer] = read_table("streams", longest)
     return {"situations": situations(summary, streams), "claims": claims(compared, shifts, read_table("cost"))}
+
+
+def _of_controls(table: pd.DataFrame) -> pd.DataFrame:
+    """What the stage `controls` gave the arms, as rows of a summary."""
+    rows = table[(table.part == "test") & table.control.isin(STATISTICS)]
+    arms = [arm_of(*each).label for each in zip(rows.network, rows.control, strict=True)]
+    return rows.assign(arm=arms).melt("arm", ["clean", "noisy"], "metric", "estimate")
+
+
+def blocks_of_params() -> dict[str, str]:
+    """The blocks of the experiments that params.yaml lists."""
+    params = load_params()
+    return blocks(params.get("lengths", []), params.get("controlled", []))
 
 
 def write() -> None:
     """Put the blocks into README.md."""
     readme = paths.project() / "README.md"
     text = readme.read_text(encoding="utf-8")
-    for name, block in blocks(load_params().get("lengths", [])).items():
+    for name, block in blocks_of_params().items():
         text = replace_between(text, name, "readme", block)
     paths.write(readme, text)
