@@ -26,6 +26,8 @@ SITUATIONS = (
     ("", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "BN gated", 'predict(model, image, "gated", prior=n0)'),
+    ("", "LN gated", 'predict(model, image, "gated", prior=n0)'),
+    ("", "BN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "LN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
     ("a stream of mixed conditions", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
