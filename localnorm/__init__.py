@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from localnorm._version import __version__
 
 if TYPE_CHECKING:
+    from localnorm.choose import choose_prior
     from localnorm.convert import (
         convert_state_dict,
         convert_to_batchnorm,
@@ -29,6 +30,7 @@ __all__ = [
     "LocalNormAct2d",
     "Predictor",
     "__version__",
+    "choose_prior",
     "convert_state_dict",
     "convert_to_batchnorm",
     "convert_to_localnorm",
@@ -45,6 +47,7 @@ __all__ = [
 
 # public name -> the module that defines it
 _HOMES = {
+    "choose_prior": "localnorm.choose",
     **dict.fromkeys(
         ("convert_state_dict", "convert_to_batchnorm", "convert_to_localnorm", "param_groups"),
         "localnorm.convert",

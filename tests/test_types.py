@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from localnorm import (
-    LocalNorm1d, LocalNorm2d, LocalNorm3d, LocalNormAct2d, Predictor, __version__, convert_state_dict,
-    convert_to_batchnorm, convert_to_localnorm, estimate_statistics, learn_spread, load_published, majority_vote, param_groups,
-    predict, published, set_eval_mode, use_mode,
+    LocalNorm1d, LocalNorm2d, LocalNorm3d, LocalNormAct2d, Predictor, __version__, choose_prior,
+    convert_state_dict, convert_to_batchnorm, convert_to_localnorm, estimate_statistics, learn_spread, load_published, majority_vote,
+    param_groups, predict, published, set_eval_mode, use_mode,
 )
 from localnorm.published_networks import PublishedNetwork
 
@@ -44,6 +44,8 @@ set_eval_mode(net, 512)  # type: ignore[arg-type]
 estimate_statistics(net, images=images)  # type: ignore[call-arg]
 learn_spread(net, [images])
 learn_spread(net, 512)  # type: ignore[arg-type]
+assert_type(choose_prior(net, images, torch.zeros(8), [images], candidates=[4, 16]), float)
+choose_prior(net, images, torch.zeros(8))  # type: ignore[call-arg]
 torch.optim.SGD(param_groups(net, weight_decay=1e-4), lr=0.1)
 with use_mode("batch", group_size=2):
     net(images)
