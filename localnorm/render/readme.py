@@ -14,32 +14,29 @@ from localnorm.render.verdicts import MARKS
 from localnorm.tables import read_about, read_table
 from localnorm.words import percent, title
 
-__all__ = ["between", "blocks", "blocks_of_params", "claims", "replace_between", "situations", "write"]
+__all__ = ["between", "blocks", "blocks_of_params", "claims", "replace_between", "situations", "with_controls", "write"]
 
 MARKERS = "<!-- {0}: written by `python -m localnorm.render {1}` -->", "<!-- /{0} -->"
-# (situation, arm, one line of code); an empty situation is that of the row above
+# (situation, arm, one line of code); an empty situation is that of the row above. The first arm of a situation is the one to use: a
+# test holds it against the others.
 SITUATIONS = (
     ("many test images of one condition", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
     ("", "LN batch", 'predict(model, images, "batch", batch_size=B)'),
-    ("one image at a time", "BN prior", 'predict(model, image, "prior", prior=n0)'),
-    ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
-    ("", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
-    ("", "LN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
-    ("", "BN gated", 'predict(model, image, "gated", prior=n0)'),
-    ("", "LN gated", 'predict(model, image, "gated", prior=n0)'),
-    ("", "BN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
-    ("", "LN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
-    ("", "LN drawn single", 'predict(model, image, "single")'),
-    ("a stream of mixed conditions", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
+    ("one image at a time, a trained network", "BN gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "BN prior", 'predict(model, image, "prior", prior=n0)'),
+    ("one image at a time, trained for it", "LN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
+    ("", "BN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
-    ("", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
-    ("", "LN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
-    ("", "BN fixed", "model.eval()(images)"),
+    ("a stream of mixed conditions", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
+    ("", "BN prior", 'predict(model, image, "prior", prior=n0)'),
+    ("", "LN drawn single", 'predict(model, image, "single")'),
+    ("", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
     ("clean images alone", "BN fixed", "model.eval()(images)"),
 )
 STREAM = "a stream of mixed conditions"
+UNTESTED = "-"
+PUBLISHED_SEED = 0  # of the networks in data/networks, as their descriptions say
 # claims without a primary comparison -> what is said of them: first and second arm, metric, and epochs of fine-tuning of a conversion
 DESCRIBED = {
     "C2": (("BN batch", "BN fixed", "noisy", ""), ("BN fixed", "BN batch", "clean", "")),
@@ -52,6 +49,8 @@ COST_WORDS = {"step": "time", "memory": "memory", "single": "time of images alon
 def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame]) -> str:
     """A Markdown table: one row per situation and arm, the code, and per experiment clean and noisy accuracy in percent.
 
+    The arm to use in a situation is bold, and below it stand others that it was compared with.
+
     Args:
         summary: columns title, arm, metric and estimate.
         streams: title -> its study of test batches, for the rows of mixed conditions.
@@ -59,12 +58,13 @@ def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame]) -> str:
     titles = list(dict.fromkeys(summary.title))
     value = summary.set_index(["title", "arm", "metric"]).estimate
     lines = [
-        f"| you have | arm | code | {' | '.join(f'{each}: clean / noisy' for each in titles)} |",
+        f"| you have | use | code | {' | '.join(f'{each}: clean / noisy' for each in titles)} |",
         f"|---|---|---|{'--:|' * len(titles)}",
     ]
-    block = shown = above = ""
+    block = shown = above = best = ""
     for situation, arm, code in SITUATIONS:
-        block = situation or block
+        if situation:
+            block, best = situation, arm
         if block == STREAM:
             pairs = [_in_stream(streams[each], arm) for each in titles]
         else:
@@ -74,7 +74,8 @@ def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame]) -> str:
         cells = [" / ".join(map(percent, pair)) for pair in pairs]
         known = block == shown  # what the row above says is not said again
         said = "" if known and code == above else f"`{code}`"
-        lines.append(f"| {'' if known else block} | {arm} | {said} | {' | '.join(cells)} |")
+        shown_arm = f"**{arm}**" if arm == best else arm
+        lines.append(f"| {'' if known else block} | {shown_arm} | {said} | {' | '.join(cells)} |")
         shown, above = block, code
     return "\n".join(lines) + "\n"
 
@@ -94,10 +95,10 @@ def _in_stream(table: pd.DataFrame, label: str) -> list[float]:
 def claims(compared: pd.DataFrame, shifts: dict[str, pd.DataFrame], costs: pd.DataFrame) -> str:
     """A Markdown table with one row per claim: what was measured, and the differences in points per experiment.
 
-    Differences of primary comparisons have their mark.
+    Differences of primary comparisons have their mark, unless they are of few seeds.
 
     Args:
-        compared: the published comparisons.
+        compared: comparisons of one experiment or more, with the columns experiment and title.
         shifts: experiment -> its shifts, where they were measured.
         costs: the table of costs.
     """
@@ -131,17 +132,16 @@ def _found(key: str, compared: pd.DataFrame, names: list[str]) -> tuple[str, lis
         for name, cell in zip(names, cells, strict=True):
             own = rows[(rows.experiment == name) & (rows[columns] == list(each)).all(axis=1) & (rows.seeds > 0)]
             for row in own.itertuples():
-                cell.append(
-                    f"{MARKS[verdict(row)]} {100 * row.estimate:+.1f}" if row.primary else f"{100 * row.estimate:+.1f}"
-                )
+                tested = row.primary and not math.isnan(row.low)  # few seeds have no interval and no verdict
+                cell.append(f"{MARKS[verdict(row)] + ' ' if tested else ''}{100 * row.estimate:+.1f}")
             if own.empty:
-                cell.append("not tested here")
+                cell.append(UNTESTED)
     return "<br>".join(said), ["<br>".join(cell) for cell in cells]
 
 
 def _shifted(shifts: pd.DataFrame | None) -> str:
     if shifts is None:
-        return "not tested here"
+        return UNTESTED
     beyond = stats.beyond_clean(shifts)
     return f"{int(beyond.sum())} of {len(beyond)}"
 
@@ -155,7 +155,7 @@ def _costs(costs: pd.DataFrame, claim: str) -> str:
         for where, on in (("CPU", rows.device == "cpu"), ("GPU", rows.device != "cpu")):
             if on.any():
                 said.append(f"{words}, {where}: {rows.lowest[on].min():.2f} to {rows.highest[on].max():.2f}")
-    return "<br>".join(said) or "not tested here"
+    return "<br>".join(said) or UNTESTED
 
 
 def replace_between(text: str, name: str, renderer: str, block: str) -> str:
@@ -181,32 +181,47 @@ def blocks(lengths: Sequence[str] = (), controlled: Sequence[str] = ()) -> dict[
     """The generated blocks of README.md: name -> text.
 
     Args:
-        lengths: experiments that differ in how long they train. How long changes the picture, so the longest stands beside the published.
+        lengths: experiments that differ in how long they train. How long changes the picture, so accuracies are those of the longest, and
+            its differences stand beside the published.
         controlled: those whose published networks were asked in more ways, on the images and noises of their answers.
     """
     summary, compared = read_table("summary", "published"), read_table("comparisons", "published")
-    titles = dict(zip(compared.experiment, compared.title, strict=True))
-    shifts = {name: read_table("shifts", name) for name in titles if (paths.results(name) / "shifts.csv").is_file()}
-    streams = {each: read_table("streams", name) for name, each in titles.items()}
+    shifts = {
+        name: read_table("shifts", name)
+        for name in compared.experiment.unique()
+        if (paths.results(name) / "shifts.csv").is_file()
+    }
     abouts = {name: read_about(name) for name in lengths}
     if abouts:
         longest = max(abouts, key=lambda name: abouts[name]["epochs"])
         seeds = abouts[longest]["seeds"]
         longer = f"{title(abouts[longest], abouts.values())}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
-        asked = read_table("summary", longest)
-        if longest in controlled:
-            ways = _of_controls(read_table("controls", longest))
-            asked = pd.concat([asked, ways[~ways.arm.isin(asked.arm)]])
-        summary = pd.concat([summary, asked.assign(title=longer)])
-        streams[longer] = read_table("streams", longest)
+        whose = {"experiment": longest, "title": longer}
+        compared = pd.concat([compared, read_table("comparisons", longest).assign(**whose)])
+        asked = with_controls(longest) if longest in controlled else read_table("summary", longest)
+        summary = pd.concat([summary[~summary.experiment.isin(abouts)], asked.assign(**whose)])
+    streams = {
+        row.title: read_table("streams", row.experiment) for row in summary.drop_duplicates("title").itertuples()
+    }
     return {"situations": situations(summary, streams), "claims": claims(compared, shifts, read_table("cost"))}
 
 
-def _of_controls(table: pd.DataFrame) -> pd.DataFrame:
-    """What the stage `controls` gave the arms, as rows of a summary."""
-    rows = table[(table.part == "test") & table.control.isin(STATISTICS)]
-    arms = [arm_of(*each).label for each in zip(rows.network, rows.control, strict=True)]
-    return rows.assign(arm=arms).melt("arm", ["clean", "noisy"], "metric", "estimate")
+def with_controls(experiment: str) -> pd.DataFrame:
+    """The summary of an experiment, whose published networks answered in more ways in the stage `controls` than in their answers."""
+    table = read_table("controls", experiment)
+    table = table[(table.part == "test") & table.control.isin(STATISTICS)]
+    arms = [arm_of(*each).label for each in zip(table.network, table.control, strict=True)]
+    seeds = [PUBLISHED_SEED] * len(arms)
+    scored = read_table("scores", experiment)
+    rows = []
+    for metric in ("clean", "noisy"):
+        by_controls = pd.Series(
+            table[metric].to_numpy(), pd.MultiIndex.from_arrays([arms, seeds], names=["arm", "seed"])
+        )
+        by_seed = scores.per_seed(scored, metric).combine_first(by_controls)
+        means = by_seed.groupby(level="arm").mean()
+        rows.append(pd.DataFrame({"arm": means.index, "metric": metric, "estimate": means.to_numpy()}))
+    return pd.concat(rows)
 
 
 def blocks_of_params() -> dict[str, str]:

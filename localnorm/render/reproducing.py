@@ -1,15 +1,17 @@
 """The tables of REPRODUCING.md: what each primary comparison should give, how far another run may differ, and what was trained on what."""
 
 import json
+from collections.abc import Sequence
 
 import pandas as pd
 
 from localnorm import paths
 from localnorm.arms import METRICS
 from localnorm.compare import tolerances
+from localnorm.params import load_params
 from localnorm.render.readme import replace_between
 from localnorm.render.verdicts import verdict_words
-from localnorm.tables import read_table
+from localnorm.tables import read_about, read_table
 from localnorm.words import difference, scored_images
 
 __all__ = ["expected", "hardware", "write"]
@@ -38,7 +40,9 @@ def expected(compared: pd.DataFrame) -> str:
                 f"{verdict_words(row)} | {'-' if off is None else f'{100 * off:.1f}'} |"
             )
     titles = dict(zip(compared.title, compared.experiment, strict=True))
-    commands = [f"`dvc repro comparisons@{name}` makes the rows of {title}." for title, name in titles.items()]
+    commands = [
+        f"`dvc repro --single-item comparisons@{name}` makes the rows of {title}." for title, name in titles.items()
+    ]
     return "\n".join([*lines, "", *commands]) + "\n"
 
 
@@ -60,18 +64,23 @@ def hardware(abouts: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def blocks() -> dict[str, str]:
-    """The generated blocks of REPRODUCING.md: name -> text."""
+def blocks(lengths: Sequence[str] = ()) -> dict[str, str]:
+    """The generated blocks of REPRODUCING.md: name -> text.
+
+    Args:
+        lengths: experiments that differ in how long they train; those that are not published stand below the published.
+    """
     abouts = json.loads((paths.results("published") / "about.json").read_text(encoding="utf-8"))
     compared = read_table("comparisons", "published")
     ordered = {name: abouts[name] for name in dict.fromkeys(compared.experiment)}
-    return {"expected": expected(compared), "hardware": hardware(ordered)}
+    longer = {name: read_about(name) for name in lengths if name not in ordered}
+    return {"expected": expected(compared), "hardware": hardware(ordered | longer)}
 
 
 def write() -> None:
     """Put the tables into REPRODUCING.md."""
     file = paths.project() / "REPRODUCING.md"
     text = file.read_text(encoding="utf-8")
-    for name, block in blocks().items():
+    for name, block in blocks(load_params().get("lengths", [])).items():
         text = replace_between(text, name, "reproducing", block)
     paths.write(file, text)
