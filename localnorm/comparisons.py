@@ -120,23 +120,21 @@ Differences = tuple[pd.Series, float]  # one per seed, and the standard error ov
 
 
 def _of_answers(comparison: Comparison, runs: "Runs") -> Differences | None:
-    """Both arms count on the images that both have scored under every condition of the metric."""
+    """On the images that both arms have scored under every condition of the metric, in the seeds that were asked in both ways."""
     first, second = (ARMS[label] for label in (comparison.first, comparison.second))
-    seeds = [s for network, s in runs.answers if network == first.network and (second.network, s) in runs.answers]
-    per_seed = []
-    for seed in seeds:
-        one, two = (
-            scores.per_image(runs.answers[arm.network, seed], arm.statistics, comparison.metric)
-            for arm in (first, second)
-        )
-        per_seed.append(one - two)
+    per_seed = {}
+    for network, seed in runs.answers:
+        both = [(runs.answers.get((arm.network, seed)), arm.statistics) for arm in (first, second)]
+        if network == first.network and all(each and each.conditions(statistics) for each, statistics in both):
+            one, two = (scores.per_image(*each, comparison.metric) for each in both)
+            per_seed[seed] = one - two
     if not per_seed:
         return None
-    images = np.stack(per_seed)  # (seeds, N)
+    images = np.stack(list(per_seed.values()))  # (seeds, N)
     images = images[:, ~np.isnan(images).any(0)]
     if not images.size:
         return None
-    return pd.Series(images.mean(1), pd.Index(seeds, name="seed")), stats.image_spread(images)
+    return pd.Series(images.mean(1), pd.Index(list(per_seed), name="seed")), stats.image_spread(images)
 
 
 def _of_mixed_streams(comparison: Comparison, runs: "Runs") -> Differences | None:
@@ -201,6 +199,13 @@ _DESCRIBED = (
     ("prior", "LN gated", "LN prior", "noisy", 0.0),
     ("prior", "LN gated", "BN gated", "noisy", 0.0),
     ("prior", "LN gated", "BN fixed", "clean", -MARGIN),
+    ("prior", "BN shrunk prior", "BN prior", "noisy", 0.0),
+    ("prior", "LN shrunk prior", "BN prior", "noisy", 0.0),
+    ("prior", "LN shrunk prior", "BN shrunk prior", "noisy", 0.0),
+    ("prior", "BN shrunk prior", "BN fixed", "clean", -MARGIN),
+    ("prior", "LN shrunk prior", "BN fixed", "clean", -MARGIN),
+    ("prior", "BN shrunk gated", "BN gated", "noisy", 0.0),
+    ("prior", "LN shrunk gated", "BN gated", "noisy", 0.0),
     ("drawn", "LN drawn single", "BN fixed", "clean", -MARGIN),
     ("drawn", "LN drawn single", "BN prior", "clean", -MARGIN),
     ("C6", "LN drawn single", "BN prior", "dark", 0.0),

@@ -50,6 +50,22 @@ def test_a_difference_is_paired_within_seeds_and_of_the_same_images(runs):
     assert row.deviation == pytest.approx(differences.std(), abs=1e-12)
 
 
+def test_a_seed_that_was_not_asked_in_one_of_the_ways_is_left_out_of_that_comparison_alone(runs):
+    whole = runs.answers["ln", 2]
+    kept = (whole.table.statistics != "single").to_numpy()
+    partly = replace(whole, table=whole.table[kept].reset_index(drop=True), classes=whole.classes[kept])
+    before, after = (
+        comparisons.evaluate(each) for each in (runs, replace(runs, answers=runs.answers | {("ln", 2): partly}))
+    )
+    asked = [
+        [float(each) for each in row_of(table, "LN single", "BN fixed", "noisy").by_seed.split()]
+        for table in (before, after)
+    ]
+    assert asked[1] == asked[0][:2] + asked[0][3:]
+    assert row_of(after, "LN single", "BN fixed", "noisy").seeds == 5
+    assert row_of(after, "LN batch", "BN fixed", "noisy").seeds == 6
+
+
 def test_what_was_not_run_is_listed_and_not_dropped(runs):
     table = comparisons.evaluate(runs)
     assert len(table) == sum(row.source != "conversion" for row in COMPARISONS)

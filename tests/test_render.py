@@ -168,6 +168,8 @@ def test_an_undecided_verdict_says_what_is_excluded_or_that_training_was_too_sho
     assert verdict_words(row).startswith("undecided")
     assert "-2.0" in verdict_words(row)
     assert "+3.0" in verdict_words(row)
+    row.threshold = -0.01
+    assert verdict_words(row).endswith("-1.0 is the threshold")
     row.p_holm, row.estimate, row.train_gap = 0.001, -0.1, -0.13
     assert "13.0 points behind" in verdict_words(row)
     row.seeds = 0

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 import pandas as pd
 
 from localnorm import paths, scores, stats
-from localnorm.arms import ARMS, METRICS, STATISTICS, arm_of
+from localnorm.arms import ARMS, METRICS, STATISTICS
 from localnorm.comparisons import CLAIMS, verdict
 from localnorm.evaluators import COSTS, cost_summary
 from localnorm.params import load_params
 from localnorm.render.verdicts import MARKS
-from localnorm.tables import read_about, read_table
-from localnorm.words import percent, title
+from localnorm.tables import read_longest, read_table
+from localnorm.words import percent
 
-__all__ = ["between", "blocks", "blocks_of_params", "claims", "replace_between", "situations", "with_controls", "write"]
+__all__ = ["between", "blocks", "blocks_of_params", "claims", "replace_between", "situations", "write"]
 
 MARKERS = "<!-- {0}: written by `python -m localnorm.render {1}` -->", "<!-- /{0} -->"
 # (situation, arm, one line of code); an empty situation is that of the row above. The first arm of a situation is the one to use: a
@@ -36,7 +36,6 @@ SITUATIONS = (
 )
 STREAM = "a stream of mixed conditions"
 UNTESTED = "-"
-PUBLISHED_SEED = 0  # of the networks in data/networks, as their descriptions say
 # claims without a primary comparison -> what is said of them: first and second arm, metric, and epochs of fine-tuning of a conversion
 DESCRIBED = {
     "C2": (("BN batch", "BN fixed", "noisy", ""), ("BN fixed", "BN batch", "clean", "")),
@@ -191,37 +190,16 @@ def blocks(lengths: Sequence[str] = (), controlled: Sequence[str] = ()) -> dict[
         for name in compared.experiment.unique()
         if (paths.results(name) / "shifts.csv").is_file()
     }
-    abouts = {name: read_about(name) for name in lengths}
-    if abouts:
-        longest = max(abouts, key=lambda name: abouts[name]["epochs"])
-        seeds = abouts[longest]["seeds"]
-        longer = f"{title(abouts[longest], abouts.values())}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
-        whose = {"experiment": longest, "title": longer}
-        compared = pd.concat([compared, read_table("comparisons", longest).assign(**whose)])
-        asked = with_controls(longest) if longest in controlled else read_table("summary", longest)
-        summary = pd.concat([summary[~summary.experiment.isin(abouts)], asked.assign(**whose)])
+    if lengths:
+        longest, name = read_longest(lengths, controlled)
+        compared = pd.concat(
+            [compared, read_table("comparisons", name).assign(experiment=name, title=longest.title[0])]
+        )
+        summary = pd.concat([summary[~summary.experiment.isin(lengths)], longest.assign(experiment=name)])
     streams = {
         row.title: read_table("streams", row.experiment) for row in summary.drop_duplicates("title").itertuples()
     }
     return {"situations": situations(summary, streams), "claims": claims(compared, shifts, read_table("cost"))}
-
-
-def with_controls(experiment: str) -> pd.DataFrame:
-    """The summary of an experiment, whose published networks answered in more ways in the stage `controls` than in their answers."""
-    table = read_table("controls", experiment)
-    table = table[(table.part == "test") & table.control.isin(STATISTICS)]
-    arms = [arm_of(*each).label for each in zip(table.network, table.control, strict=True)]
-    seeds = [PUBLISHED_SEED] * len(arms)
-    scored = read_table("scores", experiment)
-    rows = []
-    for metric in ("clean", "noisy"):
-        by_controls = pd.Series(
-            table[metric].to_numpy(), pd.MultiIndex.from_arrays([arms, seeds], names=["arm", "seed"])
-        )
-        by_seed = scores.per_seed(scored, metric).combine_first(by_controls)
-        means = by_seed.groupby(level="arm").mean()
-        rows.append(pd.DataFrame({"arm": means.index, "metric": metric, "estimate": means.to_numpy()}))
-    return pd.concat(rows)
 
 
 def blocks_of_params() -> dict[str, str]:

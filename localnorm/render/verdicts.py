@@ -24,4 +24,5 @@ def verdict_words(row) -> str:
         return word
     if row.estimate <= row.threshold and lacks_training(row):
         return f"{word}: not trained to the end, {percent(-row.train_gap)} points behind on its training images"
-    return f"{word}: less than {100 * row.low:+.1f} and more than {100 * row.high:+.1f} points are excluded"
+    margin = f", and {100 * row.threshold:+.1f} is the threshold" if row.threshold else ""
+    return f"{word}: less than {100 * row.low:+.1f} and more than {100 * row.high:+.1f} points are excluded{margin}"
