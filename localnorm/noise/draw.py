@@ -45,6 +45,7 @@ def apply(
         TypeError: the images are not float32 or float64.
     """
     check(name, level, suite)
+    level = float(level)
     if images.ndim != 4:
         raise ValueError(
             f"images must be (B, C, H, W), got {tuple(images.shape)}; add a batch dimension with images[None]"
@@ -63,7 +64,7 @@ def apply(
             f"the corruptions have severities 0, 1, ..., 5 for (B, 3, 32, 32) images, got {level} for "
             f"{tuple(images.shape)}; for other images take suite 'named'"
         )
-    if level == 0:
+    if level == 0 or not images.numel():
         return images.clone()
     noisy = getattr(FORMULAS[suite], name)(images, level, generator)
     return noisy if suite == "released" else noisy.clamp_(0, 1)
