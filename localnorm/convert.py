@@ -121,7 +121,8 @@ def convert_to_batchnorm(model: nn.Module, loader: Iterable, *, inplace: bool = 
     batches = at_least_one(loader)
     _refuse(model, LocalNorm)
     check_places(model)
-    model = model if inplace else copy_network(model, (), "convert with inplace=True")
+    done = convert_to_batchnorm(model, batches) if inplace else None  # what fails leaves the network as it was
+    model = model if inplace else copy_network(model, (), "use localnorm.use_mode and the network's own forward")
     identities = _identities_of_pairs(model)
     relus = {identity: norm.act for norm, identity in identities.items()}
     made = {}
@@ -144,7 +145,11 @@ def convert_to_batchnorm(model: nn.Module, loader: Iterable, *, inplace: bool = 
         return _with_affine(batch, module, lambda t: t.mean(0), made)  # (K, C) -> (C,)
 
     converted = _replaced(model, to_batch, "LocalNorm", set())
-    estimate_statistics(converted, batches)
+    if done is None:
+        estimate_statistics(converted, batches)
+    else:
+        for norm, estimated in zip(norm_layers(converted), norm_layers(done), strict=True):
+            norm.load_state_dict(estimated.state_dict())
     return converted
 
 

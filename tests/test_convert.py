@@ -499,3 +499,16 @@ def test_statistics_that_are_not_finite_are_refused_and_the_network_keeps_its_ow
     with pytest.raises(ValueError, match="the statistics are not finite"):
         estimate_statistics(net, [images])
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_conversion_in_place_that_fails_leaves_the_network_as_it_was():
+    local = nn.Sequential(nn.Conv2d(3, 4, 3), LocalNorm2d(4, 2), nn.ReLU())
+    before = copy.deepcopy(local.state_dict())
+    with pytest.raises(ValueError, match="not finite"):
+        convert_to_batchnorm(local, [torch.full((4, 3, 8, 8), torch.nan)], inplace=True)
+    assert type(local[1]) is LocalNorm2d
+    assert all(torch.equal(t, before[name]) for name, t in local.state_dict().items())
+    images = [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))]
+    copied = convert_to_batchnorm(local, images)
+    assert convert_to_batchnorm(local, images, inplace=True) is local
+    assert all(torch.equal(t, copied.state_dict()[name]) for name, t in local.state_dict().items())
