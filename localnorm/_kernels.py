@@ -172,6 +172,10 @@ def _with_stored_by_torch(x, mean, var, weight, bias, prior, spread, eps):
     alone = prior is None or (x.shape[0] == 1 and not torch.is_grad_enabled())
     alone = alone and mean.dim() == 1 and _is_float_on_cpu(x)
     work = x if alone else x.to(torch.promote_types(x.dtype, torch.float32))
+    if (
+        mean.dtype != work.dtype
+    ):  # a layer without affine does not know the network's precision when its statistics are stored
+        mean, var = mean.to(work.dtype), var.to(work.dtype)
     if prior is not None:
         image_mean, image_var = moments_of_image(x) if alone else moments_of_each_image(work)
         positions = math.prod(x.shape[2:])
@@ -181,6 +185,9 @@ def _with_stored_by_torch(x, mean, var, weight, bias, prior, spread, eps):
         between = mean - image_mean
         var = torch.lerp(image_var, var, a).addcmul(between, between * (a * (1 - a)))
         mean = torch.lerp(image_mean, mean, a)
+    if alone and x.shape[0] == 1 and torch.is_grad_enabled():  # see _PlainGradient
+        y = F.batch_norm(x.contiguous(), mean, var, weight, bias, training=False, eps=eps)
+        return _PlainGradient.apply(y).contiguous(memory_format=_memory_format(x))
     if alone:
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
     scale = torch.rsqrt(var + eps)
@@ -433,8 +440,12 @@ def how_unusual(mean: Tensor, var: Tensor, spread: Tensor) -> Tensor:
     """
     mean_of_means, var_of_means, mean_of_logs, var_of_logs = spread.unbind(-2)
     differs = (var_of_means > ROUNDING * (mean_of_means.square() + mean_of_logs.exp()), var_of_logs > ROUNDING)
-    off = (mean - mean_of_means).square() / var_of_means, (log_var(var) - mean_of_logs).square() / var_of_logs
-    total = sum(torch.where(tells, each, 0.0).sum(-1, keepdim=True) for tells, each in zip(differs, off, strict=True))
+    off = (mean - mean_of_means).square(), (log_var(var) - mean_of_logs).square()
+    # an infinite variance leaves a term out of sum and gradient; to mask the quotient would leave 0 / 0 in the gradient
+    over = (
+        torch.where(tells, each, math.inf) for tells, each in zip(differs, (var_of_means, var_of_logs), strict=True)
+    )
+    total = sum((each / own).sum(-1, keepdim=True) for each, own in zip(off, over, strict=True))
     count = sum(tells.sum(-1, keepdim=True) for tells in differs)
     return (total / count.clamp_min(1) - 1).clamp_min(0)
 

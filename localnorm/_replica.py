@@ -21,6 +21,16 @@ _PLAIN = (int, float, str, type(None))
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network without torch.compile, DataParallel and DistributedDataParallel around it: those of one process would wait for others."""
+    parallel = nn.DataParallel | nn.parallel.DistributedDataParallel
+    while isinstance(
+        inner := getattr(model, "_orig_mod", None) or (model.module if isinstance(model, parallel) else None), nn.Module
+    ):
+        model = inner
+    return model
+
+
 def share_parameters(model: nn.Module) -> nn.Module:
     """A copy of a network whose parameters are the network's own; modules, flags and buffers are new."""
     return copy_network(model, model.parameters(), "use localnorm.use_mode and the network's own forward")

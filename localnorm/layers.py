@@ -290,7 +290,10 @@ class LocalNorm(nn.Module):
             number, group, prior = numbers.tolist()
             self.eval_mode = Mode(MODES[int(number)], int(group), prior)
         if f"{prefix}running_mean" in state_dict and not self.track_running_stats:
-            self.keep_running_stats()
+            self.keep_running_stats(dtype=state_dict[f"{prefix}running_mean"].dtype)
+        if f"{prefix}running_mean" in state_dict:  # BatchNorm's old files have no count
+            count = torch.zeros((), dtype=torch.long, device=state_dict[f"{prefix}running_mean"].device)
+            state_dict.setdefault(f"{prefix}num_batches_tracked", count)
         spread = state_dict.get(f"{prefix}spread")
         self.spread = None
         if spread is not None and self.track_running_stats and spread.shape == (self.num_groups, 4, self.num_features):
@@ -322,6 +325,8 @@ class LocalNorm(nn.Module):
         mode = mode_of_block()
         if mode is None:
             mode = BATCH if self.training else self.eval_mode
+        if self.training and self.spread is not None and mode.name != "gated":
+            self.spread = None  # it was of the network before this step
         if mode.name in ("batch", "shrunk"):
             return self._normalize_batch(x, mode, relu)
         if mode.name == "pooled":
@@ -353,11 +358,12 @@ class LocalNorm(nn.Module):
             raise ValueError(f"group={group} needs more than {group} groups, got num_groups={self.num_groups}")
         return t[group]
 
-    def _falls_back(self, x: Tensor, groups: int, mode: Mode) -> bool:
+    def falls_back(self, x: Tensor, groups: int, mode: Mode) -> bool:
+        """Whether a batch in these groups is normalised by stored statistics, for want of a variance."""
         return "fixed" in (self.one_value, mode.one_value) and has_one_value(x, min(groups, x.shape[0]))
 
     def _normalize_batch(self, x: Tensor, mode: Mode, relu: bool) -> Tensor:
-        if self._falls_back(x, self.num_groups, mode):
+        if self.falls_back(x, self.num_groups, mode):
             groups = min(self.num_groups, x.shape[0])
             group = group_of_each_image(x.shape[0], groups, self.assignment, x.device)
             return self._normalize_with_stored(x, replace(mode, name="fixed", group=group), relu)
@@ -370,9 +376,7 @@ class LocalNorm(nn.Module):
                 "groups' weight and bias do not train on it; use larger batches, drop the tail (drop_last=True) or lower num_groups",
                 stacklevel=2,
             )
-        if self.training and self.track_running_stats:
-            if self.spread is not None:  # it was of the network before this step
-                self.spread = None
+        if self.training and self.track_running_stats and (x.shape[0] or not runs_eagerly()):
             running_mean, running_var = self.running_mean, self.running_var
             self.num_batches_tracked.add_(1)
             momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
@@ -387,7 +391,7 @@ class LocalNorm(nn.Module):
         """All images by one mean and variance, each with the affine of its group."""
         if self.num_groups == 1 or not x.shape[0]:
             return self._normalize_batch(x, mode, relu)
-        if self._falls_back(x, 1, mode):
+        if self.falls_back(x, 1, mode):
             return self._normalize_with_stored(x, replace(mode, name="fixed"), relu)
         check_values(x, 1)
         group = group_of_each_image(x.shape[0], min(self.num_groups, x.shape[0]), self.assignment, x.device)
@@ -407,7 +411,7 @@ class LocalNorm(nn.Module):
         if x.shape[0] == 0:
             return self._normalize_batch(x, mode, relu)
         groups = x.shape[0] // mode.group_size
-        if self._falls_back(x, groups, mode):
+        if self.falls_back(x, groups, mode):
             return self._normalize_with_stored(x, replace(mode, name="fixed"), relu)
         rows = (self._rows(t, mode.group) for t in (self.weight, self.bias))
         weight, bias = (None if t is None else t.expand(groups, -1) for t in rows)

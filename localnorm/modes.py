@@ -167,7 +167,7 @@ def check_prior(mode: str, prior: float | None) -> float:
             )
         return 0.0
     least = "above 0" if mode == "gated" else "of at least 0"
-    if prior is None or not prior >= 0 or (mode == "gated" and prior == 0):
+    if prior is None or callable(prior) or not prior >= 0 or (mode == "gated" and prior == 0):
         raise ValueError(f"mode={mode!r} needs prior, a number of positions {least} (math.inf too); got {prior}")
     return float(prior)
 

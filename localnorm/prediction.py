@@ -8,14 +8,15 @@ statistics stay as they are, for every thread and after every exception. :func:`
 import copy
 import math
 import operator
-from collections.abc import Callable
+import warnings
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from localnorm._replica import CALL_THEM, describe, device_of, share_parameters
+from localnorm._replica import CALL_THEM, describe, device_of, share_parameters, unwrapped
 from localnorm.convert import FROZEN, convert_to_localnorm, refusals
 from localnorm.layers import NEEDS_SPREAD, LocalNorm
 from localnorm.modes import (
@@ -223,6 +224,13 @@ class Predictor:
             raise ValueError(
                 f"the network's forward ran none of its norm layers, so mode={self.mode!r} chose nothing; {CALL_THEM}"
             )
+        counted = list(network.norms)[len(network.norms) - self.statistics.fixed_last :]
+        if silent := [name for name in counted if name not in network.ran]:
+            warnings.warn(
+                f"fixed_last={len(counted)} counts {', '.join(silent[:3])}, which the forward does not run (an auxiliary head?); count "
+                f"{len(silent)} more",
+                stacklevel=2,
+            )
         if (self.mode == "vote" or self.return_members) and logits.dim() != 3:
             raise ValueError(
                 f"members vote with logits (N, num_classes), got shape {tuple(logits.shape[1:])} of the network; "
@@ -258,24 +266,25 @@ class _Network:
         self.ran: set[str] = set()  # the names of the layers that a forward has run
         for from_end, (name, norm) in enumerate(reversed(self.norms.items()), 1):
             norm.from_end = from_end
-            norm.register_forward_pre_hook(self._watch(name, norm))
+            lacks = norm.track_running_stats and norm.is_untouched()
+            norm.register_forward_pre_hook(partial(self._watch, name, lacks))
 
-    def _watch(self, name: str, norm: LocalNorm) -> Callable[..., None]:
+    def _watch(self, name: str, lacks: bool, norm: LocalNorm, inputs: tuple) -> None:
         """A layer that is to take training statistics and has none yet is refused when it runs and not before: an auxiliary
         head, which does not run, needs none."""
-        lacks = norm.track_running_stats and norm.is_untouched()
-
-        def hook(*_) -> None:
-            mode = mode_of_block()
-            if lacks and (mode.name in STORED or norm.from_end <= mode.fixed_last):
-                wanted = f"mode={mode.name!r}" if mode.name in STORED else f"fixed_last={mode.fixed_last}"
-                raise ValueError(
-                    f"{wanted} needs stored training statistics, and those of {name or 'the network'} are as they were "
-                    "built, of no batch; call localnorm.estimate_statistics(model, loader) once"
-                )
-            self.ran.add(name)
-
-        return hook
+        mode = mode_of_block()
+        if mode is None:
+            raise ValueError(
+                f"the network runs {name or 'its norm layer'} in another thread than its forward, where the mode does not reach it; take "
+                "off what starts threads, as an nn.DataParallel inside the network does"
+            )
+        if lacks and (mode.name in STORED or norm.from_end <= mode.fixed_last):
+            wanted = f"mode={mode.name!r}" if mode.name in STORED else f"fixed_last={mode.fixed_last}"
+            raise ValueError(
+                f"{wanted} needs stored training statistics, and those of {name or 'the network'} are as they were "
+                "built, of no batch; call localnorm.estimate_statistics(model, loader) once"
+            )
+        self.ran.add(name)
 
     def check_stored(self, wanted: str, last: int | None = None) -> None:
         names = list(self.norms)[-(last or len(self.norms)) :]
@@ -292,6 +301,10 @@ class _Network:
             raise ValueError(NEEDS_SPREAD)
 
     def forward(self, images: Tensor, mode: Mode) -> Tensor:
+        for norm in self.norms.values():
+            for row, parameter in zip((norm.weight, norm.bias), getattr(norm, "of_batchnorm", ()), strict=False):
+                if row.data_ptr() != parameter.data_ptr():  # the network's parameter was given other memory
+                    row.data = parameter.detach()[None]
         with torch.no_grad(), set_mode(mode):
             output = self.replica(images.to(self.device))
         if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(images):
@@ -411,8 +424,7 @@ def _check_companions(companions: Tensor, images: Tensor) -> None:
 
 def _replica(model: nn.Module) -> nn.Module:
     """The network in evaluation with its parameters shared and every BatchNorm a LocalNorm of one group."""
-    while isinstance(inner := getattr(model, "_orig_mod", None) or _wrapped(model), nn.Module):
-        model = inner
+    model = unwrapped(model)
     refused = refusals(model)
     left = {name: why for name, why in refused.items() if why != FROZEN}
     if left:
@@ -424,13 +436,9 @@ def _replica(model: nn.Module) -> nn.Module:
         for name, norm in batchnorms.items():
             if norm.affine:  # one row in the memory of the network's own weight and bias, so later training is seen
                 local = replica.get_submodule(name)
-                local.weight, local.bias = (nn.Parameter(t.detach()[None]) for t in (norm.weight, norm.bias))
+                local.of_batchnorm = (norm.weight, norm.bias)  # no parameters of the layer, since in a tuple
+                local.weight, local.bias = (nn.Parameter(t.detach()[None]) for t in local.of_batchnorm)
     return replica
-
-
-def _wrapped(model: nn.Module) -> nn.Module | None:
-    parallel = nn.DataParallel | nn.parallel.DistributedDataParallel
-    return model.module if isinstance(model, parallel) else None
 
 
 def _common_num_groups(norms: dict[str, LocalNorm]) -> int:

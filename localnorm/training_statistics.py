@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from localnorm._kernels import log_var, moments_of_each_image
-from localnorm._replica import CALL_THEM, device_of, share_parameters
+from localnorm._replica import CALL_THEM, device_of, share_parameters, unwrapped
 from localnorm.layers import LocalNorm
 from localnorm.modes import BATCH, Mode, set_mode
 
@@ -43,19 +43,30 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
             ``track_running_stats=False``; the network cannot be copied; the loader is empty, or no batch has an image for
             every group; statistics that are not finite.
     """
-    batches = at_least_one(loader)
+    batches, model = at_least_one(loader), unwrapped(model)
     if not norm_layers(model):
         raise ValueError("the network has neither a LocalNorm nor a BatchNorm to store statistics in")
     check_places(model)
     device = device_of(model)
     replica = share_parameters(model).eval()
+    began = set()  # the replica's layers that have statistics of a batch
+
+    def begin(norm: nn.Module, inputs: tuple, named: dict) -> None:
+        """Forget the stored statistics with the first batch that moves them: a layer that takes them for want of a variance keeps them."""
+        moves = isinstance(norm, _BatchNorm) or not norm.falls_back(
+            inputs[0] if inputs else named["x"], norm.num_groups, BATCH
+        )
+        if moves and norm not in began:
+            norm.reset_running_stats()
+            began.add(norm)
+
     for norm in norm_layers(replica):
-        norm.train()
+        norm.training = True  # not train(), which reaches a dropout inside the layer
         norm.momentum = None  # torch's way to say plain average
-        if isinstance(norm, LocalNorm):
+        if isinstance(norm, LocalNorm) and not norm.track_running_stats:
             norm.keep_running_stats(device)
-        norm.reset_running_stats()
         _widen(norm)
+        norm.register_forward_pre_hook(begin, with_kwargs=True)
     most_groups = max((norm.num_groups for norm in norm_layers(replica) if isinstance(norm, LocalNorm)), default=1)
     sizes = []
     with torch.no_grad(), set_mode(BATCH):
@@ -69,16 +80,16 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
             f"statistics of num_groups={most_groups} groups need batches of at least {most_groups} images, got at most {max(sizes)}; "
             "take those of the training"
         )
-    if not any(estimated.num_batches_tracked for estimated in norm_layers(replica)):
+    if not began:
         raise ValueError(f"the network's forward ran none of its norm layers, so there are no statistics; {CALL_THEM}")
-    if not all(getattr(norm, name).isfinite().all() for norm in norm_layers(replica) for name in STATISTICS):
+    if not all(getattr(norm, name).isfinite().all() for norm in began for name in STATISTICS):
         raise ValueError(
             "the statistics are not finite: a batch of the loader, or a weight, is inf or nan, or overflows"
         )
     for norm, estimated in zip(norm_layers(model), norm_layers(replica), strict=True):
         if isinstance(norm, LocalNorm) and not norm.track_running_stats:
             norm.keep_running_stats(device)
-        if estimated.num_batches_tracked:
+        if estimated in began:
             for name in STATISTICS:
                 getattr(norm, name).copy_(getattr(estimated, name))
             if isinstance(norm, LocalNorm):
@@ -113,6 +124,7 @@ def learn_spread(model: nn.Module, loader: Iterable) -> None:
         >>> predict(net, images[:5], "gated", prior=128).shape
         torch.Size([5, 4, 6, 6])
     """
+    model = unwrapped(model)
     norms = norm_layers(model)
     batchnorms = [
         name or "the network itself" for name, module in model.named_modules() if isinstance(module, _BatchNorm)

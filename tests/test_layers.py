@@ -905,6 +905,7 @@ def test_wrong_arguments_of_the_function_are_named(options, message):
         (["single"], {"prior": 3}, "prior=3 belongs to mode='prior' and 'gated', got mode='single'"),
         (["prior"], {}, "mode='prior' needs prior, a number of positions of at least 0"),
         (["prior"], {"prior": math.nan}, "needs prior, a number of positions"),
+        (["prior"], {"prior": lambda: torch.tensor(4.0)}, "needs prior, a number of positions"),
     ],
 )
 def test_a_wrong_mode_is_named_before_it_is_set(arguments, options, message):
@@ -939,3 +940,27 @@ def test_numpys_integers_are_groups_and_group_sizes_and_fractions_are_not():
         assert torch.equal(results[0], results[2])
         with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
             use_mode(mode, **{option: 2.0})
+
+
+@pytest.mark.parametrize("mode", [("fixed", {}), ("prior", {"prior": 9.0}), ("single", {})], ids=lambda mode: mode[0])
+def test_one_image_in_channels_last_has_the_gradient_of_the_same_image_in_plain_memory(mode):
+    """Torch's own BatchNorm has not: an image that was (H, W, C) in memory is a batch of one with a short stride."""
+    name, options = mode
+    torch.manual_seed(0)
+    layer, readout = LocalNorm2d(8, 2, track_running_stats=True).eval(), torch.randn(288)
+    layer.running_mean.normal_()
+    image = torch.randn(6, 6, 8)
+    gradients = []
+    for memory in (lambda t: t, torch.Tensor.contiguous):
+        leaf = image.clone().requires_grad_()
+        with use_mode(name, **options):
+            (layer(memory(leaf.permute(2, 0, 1)[None])).flatten(1) @ readout).sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_batch_does_not_count_in_the_average_of_batches():
+    layer = LocalNorm2d(1, 1, track_running_stats=True, momentum=None)
+    layer(torch.zeros(0, 1, 2, 2))
+    layer(torch.tensor([4.0, 6.0, 4.0, 6.0]).view(1, 1, 2, 2))
+    assert layer.running_mean.item() == 5

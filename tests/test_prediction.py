@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import threading
 
 import numpy as np
@@ -602,3 +603,74 @@ def test_a_batchnorm_of_its_own_kind_is_refused_by_name():
 
     with pytest.raises(ValueError, match=r"cannot choose the statistics of 0 \(OwnNorm is a subclass"):
         predict(nn.Sequential(OwnNorm(3)), torch.randn(2, 3, 4, 4))
+
+
+# -------------------------------------------------------------------------------------- what a predictor follows, and what it says
+
+
+class InAThread(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        done = []
+        failed = []
+
+        def run():
+            try:
+                done.append(self.body(x).detach())
+            except ValueError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        if failed:
+            raise failed[0]
+        return done[0]
+
+
+def test_a_network_that_runs_its_layers_in_another_thread_is_refused():
+    with pytest.raises(ValueError, match=r"another thread.*DataParallel"):
+        predict(InAThread(local_net()), images_of(3), "single")
+
+
+@pytest.mark.parametrize("norm", NETS)
+def test_a_predictor_follows_parameters_that_are_given_other_memory(norm):
+    net = NETS[norm]()
+    asked = localnorm.Predictor(net, "batch")
+    before = asked(images_of(6))
+    weights = nn.utils.parameters_to_vector(net.parameters())
+    nn.utils.vector_to_parameters(torch.randn_like(weights), net.parameters())
+    assert torch.equal(asked(images_of(6)), predict(net, images_of(6), "batch"))
+    assert not torch.allclose(asked(images_of(6)), before)
+
+
+def test_a_copied_and_a_pickled_predictor_answer_as_the_first():
+    first = localnorm.Predictor(local_net(), "single")
+    again = [copy.deepcopy(first), pickle.loads(pickle.dumps(first))]
+    for each in again:
+        assert torch.equal(each(images_of(3)), first(images_of(3)))
+
+
+class WithAuxiliaryHead(nn.Module):
+    """Its head is the last of its modules, and runs in training alone, as GoogLeNet's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = trained_batch_net()
+        self.head = nn.BatchNorm1d(5).double()
+        self.head.running_mean.fill_(1)
+
+    def forward(self, x):
+        return self.head(self.body(x)) if self.training else self.body(x)
+
+
+def test_last_layers_that_do_not_run_are_named_in_a_warning():
+    net = WithAuxiliaryHead()
+    with pytest.warns(UserWarning, match="fixed_last=1 counts head.*count 1 more"):
+        predict(net, images_of(3), "single", fixed_last=1)
+    with pytest.warns(UserWarning, match="fixed_last=2 counts head"):
+        logits = predict(net, images_of(3), "single", fixed_last=2)
+    assert torch.equal(logits, predict(net.body, images_of(3), "single", fixed_last=1))

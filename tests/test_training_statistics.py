@@ -8,6 +8,7 @@ from torch import nn
 
 from localnorm import (
     LocalNorm2d,
+    LocalNormAct2d,
     Predictor,
     convert_state_dict,
     convert_to_localnorm,
@@ -311,3 +312,90 @@ def test_gated_without_a_spread_says_how_to_get_one(ask):
 def test_a_gated_prior_is_a_number_above_0(prior, message):
     with pytest.raises(ValueError, match=message):
         predict(local_net(), images_of(1, 2), "gated", prior=prior)
+
+
+# ------------------------------------------------------------------------------------------------------------- estimated statistics
+
+
+class Pooled(nn.Module):
+    """A branch with one value per channel and image, and a norm layer behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+        self.out = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.out(x + self.pool(x))
+
+
+def test_a_layer_that_takes_stored_statistics_takes_its_own_while_those_of_others_are_estimated():
+    net, images = Pooled(), 2 * torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 10
+    estimate_statistics(net, [images])
+    local = convert_to_localnorm(net, 4, track_running_stats=True, one_value="fixed")
+    estimate_statistics(local, images.split(4))
+    met = []
+    local.out.register_forward_pre_hook(lambda layer, inputs: met.append(inputs[0].mean()))
+    with torch.no_grad():
+        local.eval()(images)
+    assert local.out.running_mean.mean() == pytest.approx(met[0].item(), abs=0.1)
+    assert torch.equal(local.pool[1].running_mean, net.pool[1].running_mean.expand(4, 3)), "no batch moves it"
+
+
+def test_dropout_inside_a_norm_layer_is_off_while_statistics_are_estimated():
+    net = nn.Sequential(LocalNormAct2d(3, 2, drop=nn.Dropout(0.5)), LocalNorm2d(3, 2)).eval()
+    images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for _ in range(2):
+        estimate_statistics(net, [images])
+        found.append(net[1].running_var.clone())
+    assert torch.equal(*found)
+
+
+def test_what_spreads_a_network_over_devices_is_taken_off():
+    net, images = local_net(spread=False), images_of(2, 24)
+    wrapped = nn.DataParallel(net)
+    wrapped.forward = None  # so that a call of the wrapper fails
+    estimate_statistics(wrapped, [images])
+    learn_spread(wrapped, [images])
+    assert net[1].spread is not None
+
+
+def test_a_layer_without_affine_answers_in_the_networks_precision():
+    layer, images = LocalNorm2d(3, 2, affine=False).double(), images_of(2, 4)
+    estimate_statistics(layer, [images])
+    with use_mode("fixed"), torch.no_grad():
+        assert layer.eval()(images).dtype == layer(images[:1]).dtype == torch.float64
+
+
+@pytest.mark.parametrize("how", [{}, {"group_size": 4}, {"prior": 9.0}])
+def test_every_way_of_training_on_makes_the_spread_be_forgotten(how):
+    net = local_net().train()
+    with use_mode("batch", **how):
+        net(training()[:12]).sum().backward()
+    assert net[1].spread is None
+    with pytest.raises(ValueError, match="learn_spread"):
+        predict(net, training()[:1], "gated", prior=9)
+
+
+def test_a_dead_channel_leaves_gradients_finite_under_a_gate():
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), LocalNorm2d(6, 2, track_running_stats=True)).double()
+    with torch.no_grad():
+        net[0].weight[0] = 0
+    estimate_statistics(net, training().split(24))
+    learn_spread(net, training().split(24))
+    images = (3 * training()[:2]).requires_grad_()
+    with use_mode("gated", prior=9.0):
+        (gradient,) = torch.autograd.grad(net.eval()(images).square().sum(), images)
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
+
+
+def test_a_file_of_an_old_batchnorm_without_a_count_is_converted_and_loaded():
+    net = batch_net()
+    estimate_statistics(net, training().split(12))
+    old = {name: t for name, t in net.state_dict().items() if "num_batches" not in name}
+    local = convert_to_localnorm(batch_net(), GROUPS, track_running_stats=True)
+    local.load_state_dict(convert_state_dict(old, local))
+    with use_mode("fixed"), torch.no_grad():
+        torch.testing.assert_close(local.eval()(training()[:5]), net.eval()(training()[:5]))
