@@ -137,5 +137,11 @@ def _has_tensors(model: nn.Module) -> bool:
     return any(True for _ in itertools.chain(model.parameters(), model.buffers()))
 
 
+def named(names: list[str]) -> str:
+    """Three modules by name, and how many more there are."""
+    shown = ", ".join(name or "the network itself" for name in names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def describe(refused: dict[str, str]) -> str:
     return "; ".join(f"{name or 'the network itself'} ({why})" for name, why in refused.items())

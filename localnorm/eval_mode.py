@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from localnorm._replica import named
 from localnorm.layers import NEEDS_SPREAD, LocalNorm
 from localnorm.modes import MIXING, STORED, checked_mode
 
@@ -59,7 +60,7 @@ def set_eval_mode(
     others = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     if others and wanted.name in ("single", *MIXING):
         raise ValueError(
-            f"mode={mode!r} reaches LocalNorm layers alone, and {_named(others)} are BatchNorm; convert them too, "
+            f"mode={mode!r} reaches LocalNorm layers alone, and {named(others)} are BatchNorm; convert them too, "
             "convert_to_localnorm(model, 1, track_running_stats=True, inplace=True)"
         )
     fewest = min((norm.num_groups for norm in norms.values() if norm.num_groups > 1), default=1)
@@ -72,22 +73,17 @@ def set_eval_mode(
     never = [name for name in without if not norms[name].track_running_stats]
     if never or (without and without == takers):
         raise ValueError(
-            f"mode={mode!r} with fixed_last={fixed_last} needs stored training statistics, and {_named(never or without)} have none; "
+            f"mode={mode!r} with fixed_last={fixed_last} needs stored training statistics, and {named(never or without)} have none; "
             "call localnorm.estimate_statistics(model, loader) once"
         )
     if wanted.name == "gated" and all(norm.spread is None for norm in norms.values()):
         raise ValueError(NEEDS_SPREAD)
     if without:
         warnings.warn(
-            f"{_named(without)} have the statistics of a new layer, mean 0 and variance 1; unless evaluation does not run them, "
+            f"{named(without)} have the statistics of a new layer, mean 0 and variance 1; unless evaluation does not run them, "
             "call localnorm.estimate_statistics(model, loader)",
             stacklevel=2,
         )
     for name, norm in norms.items():
         norm.eval_mode = modes[name]
     return model
-
-
-def _named(names: list[str]) -> str:
-    shown = ", ".join(name or "the network itself" for name in names[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -179,5 +179,7 @@ def check_one_value(one_value: str) -> str:
 
 
 def with_prior(mode: Mode) -> Mode:
-    """An infinite prior is the mode "fixed": so no layer has to ask, which torch.compile could not follow."""
+    """An infinite prior is the mode "fixed", and one of 0 "single": so no layer has to ask, which torch.compile could not follow."""
+    if mode.name == "prior" and mode.prior == 0:
+        return replace(mode, name="single")
     return replace(mode, name="fixed", prior=0.0) if mode.prior == math.inf else mode

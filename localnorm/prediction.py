@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from localnorm._replica import CALL_THEM, describe, device_of, share_parameters, unwrapped
+from localnorm._replica import CALL_THEM, describe, device_of, named, share_parameters, unwrapped
 from localnorm.convert import FROZEN, convert_to_localnorm, refusals
 from localnorm.layers import NEEDS_SPREAD, LocalNorm
 from localnorm.modes import (
@@ -227,7 +227,7 @@ class Predictor:
         counted = list(network.norms)[len(network.norms) - self.statistics.fixed_last :]
         if silent := [name for name in counted if name not in network.ran]:
             warnings.warn(
-                f"fixed_last={len(counted)} counts {', '.join(silent[:3])}, which the forward does not run (an auxiliary head?); count "
+                f"fixed_last={len(counted)} counts {named(silent)}, which the forward does not run (an auxiliary head?); count "
                 f"{len(silent)} more",
                 stacklevel=2,
             )
@@ -290,9 +290,8 @@ class _Network:
         names = list(self.norms)[-(last or len(self.norms)) :]
         missing = [name for name in names if not self.norms[name].track_running_stats]
         if missing:
-            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
             raise ValueError(
-                f"{wanted} needs stored training statistics, and {shown} keep none; "
+                f"{wanted} needs stored training statistics, and {named(missing)} keep none; "
                 "call localnorm.estimate_statistics(model, loader) once"
             )
 

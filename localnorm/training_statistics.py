@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from localnorm._kernels import log_var, moments_of_each_image
-from localnorm._replica import CALL_THEM, device_of, share_parameters, unwrapped
+from localnorm._replica import CALL_THEM, device_of, named, share_parameters, unwrapped
 from localnorm.layers import LocalNorm
 from localnorm.modes import BATCH, Mode, set_mode
 
@@ -126,11 +126,9 @@ def learn_spread(model: nn.Module, loader: Iterable) -> None:
     """
     model = unwrapped(model)
     norms = norm_layers(model)
-    batchnorms = [
-        name or "the network itself" for name, module in model.named_modules() if isinstance(module, _BatchNorm)
-    ]
+    batchnorms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     if batchnorms or not norms:
-        found = f"{', '.join(batchnorms[:3])} are BatchNorm" if batchnorms else "the network has none"
+        found = f"{named(batchnorms)} are BatchNorm" if batchnorms else "the network has none"
         raise ValueError(
             f"mode 'gated' needs LocalNorm layers, and {found}; convert them, convert_to_localnorm(model, 1, track_running_stats=True)"
         )
