@@ -1,5 +1,8 @@
 """The chosen prior is the most accurate of the candidates, and what cannot be chosen by is refused before any forward."""
 
+import math
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -35,23 +38,38 @@ def test_the_chosen_prior_is_the_candidate_with_the_most_accuracy(net, mode):
     for right in candidates:
         labels = predict(net, images, mode, prior=right).argmax(1)
 
-        def accuracy(prior, pixels, labels=labels):
-            return (predict(net, pixels, mode, prior=prior).argmax(1) == labels).double().mean()
+        def right_answers(prior, pixels, labels=labels):
+            return (predict(net, pixels, mode, prior=prior).argmax(1) == labels).sum().item()
 
-        score = [accuracy(n0, images) + sum(accuracy(n0, copy) for copy in noisy) / 2 for n0 in candidates]
+        score = [2 * right_answers(n0, images) + sum(right_answers(n0, copy) for copy in noisy) for n0 in candidates]
         chosen.append(choose_prior(net, images, labels, noisy, mode, candidates=candidates))
-        assert chosen[-1] == candidates[score.index(max(score))]
+        assert chosen[-1] == max(zip(score, candidates, strict=True))[1]
     assert len(set(chosen)) > 1  # so a function that always takes the same one fails
 
 
-def test_of_equally_good_candidates_the_first_is_taken(net):
+def test_of_equally_good_candidates_the_largest_is_taken_and_a_warning_says_so(net):
     images, labels = images_of(8), torch.full((8,), 9)  # no class of the network: all are always wrong
-    assert choose_prior(net, images, labels, iter([images]), candidates=(64, 4, 16)) == 64
+    with pytest.warns(UserWarning, match=r"all 3 candidates are right equally often \(0 of 8"):
+        assert choose_prior(net, images, labels, iter([images]), candidates=(4, math.inf, 16)) == math.inf
+
+
+def test_noisy_copies_are_read_one_at_a_time(net):
+    alive = []
+
+    def copies():
+        for seed in range(6):
+            pixels = images_of(8) + seed
+            alive.append(weakref.ref(pixels))
+            yield pixels
+            del pixels
+            assert sum(each() is not None for each in alive) <= 3
+
+    assert choose_prior(net, images_of(8), torch.arange(8) % 5, copies()) > 0
 
 
 def test_choosing_changes_nothing(net):
     before = {name: t.clone() for name, t in net.state_dict().items()}
-    choose_prior(net.train(), images_of(8), torch.arange(8) % 5, [images_of(8)])
+    choose_prior(net.train(), images_of(40), torch.arange(40) % 5, [3 * images_of(40)])
     assert net.training
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
 
@@ -77,3 +95,10 @@ def test_what_cannot_be_chosen_by_is_refused(net, change, said):
             choose_prior(net, **given)
     finally:
         begun.remove()
+
+
+def test_a_network_of_one_logit_has_no_classes_to_be_right_about():
+    one = nn.Sequential(nn.Conv2d(3, 1, 3), nn.BatchNorm2d(1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    estimate_statistics(one, [images_of(8)])
+    with pytest.raises(ValueError, match=r"at least 2 classes, got \(8, 1\)"):
+        choose_prior(one, images_of(8), torch.zeros(8), [images_of(8)])
