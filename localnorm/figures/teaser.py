@@ -15,7 +15,7 @@ from localnorm.words import describe, seed_values, spread
 __all__ = ["caption", "plot_clean_against_noisy"]
 
 # which images an arm takes its statistics from -> the words above its marks
-SEEN = {"training": "the training set alone", "batch": "a batch of test images", "one": "one test image"}
+SEEN = {"training": "statistics of the training set", "batch": "of a batch of test images", "one": "of one test image"}
 
 
 def plot_clean_against_noisy(summary: pd.DataFrame, arms: Sequence[str]) -> Figure:

@@ -22,13 +22,15 @@ MARKERS = "<!-- {0}: written by `python -m localnorm.render {1}` -->", "<!-- /{0
 SITUATIONS = (
     ("many test images of one condition", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
     ("", "LN batch", 'predict(model, images, "batch", batch_size=B)'),
-    ("one image at a time, a trained network", "BN gated", 'predict(model, image, "gated", prior=n0)'),
+    ("one image at a time, a BatchNorm network", "BN gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "BN prior", 'predict(model, image, "prior", prior=n0)'),
-    ("one image at a time, trained for it", "LN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
+    ("one image at a time, retraining possible", "LN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "BN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
     ("a stream of mixed conditions", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
+    ("", "LN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
+    ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "BN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
     ("", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
@@ -57,7 +59,7 @@ def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame]) -> str:
     titles = list(dict.fromkeys(summary.title))
     value = summary.set_index(["title", "arm", "metric"]).estimate
     lines = [
-        f"| you have | use | code | {' | '.join(f'{each}: clean / noisy' for each in titles)} |",
+        f"| you have | way | code | {' | '.join(f'{each}: clean / noisy' for each in titles)} |",
         f"|---|---|---|{'--:|' * len(titles)}",
     ]
     block = shown = above = best = ""
