@@ -13,7 +13,7 @@ from localnorm.scores import Answers, read_answers
 
 __all__ = ["Runs", "collect", "write_results"]
 
-OF_ONE_TRAINING = ("shrunk",)  # settings that only one kind of training reads
+OF_ONE_TRAINING = ("shrunk",)  # settings that only the kind of training of this name reads
 PAIR = ("bn", "ln")  # what every experiment compares: a seed counts once both have it
 
 
@@ -174,7 +174,8 @@ def _check_trained_alike(experiment: str, records: dict[tuple[str, int], dict]) 
     """Runs made at different times, or on different machines, are one experiment only with the same settings and images."""
     first, of_network = next(iter(records)), {}
     for key in records:
-        _check_pair(experiment, records, of_network.setdefault(key[0], key), key)
+        unread = [part for part in OF_ONE_TRAINING if part != NETWORKS[key[0]].training]
+        _check_pair(experiment, records, of_network.setdefault(key[0], key), key, left_out=unread)
         _check_pair(experiment, records, first, key, left_out=OF_ONE_TRAINING)
 
 

@@ -146,6 +146,8 @@ def test_a_setting_of_one_kind_of_training_concerns_its_own_runs_alone(project):
         "ln",
         "bn_shrunk",
     }
+    write_run(project, "bn", 1, ["fixed", "batch"], train={"shrunk": {"lowest": 512}})  # which it does not read
+    collect(EXPERIMENT, ["bn", "ln", "bn_shrunk"], [0, 1])
     write_run(project, "bn_shrunk", 1, ["fixed", "batch"], train={"shrunk": {"lowest": 512}})
     with pytest.raises(ValueError, match=r"bn_shrunk-s0 and .*bn_shrunk-s1 differ in train\.shrunk"):
         collect(EXPERIMENT, ["bn", "ln", "bn_shrunk"], [0, 1])
