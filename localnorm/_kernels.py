@@ -172,9 +172,8 @@ def _with_stored_by_torch(x, mean, var, weight, bias, prior, spread, eps):
     alone = prior is None or (x.shape[0] == 1 and not torch.is_grad_enabled())
     alone = alone and mean.dim() == 1 and _is_float_on_cpu(x)
     work = x if alone else x.to(torch.promote_types(x.dtype, torch.float32))
-    if (
-        mean.dtype != work.dtype
-    ):  # a layer without affine does not know the network's precision when its statistics are stored
+    # a layer without affine does not know the network's precision when its statistics are stored
+    if mean.dtype != work.dtype:
         mean, var = mean.to(work.dtype), var.to(work.dtype)
     if prior is not None:
         image_mean, image_var = moments_of_image(x) if alone else moments_of_each_image(work)

@@ -12,10 +12,8 @@ from localnorm.prediction import Predictor
 
 __all__ = ["choose_prior"]
 
-CANDIDATES = (
-    *(4.0**power for power in range(1, 9)),
-    math.inf,
-)  # 4 to 65,536 positions, and the training statistics alone
+# 4 to 65,536 positions, and the training statistics alone
+CANDIDATES = (*(4.0**power for power in range(1, 9)), math.inf)
 
 
 def choose_prior(

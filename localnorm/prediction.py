@@ -264,6 +264,12 @@ class _Network:
         self.num_groups = _common_num_groups(self.norms)
         self.device = device_of(model)
         self.ran: set[str] = set()  # the names of the layers that a forward has run
+        # (row, parameter) of each converted BatchNorm, in the same memory until the parameter gets other memory
+        self.rows = [
+            pair
+            for norm in self.norms.values()
+            for pair in zip((norm.weight, norm.bias), getattr(norm, "of_batchnorm", ()), strict=False)
+        ]
         for from_end, (name, norm) in enumerate(reversed(self.norms.items()), 1):
             norm.from_end = from_end
             lacks = norm.track_running_stats and norm.is_untouched()
@@ -300,10 +306,9 @@ class _Network:
             raise ValueError(NEEDS_SPREAD)
 
     def forward(self, images: Tensor, mode: Mode) -> Tensor:
-        for norm in self.norms.values():
-            for row, parameter in zip((norm.weight, norm.bias), getattr(norm, "of_batchnorm", ()), strict=False):
-                if row.data_ptr() != parameter.data_ptr():  # the network's parameter was given other memory
-                    row.data = parameter.detach()[None]
+        for row, parameter in self.rows:
+            if row.data_ptr() != parameter.data_ptr():
+                row.data = parameter.detach()[None]
         with torch.no_grad(), set_mode(mode):
             output = self.replica(images.to(self.device))
         if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(images):

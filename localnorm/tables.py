@@ -196,7 +196,7 @@ def read_longest(lengths: Sequence[str], controlled: Sequence[str] = ()) -> tupl
     """Accuracies of the experiment that trains longest, with a title that says how long and how often it was trained.
 
     Args:
-        lengths: as of `read_lengths`.
+        lengths: as of `read_lengths`; one at least.
         controlled: experiments whose published networks the stage `controls` asked in more ways, on the images and noises of the answers.
             What it found stands for the answers that their seed lacks.
 
@@ -204,18 +204,16 @@ def read_longest(lengths: Sequence[str], controlled: Sequence[str] = ()) -> tupl
         The rows of the table `summary` with the column `title`, and the name of the experiment.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_lengths`.
+        FileNotFoundError: an experiment has no results.
     """
-    _, abouts = read_lengths(lengths)
-    about = abouts[max(abouts)]
-    (name,) = (each for each in lengths if read_about(each) == about)
+    abouts = {name: read_about(name) for name in lengths}
+    name = max(abouts, key=lambda each: abouts[each]["epochs"])
     summary = read_table("summary", name)
     if name in controlled:
         summary = _with_controls(summary, name)
-    seeds = about["seeds"]
-    return summary.assign(
-        title=f"{title(about, abouts.values())}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
-    ), name
+    seeds = abouts[name]["seeds"]
+    longest = f"{title(abouts[name], abouts.values())}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+    return summary.assign(title=longest), name
 
 
 def _with_controls(summary: pd.DataFrame, experiment: str) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from localnorm.publish_network import checked_images
 from localnorm.published_networks import count_right, load_published, published, read_about
 from localnorm.render import model_cards
 from localnorm.strengths import choose_strengths, measure_strengths
+from localnorm.tables import PUBLISHED_SEED
 from localnorm.train import fit, save_run
 
 ARMS = {
@@ -180,6 +181,10 @@ def test_a_committed_network_has_its_accuracy_and_its_card(file, tmp_path, monke
         pytest.skip(f"its images are not here: {str(error).splitlines()[0]}")
     right, checked = ask_again(file, load(folder))
     assert abs(right - checked["right"]) <= max(1, checked["images"] // 250), "another CPU rounds otherwise"
+
+
+def test_committed_networks_are_of_the_seed_that_tables_take_them_for():
+    assert {read_about(file)["training"]["seed"] for file in COMMITTED} == {PUBLISHED_SEED}
 
 
 def test_committed_networks_are_small_enough_for_every_clone():
