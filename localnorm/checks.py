@@ -51,7 +51,7 @@ def check_params() -> None:
         raise ValueError(f"params.yaml must map names to values, it is {type(params).__name__}")
     _check_lists(params)
     for experiment in params["experiments"]:
-        block = load_params(experiment)
+        block, (networks, _) = load_params(experiment), grid(experiment)  # whose errors name the experiment themselves
         try:
             _check_types("prepare", block["prepare"], prepare)
             check_keys("prepare", block["prepare"], prepare, GIVEN)
@@ -61,7 +61,7 @@ def check_params() -> None:
                     _check_types(stage, block[stage], target)
                     _check_names(block[stage])
                     settings[stage] = target.from_params(block[stage])
-            _check_networks(grid(experiment)[0], settings["train"], settings["answers"])
+            _check_networks(networks, settings["train"], settings["answers"])
             if "ablations" in settings:
                 _check_types("ablations' train", settings["ablations"].train, TrainConfig)
                 variants(settings["ablations"], settings["train"])

@@ -1,21 +1,28 @@
 """Join the results of several experiments into one file per kind of table, which figures and texts read."""
 
 import json
+from collections.abc import Sequence
 
 import pandas as pd
 
-from localnorm import paths
+from localnorm import paths, scores, stats
+from localnorm.arms import STATISTICS, arm_of, in_order
 from localnorm.tables import read_about, read_table
 from localnorm.words import title
 
 __all__ = ["publish"]
 
+PUBLISHED_SEED = 0  # of the networks in data/networks, as their descriptions say
 
-def publish(experiments: list[str]) -> list[str]:
+
+def publish(experiments: Sequence[str], lengths: Sequence[str] = (), controlled: Sequence[str] = ()) -> list[str]:
     """Join the results of several experiments in data/results/published, one file per kind of table.
 
     Args:
         experiments: names of the experiments that the paper reports. One without results yet is left out.
+        lengths: experiments that differ in how long they train. One of them without ablations has the conversions of another one's.
+        controlled: experiments whose published networks the stage `controls` asked in more ways, on the images and noises of the
+            answers. What it found stands for the answers that their seed lacks.
 
     Returns:
         The names of those that have results.
@@ -29,20 +36,50 @@ def publish(experiments: list[str]) -> list[str]:
             f"none of {', '.join(experiments)} has results; make them with `dvc repro comparisons@{experiments[0]}`"
         )
     abouts = {name: read_about(name) for name in there}
+    tables = {
+        "summary": [_with_controls(name) if name in controlled else read_table("summary", name) for name in there],
+        "comparisons": [_with_conversion(name, lengths) for name in there],
+        "strengths": [read_table("strengths", name) for name in there],
+    }
     folder = paths.results("published")
-    for kind in ("summary", "comparisons", "strengths"):
-        tables = [_table(kind, name) for name in there]
-        for name, table in zip(there, tables, strict=True):
+    for kind, each in tables.items():
+        for name, table in zip(there, each, strict=True):
             table.insert(0, "experiment", name)
             table.insert(1, "title", title(abouts[name], abouts.values()))
-        paths.write_table(folder / f"{kind}.csv", pd.concat(tables, ignore_index=True))
+        paths.write_table(folder / f"{kind}.csv", pd.concat(each, ignore_index=True))
     paths.write(folder / "about.json", json.dumps(abouts, indent=1, sort_keys=True) + "\n")
     return there
 
 
-def _table(kind: str, experiment: str) -> pd.DataFrame:
-    """A table of an experiment; its comparisons are followed by those of its ablations, where it has them."""
-    table = read_table(kind, experiment)
-    if kind == "comparisons" and (paths.results(experiment) / "conversion.csv").is_file():
-        return pd.concat([table, read_table("conversion", experiment)], ignore_index=True)
+def _with_conversion(experiment: str, lengths: Sequence[str]) -> pd.DataFrame:
+    """The comparisons of an experiment, followed by those of converted networks, where some were trained."""
+    table = read_table("comparisons", experiment)
+    for name in (experiment, *(lengths if experiment in lengths else ())):
+        if (paths.results(name) / "conversion.csv").is_file():
+            return pd.concat([table, read_table("conversion", name)], ignore_index=True)
     return table
+
+
+def _with_controls(experiment: str) -> pd.DataFrame:
+    """The summary of an experiment, with the ways to answer one image that its published networks alone were asked in.
+
+    Such means have no interval: answers to single images, by which it is widened, were not kept.
+    """
+    summary, table = read_table("summary", experiment), read_table("controls", experiment)
+    table = table[(table.part == "test") & table.control.isin(STATISTICS)]
+    arms = [arm_of(*each).label for each in zip(table.network, table.control, strict=True)]
+    index = pd.MultiIndex.from_arrays([arms, [PUBLISHED_SEED] * len(arms)], names=["arm", "seed"])
+    answered, images = read_table("scores", experiment), summary.groupby("metric").images.max()
+    key, added = ["arm", "metric"], []
+    for metric in ("clean", "noisy"):
+        asked = scores.per_seed(answered, metric)
+        by_seed = asked.combine_first(pd.Series(table[metric].to_numpy(), index))
+        for arm in dict.fromkeys(arms):
+            if (values := by_seed[arm]).size > asked.get(arm, values[:0]).size:
+                row = {"arm": arm, "metric": metric, "seeds": values.size, "images": images[metric]}
+                added.append(row | {"estimate": values.mean(), "by_seed": stats.by_seed(values)})
+    added = pd.DataFrame(added, columns=summary.columns)
+    known = pd.MultiIndex.from_frame(summary[key]).isin(pd.MultiIndex.from_frame(added[key]))
+    whole = pd.concat([summary[~known], added], ignore_index=True)
+    places = {each: place for place, each in enumerate([*dict.fromkeys(whole.metric), *in_order(whole.arm)])}
+    return whole.sort_values(["metric", "arm"], key=lambda column: column.map(places), ignore_index=True)

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from localnorm import noise, paths, scores, stats
-from localnorm.arms import ARMS, METRICS, NETWORKS, STATISTICS, arm_of
-from localnorm.words import title
+from localnorm import noise, paths
+from localnorm.arms import ARMS, METRICS, NETWORKS, STATISTICS
 
-__all__ = ["read_about", "read_lengths", "read_longest", "read_table"]
-
-PUBLISHED_SEED = 0  # of the networks in data/networks, as their descriptions say
+__all__ = ["read_about", "read_lengths", "read_table"]
 
 COMPARED = (
     "claim primary first second metric source value threshold seeds train_gap deviation images_error estimate low "
@@ -190,57 +187,3 @@ def read_lengths(experiments: Sequence[str]) -> tuple[pd.DataFrame, dict[int, di
         )
     table = pd.concat(read_table("summary", lengths[epochs]).assign(epochs=epochs) for epochs in sorted(lengths))
     return table.reset_index(drop=True), {epochs: abouts[lengths[epochs]] for epochs in sorted(lengths)}
-
-
-def read_longest(lengths: Sequence[str], controlled: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
-    """Accuracies of the experiment that trains longest, with a title that says how long and how often it was trained.
-
-    Args:
-        lengths: as of `read_lengths`; one at least.
-        controlled: experiments whose published networks the stage `controls` asked in more ways, on the images and noises of the answers.
-            What it found stands for the answers that their seed lacks.
-
-    Returns:
-        The rows of the table `summary` with the column `title`, and the name of the experiment.
-
-    Raises:
-        FileNotFoundError: an experiment has no results.
-    """
-    abouts = {name: read_about(name) for name in lengths}
-    name = max(abouts, key=lambda each: abouts[each]["epochs"])
-    summary = read_table("summary", name)
-    if name in controlled:
-        summary = _with_controls(summary, name)
-    seeds = abouts[name]["seeds"]
-    longest = f"{title(abouts[name], abouts.values())}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
-    return summary.assign(title=longest), name
-
-
-def _with_controls(summary: pd.DataFrame, experiment: str) -> pd.DataFrame:
-    table = read_table("controls", experiment)
-    table = table[(table.part == "test") & table.control.isin(STATISTICS)]
-    arms = [arm_of(*each).label for each in zip(table.network, table.control, strict=True)]
-    index = pd.MultiIndex.from_arrays([arms, [PUBLISHED_SEED] * len(arms)], names=["arm", "seed"])
-    answered, added = read_table("scores", experiment), []
-    for metric in ("clean", "noisy"):
-        asked = scores.per_seed(answered, metric)
-        by_seed = asked.combine_first(pd.Series(table[metric].to_numpy(), index))
-        for arm in dict.fromkeys(arms):
-            if len(by_seed[arm]) > len(asked.get(arm, ())):
-                found = stats.interval(by_seed[arm])
-                added.append(
-                    {
-                        "arm": arm,
-                        "metric": metric,
-                        "seeds": len(by_seed[arm]),
-                        "estimate": found.estimate,
-                        "low": found.low,
-                        "high": found.high,
-                        "by_seed": stats.by_seed(by_seed[arm]),
-                    }
-                )
-    added = pd.DataFrame(added, columns=[column for column in summary if column != "images"])
-    known = pd.MultiIndex.from_frame(summary[["arm", "metric"]]).isin(
-        pd.MultiIndex.from_frame(added[["arm", "metric"]])
-    )
-    return pd.concat([summary[~known], added], ignore_index=True)

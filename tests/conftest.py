@@ -119,9 +119,9 @@ def make_smoke_project(folder: Path) -> Path:
     params = yaml.safe_load((project / "params.yaml").read_text())
     digits = params["digits-small"]
     params |= {"networks": ["bn", "ln"], "seeds": [0, 1]}
-    digits.pop("seeds", None)
     for name in params["experiments"]:
         params[name].pop("networks", None)
+        params[name].pop("seeds", None)
     digits["prepare"]["limit"] = 200
     digits["train"]["epochs"] = 2
     digits["answers"] |= {

@@ -19,11 +19,11 @@ from localnorm.answers import answer, save_answers
 from localnorm.data import load, prepare
 from localnorm.models import load_model, make_model
 from localnorm.prediction import predict
+from localnorm.publish import PUBLISHED_SEED
 from localnorm.publish_network import checked_images
 from localnorm.published_networks import count_right, load_published, published, read_about
 from localnorm.render import model_cards
 from localnorm.strengths import choose_strengths, measure_strengths
-from localnorm.tables import PUBLISHED_SEED
 from localnorm.train import fit, save_run
 
 ARMS = {

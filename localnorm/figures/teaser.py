@@ -1,6 +1,6 @@
 """Clean accuracy against accuracy under noise: where each way of normalising stands, in one picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isnan
 
 import numpy as np
@@ -86,12 +86,18 @@ def seen_by(label: str) -> str:
     return "one" if STATISTICS[arm.statistics].one_image else "batch"
 
 
-def caption(abouts: Sequence[dict]) -> str:
+def caption(seeds: Iterable[int], abouts: Iterable[dict]) -> str:
+    """The caption of `plot_clean_against_noisy`.
+
+    Args:
+        seeds: of the means that are drawn.
+        abouts: from `localnorm.tables.read_about`.
+    """
     return (
         "Clean against noisy accuracy: the farther up and to the right, the better. The legend says which images an arm sees beside its "
         "weights: BN fixed has the statistics of the training set alone, a batch is of one condition, and a prior mixes those of "
         "one image with the training set's; gated, unusual images count more; shrunk networks were trained under such mixtures. "
-        f"Each mark is the mean over seeds and all noises, {spread(about['seeds'] for about in abouts)}. "
+        f"Each mark is the mean over seeds and all noises, {spread(seeds)}. "
         + ". ".join(describe(about) for about in abouts)
         + "."
     )

@@ -13,6 +13,7 @@ from localnorm.networks import NETWORKS
 from localnorm.params import load_params
 from localnorm.settings import CONTROLS
 from localnorm.tables import read_about, read_lengths, read_table
+from localnorm.words import title
 
 __all__ = ["collect", "write"]
 
@@ -20,21 +21,22 @@ DIGITS = 6
 
 
 def collect(lengths: Sequence[str] = (), studied: Sequence[str] = (), controlled: Sequence[str] = ()) -> dict:
-    """The published results as one dictionary.
+    """The results as one dictionary.
 
     Args:
-        lengths: experiments that differ in how long they train.
+        lengths: experiments that differ in how long they train; those that are not published are told of beside the published.
         studied: those with a study of trainings for one image at a time.
         controlled: those with controls of one image at a time, and with fine-tuning for it.
 
     Returns:
-        experiments: name -> {title, about, arms: {arm: {metric: {estimate, low, high, seeds, images}}}, comparisons: a list of rows
-            with their verdict and whether the first arm was not trained to the end, streams and ablations: lists of rows {arm, metric,
-            estimate, low, high, seeds} with what they vary, ratio, mcnemar, shifts}; see `localnorm.comparisons`. What has too few
-            seeds for an interval has by_seed, a list.
+        published: names of the experiments that the paper tells of.
+        experiments: these, then the other lengths: name -> {title, about, arms: {arm: {metric: {estimate, low, high, seeds, images}}},
+            comparisons: a list of rows with their verdict and whether the first arm was not trained to the end, streams and ablations:
+            lists of rows {arm, metric, estimate, low, high, seeds} with what they vary, ratio, mcnemar, shifts}; see
+            `localnorm.comparisons`. What has too few seeds for an interval has by_seed, a list.
         claims: key -> {statement, ours}.
         primary: the primary comparisons, in the order in which they were written down.
-        lengths: {epochs, seeds, train_accuracy: {layer: share}, arms, streams} for each length of training.
+        lengths: {experiment, epochs, seeds, train_accuracy: {layer: share}, arms, streams} for each length of training.
         studies: experiment -> {epochs, images, seeds, fixed: {clean, noisy} of BatchNorm with fixed statistics, and two lists of rows
             {variant, statistics, network, prior, clean, noisy}: chosen, with the n0 of the best mean of clean and noisy, and
             equal_clean, with that of the best noisy within a point of fixed's clean, null where none is}. Validation images.
@@ -43,12 +45,24 @@ def collect(lengths: Sequence[str] = (), studied: Sequence[str] = (), controlled
         costs: what `localnorm.evaluators.cost_summary` gives.
         figures: path below paper/figures without its ending -> caption.
     """
-    abouts = json.loads((paths.results("published") / "about.json").read_text(encoding="utf-8"))
     summary, compared = read_table("summary", "published"), read_table("comparisons", "published")
+    published = list(dict.fromkeys(summary.experiment))
+    abouts = {name: read_about(name) for name in dict.fromkeys([*published, *lengths])}
     folder = paths.paper() / "figures"
     return {
+        "published": published,
         "experiments": {
-            name: _experiment(name, abouts[name], summary, compared) for name in dict.fromkeys(summary.experiment)
+            name: _experiment(
+                name,
+                abouts,
+                *(
+                    table[table.experiment == name].drop(columns=["experiment", "title"])
+                    if name in published
+                    else read_table(kind, name)
+                    for kind, table in (("summary", summary), ("comparisons", compared))
+                ),
+            )
+            for name in abouts
         },
         "claims": {claim.key: {"statement": claim.statement, "ours": claim.ours} for claim in CLAIMS.values()},
         "primary": [
@@ -63,23 +77,19 @@ def collect(lengths: Sequence[str] = (), studied: Sequence[str] = (), controlled
         "figures": {
             file.relative_to(folder).with_suffix("").as_posix(): file.read_text(encoding="utf-8").strip()
             for file in sorted(folder.rglob("*.txt"))
-            if file.parent == folder
-            or file.parent.name in abouts
-            or file.name in ("poor-light-published.txt", "controls.txt")
+            if file.parent == folder or file.parent.name in abouts
         },
     }
 
 
-def _experiment(name: str, about: dict, summary: pd.DataFrame, compared: pd.DataFrame) -> dict:
-    own = summary[summary.experiment == name]
-    rows = compared[compared.experiment == name]
+def _experiment(name: str, abouts: dict[str, dict], summary: pd.DataFrame, compared: pd.DataFrame) -> dict:
     return {
-        "title": own.title.iloc[0],
-        "about": about,
-        "arms": _arms(own.drop(columns=["experiment", "title"])),
+        "title": title(abouts[name], abouts.values()),
+        "about": abouts[name],
+        "arms": _arms(summary),
         "comparisons": [
             made | {"verdict": verdict(row), "untrained": bool(row.primary) and lacks_training(row)}
-            for made, row in zip(_rows(rows.drop(columns=["experiment", "title"])), rows.itertuples(), strict=True)
+            for made, row in zip(_rows(compared), compared.itertuples(), strict=True)
         ],
         "streams": _varied(name, "streams", ["composition", "batch_size"]),
         "ablations": _varied(name, "ablations", ["ablation", "value"]),
@@ -105,7 +115,12 @@ def _lengths(experiments: Sequence[str]) -> list[dict]:
     table = table[table.metric.isin(("clean", "noisy"))]
     names = {read_about(name)["epochs"]: name for name in experiments}
     return [
-        {"epochs": epochs, "seeds": about["seeds"], "train_accuracy": about["train_accuracy"]}
+        {
+            "experiment": names[epochs],
+            "epochs": epochs,
+            "seeds": about["seeds"],
+            "train_accuracy": about["train_accuracy"],
+        }
         | {"arms": _arms(table[table.epochs == epochs].drop(columns="epochs"))}
         | {"streams": _varied(names[epochs], "streams", ["composition", "batch_size"])}
         for epochs, about in abouts.items()

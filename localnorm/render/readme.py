@@ -1,7 +1,7 @@
 """The generated tables of the README: which way of normalising to use in which situation, and the claims with their marks."""
 
+import json
 import math
-from collections.abc import Sequence
 
 import pandas as pd
 
@@ -9,12 +9,11 @@ from localnorm import paths, scores, stats
 from localnorm.arms import ARMS, METRICS, STATISTICS
 from localnorm.comparisons import CLAIMS, verdict
 from localnorm.evaluators import COSTS, cost_summary
-from localnorm.params import load_params
 from localnorm.render.verdicts import MARKS
-from localnorm.tables import read_longest, read_table
+from localnorm.tables import read_table
 from localnorm.words import percent
 
-__all__ = ["between", "blocks", "blocks_of_params", "claims", "replace_between", "situations", "write"]
+__all__ = ["between", "blocks", "claims", "replace_between", "situations", "write"]
 
 MARKERS = "<!-- {0}: written by `python -m localnorm.render {1}` -->", "<!-- /{0} -->"
 # (situation, arm, one line of code); an empty situation is that of the row above. The first arm of a situation is the one to use: a
@@ -47,41 +46,58 @@ DESCRIBED = {
 COST_WORDS = {"step": "time", "memory": "memory", "single": "time of images alone"}  # as a multiple of BatchNorm's
 
 
-def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame]) -> str:
+def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame], headings: dict[str, str]) -> str:
     """A Markdown table: one row per situation and arm, the code, and per experiment clean and noisy accuracy in percent.
 
-    The arm to use in a situation is bold, and below it stand others that it was compared with.
+    The arm to use in a situation is bold, and below it stand others that it was compared with. An arm of fewer seeds than its experiment
+    says how many.
 
     Args:
-        summary: columns title, arm, metric and estimate.
-        streams: title -> its study of test batches, for the rows of mixed conditions.
+        summary: columns experiment, arm, metric, seeds and estimate.
+        streams: experiment -> its study of test batches, for the rows of mixed conditions.
+        headings: experiment -> the words above its column.
     """
-    titles = list(dict.fromkeys(summary.title))
-    value = summary.set_index(["title", "arm", "metric"]).estimate
+    most = summary.groupby("experiment").seeds.max()
+    value = summary.set_index(["experiment", "arm", "metric"])[["estimate", "seeds"]]
     lines = [
-        f"| you have | way | code | {' | '.join(f'{each}: clean / noisy' for each in titles)} |",
-        f"|---|---|---|{'--:|' * len(titles)}",
+        f"| you have | way | code | {' | '.join(f'{each}: clean / noisy' for each in headings.values())} |",
+        f"|---|---|---|{'--:|' * len(headings)}",
     ]
     block = shown = above = best = ""
     for situation, arm, code in SITUATIONS:
         if situation:
             block, best = situation, arm
         if block == STREAM:
-            pairs = [_in_stream(streams[each], arm) for each in titles]
+            found = {each: _in_stream(streams[each], arm) for each in headings}
         else:
-            pairs = [[value.get((each, arm, metric), math.nan) for metric in ("clean", "noisy")] for each in titles]
-        if all(math.isnan(number) for pair in pairs for number in pair):
+            found = {
+                each: value.loc[[(each, arm, metric) for metric in ("clean", "noisy")]]
+                for each in headings
+                if (each, arm, "clean") in value.index
+            }
+        cells = [_cell(found.get(each), most[each]) for each in headings]
+        if not any(cells):
             continue  # no experiment ran the arm
-        cells = [" / ".join(map(percent, pair)) for pair in pairs]
         known = block == shown  # what the row above says is not said again
         said = "" if known and code == above else f"`{code}`"
         shown_arm = f"**{arm}**" if arm == best else arm
-        lines.append(f"| {'' if known else block} | {shown_arm} | {said} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {'' if known else block} | {shown_arm} | {said} | {' | '.join(cell or UNTESTED for cell in cells)} |"
+        )
         shown, above = block, code
     return "\n".join(lines) + "\n"
 
 
-def _in_stream(table: pd.DataFrame, label: str) -> list[float]:
+def _cell(found: pd.DataFrame | None, most: int) -> str:
+    """ "85.6 / 42.9", of fewer seeds than others "85.6 / 42.9 (2 seeds)"; empty where an arm was not run."""
+    if found is None or found.empty:
+        return ""
+    seeds = int(found.seeds.min())
+    fewer = "" if seeds == most else " (one seed)" if seeds == 1 else f" ({seeds} seeds)"
+    return " / ".join(map(percent, found.estimate)) + fewer
+
+
+def _in_stream(table: pd.DataFrame, label: str) -> pd.DataFrame:
     """Clean and noisy accuracy on a mixed stream: an arm of one image in batches of one, another in the largest batches."""
     arm = ARMS[label]
     alone = STATISTICS[arm.statistics].one_image
@@ -90,28 +106,31 @@ def _in_stream(table: pd.DataFrame, label: str) -> list[float]:
     )  # a batch of one image has that image's statistics
     rows = table[(table.composition == "mixed") & (table.network == arm.network) & (table.statistics == statistics)]
     rows = rows[rows.batch_size == (rows.batch_size.min() if alone else rows.batch_size.max())]
-    return [scores.per_seed(rows, metric, ["seed"]).mean() for metric in ("clean", "noisy")]
+    by_seed = [scores.per_seed(rows, metric, ["seed"]) for metric in ("clean", "noisy")]
+    return pd.DataFrame([{"estimate": each.mean(), "seeds": len(each)} for each in by_seed if len(each)])
 
 
-def claims(compared: pd.DataFrame, shifts: dict[str, pd.DataFrame], costs: pd.DataFrame) -> str:
+def claims(
+    compared: pd.DataFrame, shifts: dict[str, pd.DataFrame], costs: pd.DataFrame, headings: dict[str, str]
+) -> str:
     """A Markdown table with one row per claim: what was measured, and the differences in points per experiment.
 
     Differences of primary comparisons have their mark, unless they are of few seeds.
 
     Args:
-        compared: comparisons of one experiment or more, with the columns experiment and title.
+        compared: comparisons of one experiment or more, with the column experiment.
         shifts: experiment -> its shifts, where they were measured.
         costs: the table of costs.
+        headings: experiment -> the words above its column.
     """
-    names = dict(zip(compared.experiment, compared.title, strict=True))  # in order, each once
-    lines = [f"| claim | measured | {' | '.join(names.values())} |", f"|---|---|{'---|' * len(names)}"]
+    lines = [f"| claim | measured | {' | '.join(headings.values())} |", f"|---|---|{'---|' * len(headings)}"]
     for key, claim in CLAIMS.items():
         if key in COSTS:
-            what, cells = _costs(costs, key), [""] * len(names)
+            what, cells = _costs(costs, key), [""] * len(headings)
         elif key == "C1":
-            what, cells = "noises and levels that do", [_shifted(shifts.get(name)) for name in names]
+            what, cells = "noises and levels that do", [_shifted(shifts.get(name)) for name in headings]
         else:
-            what, cells = _found(key, compared, list(names))
+            what, cells = _found(key, compared, list(headings))
         ours = " (ours)" if claim.ours else ""
         lines.append(
             f"| [**{key}**](REPRODUCING.md#what-to-expect){ours} {claim.statement} | {what} | {' | '.join(cells)} |"
@@ -178,42 +197,26 @@ def between(text: str, name: str, renderer: str) -> str:
     return text.partition(f"{first}\n")[2].partition(last)[0]
 
 
-def blocks(lengths: Sequence[str] = (), controlled: Sequence[str] = ()) -> dict[str, str]:
-    """The generated blocks of README.md: name -> text.
-
-    Args:
-        lengths: experiments that differ in how long they train. How long changes the picture, so accuracies are those of the longest, and
-            its differences stand beside the published.
-        controlled: those whose published networks were asked in more ways, on the images and noises of their answers.
-    """
+def blocks() -> dict[str, str]:
+    """The generated blocks of README.md, from the published tables: name -> text."""
     summary, compared = read_table("summary", "published"), read_table("comparisons", "published")
-    shifts = {
-        name: read_table("shifts", name)
-        for name in compared.experiment.unique()
-        if (paths.results(name) / "shifts.csv").is_file()
+    abouts = json.loads((paths.results("published") / "about.json").read_text(encoding="utf-8"))
+    titles = dict(zip(summary.experiment, summary.title, strict=True))  # in order, each once
+    headings = {
+        name: f"{each}, {abouts[name]['epochs']} epochs, {abouts[name]['seeds']} seeds" for name, each in titles.items()
     }
-    if lengths:
-        longest, name = read_longest(lengths, controlled)
-        compared = pd.concat(
-            [compared, read_table("comparisons", name).assign(experiment=name, title=longest.title[0])]
-        )
-        summary = pd.concat([summary[~summary.experiment.isin(lengths)], longest.assign(experiment=name)])
-    streams = {
-        row.title: read_table("streams", row.experiment) for row in summary.drop_duplicates("title").itertuples()
+    streams = {name: read_table("streams", name) for name in headings}
+    shifts = {name: read_table("shifts", name) for name in headings if (paths.results(name) / "shifts.csv").is_file()}
+    return {
+        "situations": situations(summary, streams, headings),
+        "claims": claims(compared, shifts, read_table("cost"), headings),
     }
-    return {"situations": situations(summary, streams), "claims": claims(compared, shifts, read_table("cost"))}
-
-
-def blocks_of_params() -> dict[str, str]:
-    """The blocks of the experiments that params.yaml lists."""
-    params = load_params()
-    return blocks(params.get("lengths", []), params.get("controlled", []))
 
 
 def write() -> None:
     """Put the blocks into README.md."""
     readme = paths.project() / "README.md"
     text = readme.read_text(encoding="utf-8")
-    for name, block in blocks_of_params().items():
+    for name, block in blocks().items():
         text = replace_between(text, name, "readme", block)
     paths.write(readme, text)

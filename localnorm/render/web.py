@@ -172,7 +172,7 @@ def _readme(published: bool) -> str:
     if not file.is_file():
         return ""
     text = file.read_text(encoding="utf-8")
-    for name, block in readme.blocks_of_params().items() if published else ():
+    for name, block in readme.blocks().items() if published else ():
         text = readme.replace_between(text, name, "readme", block)
     return text
 
