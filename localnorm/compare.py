@@ -21,6 +21,7 @@ from localnorm import paths
 from localnorm.arms import METRICS
 from localnorm.comparisons import PRIMARY
 from localnorm.params import load_params
+from localnorm.stats import ENOUGH_SEEDS
 from localnorm.tables import read_table
 from localnorm.words import percent
 
@@ -123,9 +124,9 @@ def tolerance(deviation: float, seeds: int, new_seeds: int) -> float:
 
 
 def tolerances(experiment: str) -> dict[tuple[str, str, str, str], float]:
-    """(first, second, metric, source) of each primary comparison of the results here -> what a run with as many seeds may differ by."""
+    """(first, second, metric, source) -> by how much a run with as many seeds may differ, for each primary comparison with an interval."""
     table = read_table("comparisons", experiment)
-    table = table[(table.primary != "") & (table.seeds > 1)]
+    table = table[(table.primary != "") & (table.seeds >= ENOUGH_SEEDS)]  # fewer tell next to nothing
     return {
         tuple(getattr(row, key) for key in KEYS): tolerance(row.deviation, row.seeds, row.seeds)
         for row in table.itertuples()

@@ -41,7 +41,7 @@ class Runs:
 def collect(experiment: str, networks: list[str], seeds: list[int]) -> Runs:
     """Read the runs of an experiment: the seeds that both BatchNorm and LocalNorm have been trained and asked with.
 
-    Any other network is left out until it has all of these seeds, so that adding a network never removes seeds from the pair.
+    Any other network takes part with those of these seeds that it has, so that adding one never removes seeds from the pair.
 
     Raises:
         FileNotFoundError: no seed has all its runs yet.
@@ -60,12 +60,12 @@ def collect(experiment: str, networks: list[str], seeds: list[int]) -> Runs:
             f"no seed of {experiment} has been trained and asked with each of {', '.join(needed)}; run: dvc repro "
             f"scores@{experiment}"
         )
-    kept = [network for network in networks if all((network, seed) in done for seed in complete)]
-    if left := [network for network in networks if network not in kept]:
-        print(f"left out: {', '.join(left)}, which has not all of these seeds yet")
     if len(complete) < len(seeds):
         print(f"{len(complete)} of {len(seeds)} seeds are there: {', '.join(map(str, complete))}")
-    folders = {key: folder for key, folder in folders.items() if key[0] in kept and key[1] in complete}
+    for network in networks:
+        if lacking := [seed for seed in complete if (network, seed) not in done]:
+            print(f"{network} has not been asked with seed {', '.join(map(str, lacking))}")
+    folders = {key: folder for key, folder in folders.items() if key in done and key[1] in complete}
     answers = {key: read_answers(folder, *key) for key, folder in folders.items()}
     records = {key: json.loads((folder / "record.json").read_text(encoding="utf-8")) for key, folder in folders.items()}
     _check_trained_alike(experiment, records)

@@ -579,7 +579,7 @@ def test_the_caption_of_strengths_counts_its_claims():
     )  # fmt: skip
     tables = {"Toys (small)": table, "Cars": table.assign(fixed_last=2 * table.fixed_last)}
     said = strengths_caption(tables, ["bn"], [ABOUT])
-    assert "(0, or 1 on Toys and 2 on Cars)" in said
+    assert "(0 or 1 on Toys and 0 or 2 on Cars)" in said
     assert "rises in 2 of 4 lines" in said
     assert "below the largest n0 in 2" in said
     assert "not tried with 0 fixed" in said
@@ -604,10 +604,14 @@ def test_the_caption_of_levels_says_to_which_arm_a_prior_lies_nearer():
 
 
 def test_the_caption_of_longer_training_says_what_a_mark_is_at_each_length():
-    abouts = {2: ABOUT, 5: ABOUT | {"seeds": 1}}
-    said = length_caption(summary(), abouts, ["BN fixed"])
+    few = summary().assign(epochs=5, seeds=1)
+    table = pd.concat([summary().assign(epochs=2, seeds=6), few])
+    said = length_caption(table, {2: ABOUT, 5: ABOUT | {"seeds": 4}}, ["BN fixed"])
     assert "on Toys" in said
-    assert "2 epochs: mean of 6 seeds, 95 % interval; 5 epochs: one seed." in said
+    assert "2 epochs: mean of 6 seeds with its 95 % interval; 5 epochs: one seed." in said
+    table.loc[(table.epochs == 5) & (table.arm == "LN batch"), "seeds"] = 4
+    said = length_caption(table, {2: ABOUT, 5: ABOUT | {"seeds": 4}}, ["BN fixed", "LN batch"])
+    assert "5 epochs: mean of 1 or 4 seeds with its 95 % interval" in said
 
 
 def test_longer_training_shows_the_interval_of_every_mean():

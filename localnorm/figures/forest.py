@@ -20,7 +20,9 @@ LOOKS = {
     HOLDS: ("#00664d", "^", "#00664d"),
     FAILS: ("#a03000", "v", "#a03000"),
     UNDECIDED: ("#777777", "o", "white"),
+    "": ("#777777", ".", "#777777"),
 }
+NONE = "no verdict, for few seeds"
 WIDEST = 25  # points on either side: what lies beyond is an arrow at the edge and a number
 
 
@@ -47,8 +49,11 @@ def plot_forest(comparisons: pd.DataFrame) -> Figure:
     axes[0, 0].set_yticks(range(len(labels)), labels)
     axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)
     marks = [
-        Line2D([], [], linestyle="", marker=marker, color=colour, markerfacecolor=face, label=word, markersize=6)
+        Line2D(
+            [], [], linestyle="", marker=marker, color=colour, markerfacecolor=face, label=word or NONE, markersize=6
+        )
         for word, (colour, marker, face) in LOOKS.items()
+        if word or any(row.seeds and not verdict(row) for row in shown.itertuples())
     ]
     marks.append(Line2D([], [], linestyle="", marker="|", color="0.3", markersize=9, label="threshold"))
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, handletextpad=0.2)

@@ -1,6 +1,6 @@
 """What longer training changes: the same networks on the same images, trained for more and more epochs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 
 import pandas as pd
@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from localnorm.arms import ARMS, METRICS, in_order
 from localnorm.figures.streams import ticks_at
 from localnorm.figures.style import WIDTH, figure_legend, new_figure, shift
-from localnorm.stats import ENOUGH_SEEDS
-from localnorm.words import describe, enumerate_words, seed_values
+from localnorm.words import describe, enumerate_words, seed_values, spread
 
 __all__ = ["caption", "plot_length"]
 
@@ -59,8 +58,9 @@ def caption(table: pd.DataFrame, abouts: Mapping[int, dict], arms: Sequence[str]
     Args:
         table, abouts: from `localnorm.tables.read_lengths`.
     """
-    means = "; ".join(f"{epochs} epochs: {_mean(about['seeds'])}" for epochs, about in abouts.items())
     drawn = [arm for arm in in_order(arms) if arm in set(table.arm)]
+    rows = table[table.arm.isin(drawn)]
+    means = "; ".join(f"{epochs} epochs: {_mean(rows.seeds[rows.epochs == epochs])}" for epochs in abouts)
     *_, longest = abouts.values()
     behind = [about["train_accuracy"]["BN"] - about["train_accuracy"]["LN"] for about in abouts.values()]
     return (
@@ -70,8 +70,9 @@ def caption(table: pd.DataFrame, abouts: Mapping[int, dict], arms: Sequence[str]
     )
 
 
-def _mean(seeds: int) -> str:
-    """What a mark is: "mean of 6 seeds, 95 % interval"."""
-    if seeds == 1:
+def _mean(seeds: Iterable[int]) -> str:
+    """What a mark is: "mean of 6 seeds with its 95 % interval"; where arms differ, "mean of 2 or 4 seeds ..."."""
+    counts = sorted(set(seeds))
+    if counts == [1]:
         return "one seed"
-    return f"mean of {seeds} seeds, {'95 % interval' if seeds >= ENOUGH_SEEDS else 'each a small dot'}"
+    return f"mean of {' or '.join(map(str, counts))} seeds {spread(counts)}"

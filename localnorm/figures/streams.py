@@ -61,18 +61,17 @@ def ticks_at(axis: Axes, values: pd.Series) -> None:
 def caption(table: pd.DataFrame, arms: Sequence[str], about: dict) -> str:
     if table.empty:
         return "This experiment has no study of test batches."
-    drawn = [
-        arm
-        for arm in in_order(arms)
-        if arm in {arm_of(*key).label for key in zip(table.network, table.statistics, strict=True)}
-    ]
+    seeds = {
+        arm_of(*key).label: rows.seed.nunique() for key, rows in table.groupby(["network", "statistics"], sort=False)
+    }
+    drawn = [arm for arm in in_order(arms) if arm in seeds]
     drawn_alone = "; there, LN drawn batch is LN drawn single" if "LN drawn batch" in drawn else ""
     return (
-        f"Statistics of the test batch need company of one kind: accuracy of {enumerate_words(drawn)} against the "
+        "Statistics of the test batch need company of one kind: accuracy of the arms in the legend against the "
         f"number of images in a test batch. {_panels(table)}. A batch of one is the image alone{drawn_alone}. "
         "BN batch takes one statistic of the whole batch, LN batch one of each of its "
         "groups; with K images or fewer, each group holds one image. "
-        f"Each point is the mean over seeds {spread([table.seed.nunique()])}; {int(table.images.max()):,} test images. "
+        f"Each point is the mean over seeds {spread(seeds[arm] for arm in drawn)}; {int(table.images.max()):,} test images. "
         f"{describe(about)}."
     )
 

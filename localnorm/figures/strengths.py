@@ -103,16 +103,14 @@ def _numbers(tables: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def _numbers_by_title(tables: dict[str, pd.DataFrame]) -> str:
-    """The same for a caption: "0, 1, or 10 on CIFAR-10 and 15 on Stanford Cars"."""
-    ranks = list(zip_longest(*(sorted(table.fixed_last.unique()) for table in tables.values())))
-    titles = [title.split(" (")[0] for title in tables]
-    said = [
-        f"{rank[0]:g}"
-        if len(set(rank)) == 1
-        else enumerate_words([f"{n:g} on {title}" for n, title in zip(rank, titles, strict=True) if n is not None])
-        for rank in ranks
-    ]
-    return f"{', '.join(said[:-1])}, or {said[-1]}" if len(said) > 1 else said[0]
+    """The same for a caption: "0 or 1", where experiments differ "0, 1 or 10 on CIFAR-10 and 0 on Stanford Cars"."""
+    said = {}
+    for title, table in tables.items():
+        *others, last = (f"{count:g}" for count in sorted(table.fixed_last.unique()))
+        said[title.split(" (")[0]] = f"{', '.join(others)} or {last}" if others else last
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return enumerate_words([f"{counts} on {title}" for title, counts in said.items()])
 
 
 def caption(tables: dict[str, pd.DataFrame], networks: Sequence[str], abouts: Sequence[dict]) -> str:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -15,18 +16,24 @@ from localnorm.settings import CONTROLS
 from localnorm.tables import read_about, read_lengths, read_table
 from localnorm.words import title
 
-__all__ = ["collect", "write"]
+__all__ = ["collect", "of_params", "write"]
 
 DIGITS = 6
 
 
-def collect(lengths: Sequence[str] = (), studied: Sequence[str] = (), controlled: Sequence[str] = ()) -> dict:
+def collect(
+    lengths: Sequence[str] = (),
+    studied: Sequence[str] = (),
+    controlled: Sequence[str] = (),
+    ablated: Mapping[str, int | None] = MappingProxyType({}),
+) -> dict:
     """The results as one dictionary.
 
     Args:
         lengths: experiments that differ in how long they train; those that are not published are told of beside the published.
         studied: those with a study of trainings for one image at a time.
         controlled: those with controls of one image at a time, and with fine-tuning for it.
+        ablated: those with ablations, and the epochs of these; None: as many as the experiment's.
 
     Returns:
         published: names of the experiments that the paper tells of.
@@ -34,6 +41,7 @@ def collect(lengths: Sequence[str] = (), studied: Sequence[str] = (), controlled
             comparisons: a list of rows with their verdict and whether the first arm was not trained to the end, streams and ablations:
             lists of rows {arm, metric, estimate, low, high, seeds} with what they vary, ratio, mcnemar, shifts}; see
             `localnorm.comparisons`. What has too few seeds for an interval has by_seed, a list.
+        ablation_epochs: as `ablated`.
         claims: key -> {statement, ours}.
         primary: the primary comparisons, in the order in which they were written down.
         lengths: {experiment, epochs, seeds, train_accuracy: {layer: share}, arms, streams} for each length of training.
@@ -64,6 +72,7 @@ def collect(lengths: Sequence[str] = (), studied: Sequence[str] = (), controlled
             )
             for name in abouts
         },
+        "ablation_epochs": dict(ablated),
         "claims": {claim.key: {"statement": claim.statement, "ours": claim.ours} for claim in CLAIMS.values()},
         "primary": [
             {key: getattr(row, key) for key in ("primary", "claim", "first", "second", "metric", "source", "statement")}
@@ -203,10 +212,16 @@ def _plain(value):
     return value.item() if hasattr(value, "item") else value
 
 
+def of_params() -> dict:
+    """What `collect` gives of the experiments that params.yaml lists for the paper."""
+    params = load_params()
+    lengths, told = params.get("lengths", []), {*params["published"], *params.get("lengths", [])}
+    studied, ablated = ([name for name in params.get(key, []) if name in told] for key in ("studied", "ablated"))
+    epochs = {name: params[name]["ablations"].get("train", {}).get("epochs") for name in ablated}
+    return collect(lengths, studied, params.get("controlled", []), epochs)
+
+
 def write() -> None:
     """Write paper/numbers.json."""
-    params = load_params()
-    studied = [name for name in params.get("studied", []) if name in params["published"]]
-    made = collect(params.get("lengths", []), studied, params.get("controlled", []))
-    text = json.dumps(made, indent=1, ensure_ascii=False)
+    text = json.dumps(of_params(), indent=1, ensure_ascii=False)
     paths.write(paths.paper() / "numbers.json", text + "\n")

@@ -1,7 +1,6 @@
 """The generated tables of the README: which way of normalising to use in which situation, and the claims with their marks."""
 
 import json
-import math
 
 import pandas as pd
 
@@ -19,12 +18,14 @@ MARKERS = "<!-- {0}: written by `python -m localnorm.render {1}` -->", "<!-- /{0
 # (situation, arm, one line of code); an empty situation is that of the row above. The first arm of a situation is the one to use: a
 # test holds it against the others.
 SITUATIONS = (
-    ("many test images of one condition", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
+    ("many test images of one condition", "LN pooled", 'predict(model, images, "pooled", batch_size=B)'),
+    ("", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
     ("", "LN batch", 'predict(model, images, "batch", batch_size=B)'),
     ("one image at a time, a BatchNorm network", "BN gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "BN prior", 'predict(model, image, "prior", prior=n0)'),
     ("one image at a time, retraining possible", "LN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "BN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
+    ("", "LN gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
     ("a stream of mixed conditions", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
@@ -115,7 +116,7 @@ def claims(
 ) -> str:
     """A Markdown table with one row per claim: what was measured, and the differences in points per experiment.
 
-    Differences of primary comparisons have their mark, unless they are of few seeds.
+    Differences of primary comparisons have the mark of their verdict.
 
     Args:
         compared: comparisons of one experiment or more, with the column experiment.
@@ -148,12 +149,13 @@ def _found(key: str, compared: pd.DataFrame, names: list[str]) -> tuple[str, lis
     said, cells = [], [[] for _ in names]
     for each in chosen:
         first, second, metric, epochs = each
-        said.append(f"{first} - {second}, {METRICS[metric].label}{f', {epochs} epochs later' if epochs else ''}")
+        later = f", {epochs} epochs later (short trainings)" if epochs else ""  # of the ablations
+        said.append(f"{first} - {second}, {METRICS[metric].label}{later}")
         for name, cell in zip(names, cells, strict=True):
             own = rows[(rows.experiment == name) & (rows[columns] == list(each)).all(axis=1) & (rows.seeds > 0)]
             for row in own.itertuples():
-                tested = row.primary and not math.isnan(row.low)  # few seeds have no interval and no verdict
-                cell.append(f"{MARKS[verdict(row)] + ' ' if tested else ''}{100 * row.estimate:+.1f}")
+                word = verdict(row)
+                cell.append(f"{MARKS[word] + ' ' if word else ''}{100 * row.estimate:+.1f}")
             if own.empty:
                 cell.append(UNTESTED)
     return "<br>".join(said), ["<br>".join(cell) for cell in cells]

@@ -3,23 +3,24 @@
 import math
 
 from localnorm.comparisons import FAILS, HOLDS, UNDECIDED, lacks_training, verdict
-from localnorm.words import percent
+from localnorm.words import percent, seed_count
 
-__all__ = ["MARKS", "UNTESTED", "verdict_words"]
+__all__ = ["MARKS", "NONE", "UNTESTED", "verdict_words"]
 
 UNTESTED = "not tested here"
+NONE = "no verdict"
 MARKS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}
 
 
 def verdict_words(row) -> str:
-    """The verdict of a comparison in words. If it is undecided, they say which effects the interval excludes.
+    """The verdict of a primary comparison in words. If it is undecided, they say which effects the interval excludes.
 
     Args:
         row: a row of `localnorm.comparisons.evaluate`.
     """
     if not row.seeds:
         return UNTESTED
-    word = verdict(row)
+    word = verdict(row) or f"{NONE}: {seed_count(row.seeds)}"
     if word != UNDECIDED or math.isnan(row.high):
         return word
     if row.estimate <= row.threshold and lacks_training(row):
