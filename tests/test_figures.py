@@ -609,8 +609,8 @@ def test_the_caption_of_longer_training_says_what_a_mark_is_at_each_length():
     said = length_caption(table, {2: ABOUT, 5: ABOUT | {"seeds": 4}}, ["BN fixed"])
     assert "on Toys" in said
     assert "2 epochs: mean of 6 seeds with its 95 % interval; 5 epochs: one seed." in said
-    table.loc[(table.epochs == 5) & (table.arm == "LN batch"), "seeds"] = 4
-    said = length_caption(table, {2: ABOUT, 5: ABOUT | {"seeds": 4}}, ["BN fixed", "LN batch"])
+    table.loc[(table.epochs == 5) & (table.arm == "LN single"), "seeds"] = 4
+    said = length_caption(table, {2: ABOUT, 5: ABOUT | {"seeds": 4}}, ["BN fixed", "LN single"])
     assert "5 epochs: mean of 1 or 4 seeds with its 95 % interval" in said
 
 
