@@ -313,8 +313,8 @@ def _table(comparisons: list[Comparison], source: "Runs | pd.DataFrame") -> pd.D
 def verdict(row) -> str:
     """The verdict of a primary comparison, one of VERDICTS; empty for a description, and where too few seeds for an interval were run.
 
-    A comparison is decided if the corrected p is below .05. It holds if the difference, and the interval where there is one, is then
-    above the threshold. If it is below, the comparison fails, unless the network of the first arm was not trained to the end: see
+    A comparison is decided if the corrected p is below .05. It holds if the difference is then above the
+    threshold. If it is below, the comparison fails, unless the network of the first arm was not trained to the end: see
     `lacks_training`. Two seeds or three that happen to agree make a small p, so they decide nothing.
     """
     if not row.primary or row.seeds < stats.ENOUGH_SEEDS:

@@ -56,11 +56,14 @@ def helps(rows, first: str, second: str) -> bool:
     )
 
 
-def statistics_bring_all(rows) -> bool:
-    """Taking statistics from the test batch alone brings at least what LocalNorm in batches brings."""
+def statistics_bring_nearly_all(rows) -> bool:
+    """Statistics of the test batch alone bring at least what LocalNorm's groups bring, and nine tenths of what any arm in batches does."""
     gains = rows[(rows.second == "BN fixed") & (rows.metric == "noisy")].set_index(["experiment", "first"]).estimate
     share = gains.xs("BN batch", level="first") / gains.xs("LN batch", level="first")
-    return helps(rows, "BN batch", "BN fixed") and bool((share >= 1).all())
+    of = ways()
+    most = max(of[arm, "noisy"] for arm, metric in of if metric == "noisy" and arm.endswith(("batch", "pooled")))
+    whole = (of["BN batch", "noisy"] - of["BN fixed", "noisy"]) / (most - of["BN fixed", "noisy"])
+    return helps(rows, "BN batch", "BN fixed") and bool((share >= 1).all()) and whole > 0.9
 
 
 def ways() -> dict[tuple[str, str], float]:
@@ -92,7 +95,7 @@ def batchnorm_comes_close() -> bool:
 
 
 FOUND = {  # the sentence of the README, clause by clause, and what must hold in the published comparisons for it to be true
-    "in test batches their statistics bring all of the measured robustness, to plain BatchNorm too;": statistics_bring_all,
+    "in test batches their statistics bring nearly all of the measured robustness, to plain BatchNorm too;": statistics_bring_nearly_all,
     "LocalNorm's groups add none.": localnorm_adds_none,
     "One image is enough if its statistics are mixed with the training set's (*prior*).": lambda rows: (
         helps(rows, "BN prior", "BN fixed") and helps(rows, "LN prior", "BN fixed")

@@ -1,7 +1,5 @@
 """The verdict of a comparison in words and as a mark."""
 
-import math
-
 from localnorm.comparisons import FAILS, HOLDS, UNDECIDED, lacks_training, verdict
 from localnorm.words import percent, seed_count
 
@@ -21,7 +19,7 @@ def verdict_words(row) -> str:
     if not row.seeds:
         return UNTESTED
     word = verdict(row) or f"{NONE}: {seed_count(row.seeds)}"
-    if word != UNDECIDED or math.isnan(row.high):
+    if word != UNDECIDED:
         return word
     if row.estimate <= row.threshold and lacks_training(row):
         return f"{word}: not trained to the end, {percent(-row.train_gap)} points behind on its training images"
