@@ -20,7 +20,9 @@ from localnorm.settings.ablations import variants
 
 __all__ = ["check_params"]
 
-NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # a folder's name, and a word of the commands in dvc.yaml
+NAME = re.compile(
+    r"[A-Za-z0-9][\w-]*", re.ASCII
+)  # a folder's name, a word of the commands in dvc.yaml, and of params.yaml for DVC
 
 LARGEST = 2**63  # whole numbers below fit what they are handed to
 
@@ -102,7 +104,7 @@ def _check_lists(params: dict) -> None:
         raise ValueError(f"params.yaml: seeds must be at least 0, got {params['seeds']}")
     for name in params["experiments"]:
         if not NAME.fullmatch(name):
-            raise ValueError(f"params.yaml: an experiment's name is letters, digits, '-', '_' and '.', got {name!r}")
+            raise ValueError(f"params.yaml: an experiment's name is letters, digits, '-' and '_', got {name!r}")
         lists = ("networks", "seeds")  # an experiment may name its own
         blocks = (
             {key: one for key, one in params[name].items() if key not in lists}

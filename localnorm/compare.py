@@ -72,8 +72,8 @@ class Report:
 
     @property
     def agrees(self) -> bool:
-        """Whether the settings are the same and every quantity with power lies inside its tolerance."""
-        return not self.settings and len(self.counted) > 0 and bool(self.counted.inside.all())
+        """Whether the settings are the same and no quantity with power lies outside its tolerance."""
+        return not self.settings and bool(self.counted.inside.all())
 
 
 def committed(path: Path, revision: str = "HEAD") -> str:
@@ -200,7 +200,11 @@ def text(report: Report) -> str:
             f"  {row.primary:4}{what:46}{percent(row.expected):>9}{percent(row.obtained):>9}{percent(row.tolerance):>10}  {said}"
         )
     counted = report.counted
-    lines.append(f"  {int(counted.inside.sum())} of {len(counted)} lie inside their tolerance")
+    lines.append(
+        f"  {int(counted.inside.sum())} of {len(counted)} lie inside their tolerance"
+        if len(counted)
+        else "  no difference is larger than its tolerance, so nothing could be judged: more seeds narrow it"
+    )
     return "\n".join(lines)
 
 

@@ -17,16 +17,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
 from tqdm import tqdm
 
 from localnorm import paths
 from localnorm.data import sources
 from localnorm.data.archives import MAX_FILE_BYTES
-from localnorm.data.images import IMAGE_SUFFIXES, check_image, refusals, why_unread
+from localnorm.data.images import FITS, IMAGE_SUFFIXES, check_image, refusals, why_unread
 from localnorm.data.readers import SPLITS, is_hidden, read_image_folder
+from localnorm.settings.rules import check_choice, check_count
+from localnorm.settings.train import MODELS
 
-__all__ = ["experiment_block", "pack_folder", "write_sample_folder"]
+__all__ = ["experiment_block", "experiment_name", "pack_folder", "write_sample_folder"]
 
 WORKERS = 2  # threads that decode, as in `prepare`
 
@@ -50,8 +53,9 @@ def pack_folder(folder: str | Path) -> str:
 
     Raises:
         NotADirectoryError: there is no such folder.
-        ValueError: the folder holds no images, has neither of the two layouts, has a class without images, or holds images that cannot
-            be read, which are all named. Or there is an archive of that name with other images, which was not packed from this folder.
+        ValueError: the folder holds no images, has neither of the two layouts, has a class without images or links to folders, or holds
+            images that cannot be read, which are all named. Or there is an archive of that name with other images, which was not
+            packed from this folder.
             Nothing is written in any of these cases.
     """
     folder = Path(folder).expanduser().resolve()
@@ -81,6 +85,15 @@ def pack_folder(folder: str | Path) -> str:
 def _members(folder: Path) -> dict[str, Path]:
     """Name in the archive (split/class/file) -> the file. Empty folders are among them; their names end in "/"."""
     every = {file.relative_to(folder): file for file in sorted(folder.rglob("*"))}
+    if links := [name.as_posix() for name, file in every.items() if file.is_symlink() and file.is_dir()]:
+        raise ValueError(
+            f"{folder} has links to folders, which are not followed: {', '.join(links)}; put the folders themselves there, or "
+            f"pack a copy that `cp -rL` made"
+        )
+    if unwritable := [str(name) for name in every if not _is_text(str(name))]:
+        raise ValueError(
+            f"{folder} has names that are not UTF-8: {', '.join(map(ascii, unwritable))}; rename those files"
+        )
     images = [name for name, file in every.items() if file.is_file() and _is_image(name)]
     if not images:
         raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}) as class/file or split/class/file")
@@ -88,8 +101,8 @@ def _members(folder: Path) -> dict[str, Path]:
     for name in images:
         if not split and len(name.parts) != 2:
             raise ValueError(
-                f"{folder} is laid out neither as class/file nor as split/class/file with splits of {', '.join(SPLITS)}: "
-                f"{name.as_posix()}; move the images so that all lie at one depth"
+                f"{folder} is laid out neither as class/file nor as split/class/file with splits of {', '.join(SPLITS)} (in small "
+                f"letters): {name.as_posix()}; give the folder that holds the classes or splits, and let all images lie at one depth"
             )
     before = "" if split else "train/"
     files = {f"{before}{name.as_posix()}": file for name, file in every.items() if file.is_file()}
@@ -97,6 +110,13 @@ def _members(folder: Path) -> dict[str, Path]:
         f"{before}{name.as_posix()}/": file for name, file in every.items() if file.is_dir() and not any(file.iterdir())
     }
     return files | empty
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:  # bytes of another encoding, which Python keeps as surrogates
+        return False
 
 
 def _is_image(name: Path) -> bool:
@@ -199,13 +219,13 @@ _SUITED = {
     None: "pretrained: true # start from ImageNet weights, fetched once\n    epochs: 5\n    batch_size: 16 # B\n"
     "    num_groups: 2 # K, so 8 images per group\n    learning_rate: 0.02",
 }
-_BLOCK = """{name}-{model}:
+_BLOCK = """{experiment}:
   networks: [bn, ln] # BatchNorm and LocalNorm; ln_drawn too, with a line under `statistics`
   seeds: [0, 1, 2] # enough for a first look; verdicts need six
   prepare:
-    dataset: {name}
+    dataset: {dataset}
     image_size: {size} # pixels a side, to which all images are resized
-    fit: crop # takes the square in the middle; squash: squeezes the whole image to a square
+    fit: {fit} # crop takes the square in the middle; squash: squeezes the whole image to a square
     validation: 0.1 # share of the training images
     test: 0.2 # share of the images, where there is no folder `test`
     seed: 0
@@ -229,25 +249,45 @@ _BLOCK = """{name}-{model}:
 """
 
 
-def experiment_block(name: str, model: str = "resnet18", image_size: int = 128) -> str:
+def experiment_name(name: str, model: str) -> str:
+    """<name>-<model>, with "-" for dots: DVC takes a dot in a name of params.yaml for a step into a block."""
+    return f"{name}-{model}".replace(".", "-")
+
+
+def experiment_block(
+    name: str, model: str = "resnet18", image_size: int = 128, fit: str = "crop", epochs: int | None = None
+) -> str:
     """The block of settings for params.yaml that makes an experiment of your own images: two networks with three seeds, for a first look.
 
     Args:
         name: name of the data set in data/raw, as `pack_folder` returns it.
         model: a key of `localnorm.settings.MODELS`. All but "small" and "resnet32" start from ImageNet weights.
         image_size: side in pixels to which the images are resized.
+        fit: how an oblong image becomes a square, "crop" or "squash"; see `localnorm.data.prepare`.
+        epochs: of training; None is what suits the model.
 
     Returns:
-        Text in YAML with comments. The experiment is named <name>-<model>.
+        Text in YAML with comments. The experiment is named as `experiment_name` says.
+
+    Raises:
+        ValueError: a model, a size or a fit that cannot be.
     """
+    check_choice("model", model, MODELS)
+    check_choice("fit", fit, FITS)
+    check_count("image_size", image_size)
     suited = _SUITED.get(model, _SUITED[None])
     if model == "efficientnet_lite0":
         suited = f"eps: null # the network's own, which its weights need\n    {suited}"
     batch = re.search(r"batch_size: (\d+)", suited)[1]
+    if epochs is not None:
+        check_count("epochs", epochs)
+        suited = re.sub(r"epochs: \d+", f"epochs: {epochs}", suited)
     flip, prior = ("false", 16) if image_size < 32 else ("true", 512)
     return _BLOCK.format(
-        name=name,
+        experiment=experiment_name(name, model),
+        dataset=name if yaml.safe_load(name) == name else json.dumps(name),  # 2024 would be a number
         model=model,
+        fit=fit,
         size=image_size,
         suited=suited,
         batch=batch,
@@ -281,6 +321,20 @@ def write_sample_folder(folder: Path, images: int = 600, size: int = 16) -> Path
     return folder
 
 
+def _named(images: str) -> str:
+    """The name of the data set that is meant: a folder here is packed, before anything in data/raw is looked for.
+
+    Raises:
+        ValueError: `prepare` would refuse what the name leads to.
+    """
+    is_name = re.fullmatch(r"[\w.-]+", images) and not Path(images).is_dir() and sources.plan(images).source is not None
+    name = images if is_name else pack_folder(images)
+    found = sources.plan(name)
+    if found.is_own and len(classes := read_image_folder(list(found.files)).classes) < 2:
+        raise ValueError(f"{images} holds one class, {classes[0]}; a classifier needs at least two to choose from")
+    return name
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Pack a folder and print its block of settings; returns the exit status.
 
@@ -292,17 +346,17 @@ def main(arguments: list[str] | None = None) -> int:
         description="Print the block of params.yaml that puts images of your own through the pipeline.",
     )
     parser.add_argument("images", help="a folder of images, which is packed into data/raw, or a name that lies there")
-    parser.add_argument("--model", default="resnet18", help="default: %(default)s")
+    parser.add_argument("--model", default="resnet18", choices=MODELS, help="default: %(default)s")
     parser.add_argument("--image-size", type=int, default=128, help="pixels a side (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
-        is_name = re.fullmatch(r"[\w.-]+", given.images) and sources.plan(given.images).source is not None
-        name = given.images if is_name else pack_folder(given.images)
+        name = _named(given.images)
+        block = experiment_block(name, given.model, given.image_size)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    experiment = f"{name}-{given.model}"
-    print(experiment_block(name, given.model, given.image_size), end="")
+    experiment = experiment_name(name, given.model)
+    print(block, end="")
     print(
         f"add {experiment} to the list `experiments` of params.yaml and the block above at its end; "
         f"then: make quickstart EXPERIMENT={experiment}",

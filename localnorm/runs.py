@@ -50,15 +50,15 @@ def check() -> None:
     dvc_state.set_up()
 
 
-def check_images() -> None:
-    """Whether the prepared images of every experiment are those that lie on this machine now.
+def check_images(experiments: Iterable[str] = ()) -> None:
+    """Whether the prepared images of these experiments, or of all, are those that lie on this machine now.
 
     Raises:
         ValueError: an archive was replaced, say; names the command that takes it.
     """
     from localnorm.data.report import changed
 
-    if found := changed(load_params()["experiments"]):
+    if found := changed(experiments or load_params()["experiments"]):
         raise ValueError("\n".join(found.values()))
 
 
@@ -224,6 +224,7 @@ def run_side_by_side(experiment: str, jobs: int, share: tuple[int, int] = (0, 1)
     # Shares start when their machines are free, and DVC locks what preparing writes against the runs that read it already.
     if share == (0, 1) and not _reproduce(f"prepare@{experiment}"):
         raise RuntimeError(f"the images of {experiment} could not be prepared; the reason stands above")
+    check_images([experiment])  # again: where they were missing, DVC's cache may have brought those of an older archive
     late = dvc_state.stale(_stages_of(targets))
     targets = [target for target in targets if late & set(_stages_of([target]))]
 
@@ -294,7 +295,7 @@ def _late(experiments: list[str], others: Iterable[str] = ()) -> set[str]:
     """
     try:
         dvc_state.set_up()
-        check_images()
+        check_images(experiments)
         late = dvc_state.stale({*others}.union(*map(_before_scores, experiments or load_params()["experiments"])))
         wrong = None
     except Exception as error:  # of a params.yaml that cannot be right: its check says it better

@@ -36,6 +36,7 @@ def visible(folder):
 def draw(file, value):
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(file)
+    return file
 
 
 def test_a_folder_of_classes_becomes_training_images_and_is_prepared_pixel_for_pixel(project):
@@ -152,7 +153,7 @@ def test_an_archive_of_the_same_images_elsewhere_is_taken(project, monkeypatch):
     [
         ([], "holds no images .* as class/file or split/class/file"),
         (["1.png"], "neither as class/file nor as split/class/file .*: 1.png"),
-        (["train/a/1.png", "b/2.png"], "splits of .*train.*: train/a/1.png; move the images"),
+        (["train/a/1.png", "b/2.png"], "splits of .*train.*: train/a/1.png; give the folder that holds"),
         (["summer/a/1.png"], "neither as class/file nor as split/class/file .*: summer/a/1.png"),
     ],
 )
@@ -161,6 +162,19 @@ def test_another_layout_is_refused_with_the_file_that_does_not_fit(project, file
     for name in files:
         draw(project / "x" / name, 1)
     with pytest.raises(ValueError, match=message):
+        pack_folder(project / "x")
+    assert not paths.raw().exists()
+
+
+def test_links_to_folders_and_names_of_another_encoding_are_named(project):
+    draw(project / "x" / "a" / "1.png", 1)
+    draw(project / "elsewhere" / "1.png", 2)
+    (project / "x" / "lily").symlink_to(project / "elsewhere", target_is_directory=True)
+    with pytest.raises(ValueError, match=r"links to folders, which are not followed: lily; .*cp -rL"):
+        pack_folder(project / "x")
+    (project / "x" / "lily").unlink()
+    draw(project / "x" / "a" / "2.png", 1).rename(project / "x" / "a" / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(ValueError, match=r"names that are not UTF-8: 'a/caf\\udce9.png'; rename"):
         pack_folder(project / "x")
     assert not paths.raw().exists()
 
@@ -245,3 +259,38 @@ def test_one_command_packs_a_folder_and_prints_its_block(project, capsys):
     assert main(["birds", "--model", "small"]) == 0
     assert main([str(project / "gone")]) == 1
     assert "gone is not a folder" in capsys.readouterr().err
+
+
+def test_the_same_command_takes_a_folder_that_changed_though_its_name_is_packed(project):
+    for name in ("robin", "wren"):
+        draw(project / "birds" / name / "1.png", 3)
+    assert main(["birds"]) == 0
+    draw(project / "birds" / "wren" / "2.png", 4)
+    assert main(["birds"]) == 0
+    assert "train/wren/2.png" in zipfile.ZipFile(paths.raw() / "birds.zip").namelist()
+
+
+def test_what_prepare_would_refuse_gets_no_block(project, capsys):
+    draw(project / "alone" / "robin" / "1.png", 3)
+    draw(paths.raw() / "vehicles" / "car" / "1.png", 3)
+    for given, said in (
+        (["alone"], "alone holds one class, robin"),
+        (["vehicles"], "is not laid out as split/class/file"),
+        (["digits", "--image-size", "-5"], "image_size must be a whole number of at least 1"),
+    ):
+        assert main(given) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert said in err
+
+
+def test_the_block_reads_back_as_it_was_meant():
+    """Of a name that YAML takes for a number, and of one with a dot, which DVC takes for a step into a block."""
+    (experiment,) = block = yaml.safe_load(experiment_block("2024", fit="squash", epochs=3))
+    assert experiment == "2024-resnet18"
+    assert block[experiment]["prepare"] | {"dataset": "2024", "fit": "squash"} == block[experiment]["prepare"]
+    assert block[experiment]["train"]["epochs"] == 3
+    (experiment,) = block = yaml.safe_load(experiment_block("birds.v2"))
+    assert (experiment, block[experiment]["prepare"]["dataset"]) == ("birds-v2-resnet18", "birds.v2")
+    with pytest.raises(ValueError, match="unknown model 'resnet19'"):
+        experiment_block("birds", "resnet19")

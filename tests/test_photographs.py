@@ -23,9 +23,10 @@ from data_fixtures import (
 from PIL import Image, features
 
 from localnorm import own_images, paths
-from localnorm.data import load, prepare, readers
+from localnorm.data import archives, load, prepare, readers
 from localnorm.data.__main__ import main
 from localnorm.data.images import to_pixels, why_unread
+from localnorm.data.photographs import photographs
 from localnorm.data.report import changed, report, warnings
 from localnorm.own_images import pack_folder
 
@@ -207,6 +208,33 @@ def test_names_of_a_zip_that_does_not_say_its_encoding_are_right(tmp_path, encod
 
 
 # ------------------------------------------------------------------------------------------------- shapes and formats
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white_as_on_a_page(mode):
+    """A black disc on nothing must not become a black square."""
+    drawn = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    drawn.paste((0, 0, 0, 255), (2, 2, 6, 6))
+    if mode == "P":
+        drawn = Image.fromarray((np.array(drawn)[..., 3] > 0).astype(np.uint8), "P")
+        drawn.putpalette([0] * 768)
+    buffer = io.BytesIO()
+    (drawn if mode == "P" else drawn.convert(mode)).save(buffer, "PNG", **({"transparency": 0} if mode == "P" else {}))
+    for channels in (1, 3):
+        pixels = to_pixels(buffer.getvalue(), "1.png", None, channels)
+        assert (pixels[:, 2:6, 2:6] == 0).all()
+        assert (pixels[:, 0, :] == 255).all()
+
+
+def test_films_and_links_beside_photographs_do_no_harm(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 10_000)
+    (tmp_path / "album").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "1.png").write_bytes(next(iter(image_files().values())))
+    (tmp_path / "mine" / "film.mp4").write_bytes(bytes(20_000))
+    (tmp_path / "mine" / "link").symlink_to(tmp_path / "album", target_is_directory=True)
+    (tmp_path / "mine" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert photographs(tmp_path / "mine", (3, 8, 8))[0] == ["1.png"]
 
 
 @pytest.mark.parametrize("turned", [False, True])

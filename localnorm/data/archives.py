@@ -94,7 +94,7 @@ def contents(path: Path) -> tuple[list[Entry], list[str]]:
                 raise _refused(path, f"{name!r} stands in it twice")
             total += size
             entries[name] = Entry(path, name, size, position, date)
-            if size > MAX_FILE_BYTES and _container(path) != "file":
+            if size > MAX_FILE_BYTES and _container(path) not in ("file", "folder"):  # a folder may have a film beside
                 raise _refused(path, f"{name!r} has {size:,} bytes, at most {MAX_FILE_BYTES:,} are allowed")
             if len(entries) > MAX_FILES:
                 raise _refused(path, f"it holds more than {MAX_FILES:,} files")

@@ -126,7 +126,7 @@ def to_pixels(
     """One picture as uint8 pixels (C, H, W).
 
     It is cut to its box and BOX_MARGIN pixels around, then resized with antialiasing. A photograph that says how the camera was held
-    (EXIF) is turned upright.
+    (EXIF) is turned upright. What is transparent becomes white, as on a page.
 
     Args:
         name: for messages.
@@ -155,6 +155,9 @@ def to_pixels(
             corners = (0, 0, *image.size)
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if "transparency" in image.info or "A" in image.getbands():
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("L" if channels == 1 else "RGB")
     except Exception as error:  # Pillow raises whatever wrong bytes make it stumble over
         raise ValueError(f"{name} is damaged: {error}") from error

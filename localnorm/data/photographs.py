@@ -46,13 +46,18 @@ def photographs(
 
 
 def _in_folder(folder: Path, most: int | None) -> dict[str, bytes]:
-    entries = scan(folder) if folder.exists() else []
+    if folder.is_dir():  # whatever else lies there, films and links, does no harm
+        there = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+    else:
+        there = {entry.name: entry for entry in (scan(folder) if folder.exists() else [])}
     # macOS leaves a hidden ._name.jpg beside name.jpg
-    entries = [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and not Path(e.name).name.startswith(".")]
-    if not entries:
+    names = sorted(name for name in there if name.lower().endswith(IMAGE_SUFFIXES) and not Path(name).name.startswith("."))
+    if not names:
         raise ValueError(f"no images in {str(folder)!r}; give a folder with files in {', '.join(IMAGE_SUFFIXES)}")
-    entries = sorted(entries, key=lambda entry: entry.name)[:most]
-    return {entry.name: data for entry, data in read(entries)}
+    chosen = [there[name] for name in names[:most]]
+    if folder.is_dir():
+        return {name: file.read_bytes() for name, file in zip(names, chosen, strict=False)}
+    return {entry.name: data for entry, data in read(chosen)}
 
 
 def _of_scikit_learn() -> dict:

@@ -186,7 +186,7 @@ def _split(listing: Listing, *, validation: float, test: float, seed: int, limit
             rows = parts["train"][_stratify(labels[parts["train"]], choice[parts["train"]])]
             count = max(1, round(share * len(rows)))
             if count >= len(rows):
-                raise ValueError(f"{part}={share} of {len(rows)} training images leaves none to train on; lower it")
+                raise ValueError(f"{part}={share} of {len(rows)} training images leaves none to train on; supply more images")
             parts[part], parts["train"] = rows[:count], rows[count:]
     for part, rows in parts.items():
         rows = rows[_stratify(labels[rows], choice[rows])][:limit]
