@@ -9,7 +9,7 @@ import pandas as pd
 from localnorm import noise, paths
 from localnorm.arms import ARMS, METRICS, NETWORKS, STATISTICS
 
-__all__ = ["read_about", "read_lengths", "read_table"]
+__all__ = ["read_about", "read_history_end", "read_lengths", "read_table"]
 
 COMPARED = (
     "claim primary first second metric source value threshold seeds train_gap deviation images_error estimate low "
@@ -157,6 +157,20 @@ def _numbers(text: pd.Series, column: str, name: str, repair: str) -> pd.Series:
         row = int(wrong.argmax())
         raise ValueError(f"{name}, line {row + 2}: {column} must be {rule}, got {text[row]!r}; {repair}")
     return values.astype(int) if column in COUNTS else values
+
+
+def read_history_end(experiment: str, variant: str, seed: int) -> dict[str, float]:
+    """The last epoch of a variant of a study, as `localnorm.study` keeps it: learning_rate, train_loss and accuracies.
+
+    Raises:
+        FileNotFoundError: the study did not train it.
+    """
+    place = f"data/runs/{experiment}-study/{variant.replace(' ', '_')}-s{seed}.json"
+    try:
+        kept = json.loads((paths.project() / place).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{place} is not there; make it with `dvc repro study@{experiment}`") from None
+    return kept["history"][-1]
 
 
 def read_lengths(experiments: Sequence[str]) -> tuple[pd.DataFrame, dict[int, dict]]:

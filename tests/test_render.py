@@ -160,7 +160,7 @@ def test_situations_show_the_accuracies_of_the_summary(toy):
     rows = readme.blocks()["situations"].splitlines()
     value = read_table("summary", "published").set_index(["arm", "metric"]).estimate
     row = next(line for line in rows if "| LN batch |" in line)
-    assert row.endswith(f"| {percent(value['LN batch', 'clean'])} / {percent(value['LN batch', 'noisy'])} |")
+    assert row.endswith(f"| **{percent(value['LN batch', 'clean'])} / {percent(value['LN batch', 'noisy'])}** |")
     assert all(line.count("|") == rows[0].count("|") for line in rows)
 
 

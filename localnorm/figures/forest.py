@@ -22,8 +22,8 @@ LOOKS = {
     UNDECIDED: ("#777777", "o", "white"),
     "": ("#777777", ".", "#777777"),
 }
-NONE = "no verdict, for few seeds"
-WIDEST = 25  # points on either side: what lies beyond is an arrow at the edge and a number
+NONE = "no verdict (too few seeds)"
+WIDEST = 35  # points on either side: what lies beyond is an arrow at the edge and a number
 
 
 def plot_forest(comparisons: pd.DataFrame) -> Figure:
@@ -76,6 +76,7 @@ def _draw_row(axis: Axes, row, height: int, limits: tuple[float, float]) -> None
             va="center",
             fontsize=LEGIBLE,
             color="0.4",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # over the line at zero
         )
         return
     colour, marker, face = LOOKS[verdict(row)]

@@ -27,7 +27,7 @@ def plot_length(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
     for axis, metric in zip(axes.flat, ("clean", "noisy"), strict=True):
         for number, label in enumerate(arms):
             rows = table[(table.metric == metric) & (table.arm == label)].sort_values("epochs")
-            aside = 5 * (number - (len(arms) - 1) / 2)  # points: the intervals of arms overlap
+            aside = 3 * (number - (len(arms) - 1) / 2)  # points: the intervals of arms overlap
             _draw_arm(axis, rows, label, aside)
         ticks_at(axis, table.epochs)
         axis.margins(x=0.15)

@@ -13,7 +13,7 @@ from localnorm.evaluators import at_best_mean, at_equal_clean, cost_summary, wit
 from localnorm.networks import NETWORKS
 from localnorm.params import load_params
 from localnorm.settings import CONTROLS
-from localnorm.tables import read_about, read_lengths, read_table
+from localnorm.tables import read_about, read_history_end, read_lengths, read_table
 from localnorm.words import title
 
 __all__ = ["collect", "of_params", "write"]
@@ -48,6 +48,8 @@ def collect(
         studies: experiment -> {epochs, images, seeds, fixed: {clean, noisy} of BatchNorm with fixed statistics, and two lists of rows
             {variant, statistics, network, prior, clean, noisy}: chosen, with the n0 of the best mean of clean and noisy, and
             equal_clean, with that of the best noisy within a point of fixed's clean, null where none is}. Validation images.
+        pilots: the same of the studies that vary the learning rate, each row of chosen with learning_rate, train_accuracy (of the
+            last epoch, as trained) and validation_accuracy (BatchNorm with fixed statistics, LocalNorm in batches).
         controls: experiment -> rows {network, network_label, control, label, strength, clean, noisy, images}, on test images.
         fine_tuned: experiment -> the same of the first of these networks, BatchNorm's, trained on for `epochs` as it is and as others.
         costs: what `localnorm.evaluators.cost_summary` gives.
@@ -57,6 +59,7 @@ def collect(
     published = list(dict.fromkeys(summary.experiment))
     abouts = {name: read_about(name) for name in dict.fromkeys([*published, *lengths])}
     folder = paths.paper() / "figures"
+    pilots = [name for name in studied if _varies_rate(name)]
     return {
         "published": published,
         "experiments": {
@@ -79,7 +82,8 @@ def collect(
             for row in PRIMARY
         ],
         "lengths": _lengths(lengths),
-        "studies": {name: _study(name) for name in studied},
+        "studies": {name: _study(name) for name in studied if name not in pilots},
+        "pilots": {name: _pilot(name) for name in pilots},
         "controls": {name: _ways("controls", name) for name in controlled},
         "fine_tuned": {name: _ways("fine_tuning", name) for name in controlled},
         "costs": _rows(cost_summary(read_table("cost"))),
@@ -147,6 +151,22 @@ def _study(name: str) -> dict:
         "chosen": _rows(at_best_mean(table).reset_index()),
         "equal_clean": _rows(at_equal_clean(table).reset_index()),
     }
+
+
+def _varies_rate(name: str) -> bool:
+    return any("learning_rate" in variant for variant in load_params(name)["study"]["variants"].values())
+
+
+def _pilot(name: str) -> dict:
+    """What each learning rate gives each network, with how its training ended."""
+    about, block = _study(name), load_params(name)
+    variants = block["study"]["variants"]
+    for row in about["chosen"]:
+        ends = [read_history_end(name, row["variant"], seed) for seed in block["study"]["seeds"]]
+        row["learning_rate"] = variants[row["variant"]].get("learning_rate", block["train"]["learning_rate"])
+        for key in ("train_accuracy", "validation_accuracy"):
+            row[key] = _plain(sum(end[key] for end in ends) / len(ends))
+    return about
 
 
 def _ways(kind: str, name: str) -> list[dict]:

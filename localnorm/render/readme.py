@@ -28,8 +28,8 @@ SITUATIONS = (
     ("", "LN gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
-    ("a stream of mixed conditions", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
-    ("", "LN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
+    ("a stream of mixed conditions", "BN gated", 'predict(model, image, "gated", prior=n0)'),
+    ("", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "BN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
@@ -37,6 +37,7 @@ SITUATIONS = (
     ("clean images alone", "BN fixed", "model.eval()(images)"),
 )
 STREAM = "a stream of mixed conditions"
+NEAR = 0.01  # seeds of one arm lie farther apart than that, so nothing here tells such arms from each other
 UNTESTED = "-"
 # claims without a primary comparison -> what is said of them: first and second arm, metric, and epochs of fine-tuning of a conversion
 DESCRIBED = {
@@ -50,8 +51,8 @@ COST_WORDS = {"step": "time", "memory": "memory", "single": "time of images alon
 def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame], headings: dict[str, str]) -> str:
     """A Markdown table: one row per situation and arm, the code, and per experiment clean and noisy accuracy in percent.
 
-    The arm to use in a situation is bold, and below it stand others that it was compared with. An arm of fewer seeds than its experiment
-    says how many.
+    Bold is an arm whose mean of clean and noisy accuracy lies within a point of the best in its situation and experiment. An arm of fewer
+    seeds than its experiment says how many.
 
     Args:
         summary: columns experiment, arm, metric, seeds and estimate.
@@ -60,42 +61,46 @@ def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame], headings
     """
     most = summary.groupby("experiment").seeds.max()
     value = summary.set_index(["experiment", "arm", "metric"])[["estimate", "seeds"]]
+    blocks: dict[str, list[tuple[str, str, dict[str, pd.DataFrame]]]] = {}
+    block = ""
+    for situation, arm, code in SITUATIONS:
+        block = situation or block
+        of_arm = {
+            each: _in_stream(streams[each], arm) if block == STREAM else _asked(value, each, arm) for each in headings
+        }
+        if any(len(found) for found in of_arm.values()):  # else no experiment ran the arm
+            blocks.setdefault(block, []).append((arm, code, of_arm))
     lines = [
         f"| you have | way | code | {' | '.join(f'{each}: clean / noisy' for each in headings.values())} |",
         f"|---|---|---|{'--:|' * len(headings)}",
     ]
-    block = shown = above = best = ""
-    for situation, arm, code in SITUATIONS:
-        if situation:
-            block, best = situation, arm
-        if block == STREAM:
-            found = {each: _in_stream(streams[each], arm) for each in headings}
-        else:
-            found = {
-                each: value.loc[[(each, arm, metric) for metric in ("clean", "noisy")]]
-                for each in headings
-                if (each, arm, "clean") in value.index
-            }
-        cells = [_cell(found.get(each), most[each]) for each in headings]
-        if not any(cells):
-            continue  # no experiment ran the arm
-        known = block == shown  # what the row above says is not said again
-        said = "" if known and code == above else f"`{code}`"
-        shown_arm = f"**{arm}**" if arm == best else arm
-        lines.append(
-            f"| {'' if known else block} | {shown_arm} | {said} | {' | '.join(cell or UNTESTED for cell in cells)} |"
-        )
-        shown, above = block, code
+    for block, rows in blocks.items():
+        means = {each: [found[each].estimate.mean() for _, _, found in rows] for each in headings}
+        best = {
+            each: pd.Series(means[each]).max() for each in headings
+        }  # NaN, where an arm was not run, is passed over
+        said = ""
+        for arm, code, found in rows:
+            cells = [_cell(found[each], most[each], best[each] - NEAR) for each in headings]
+            first = ("" if said else block, arm, "" if code == said else f"`{code}`")  # nothing is said twice
+            lines.append(f"| {' | '.join((*first, *cells))} |")
+            said = code
     return "\n".join(lines) + "\n"
 
 
-def _cell(found: pd.DataFrame | None, most: int) -> str:
-    """ "85.6 / 42.9", of fewer seeds than others "85.6 / 42.9 (2 seeds)"; empty where an arm was not run."""
-    if found is None or found.empty:
-        return ""
+def _asked(value: pd.DataFrame, experiment: str, arm: str) -> pd.DataFrame:
+    """Clean and noisy accuracy in an experiment; no rows where the arm was not run."""
+    return value.loc[[key for metric in ("clean", "noisy") if (key := (experiment, arm, metric)) in value.index]]
+
+
+def _cell(found: pd.DataFrame, most: int, good: float) -> str:
+    """ "85.6 / 42.9", of fewer seeds than others "85.6 / 42.9 (2 seeds)", bold where the mean is good; a dash where an arm was not run."""
+    if found.empty:
+        return UNTESTED
     seeds = int(found.seeds.min())
     fewer = "" if seeds == most else " (one seed)" if seeds == 1 else f" ({seeds} seeds)"
-    return " / ".join(map(percent, found.estimate)) + fewer
+    both = " / ".join(map(percent, found.estimate))
+    return (f"**{both}**" if found.estimate.mean() >= good else both) + fewer
 
 
 def _in_stream(table: pd.DataFrame, label: str) -> pd.DataFrame:
@@ -108,7 +113,8 @@ def _in_stream(table: pd.DataFrame, label: str) -> pd.DataFrame:
     rows = table[(table.composition == "mixed") & (table.network == arm.network) & (table.statistics == statistics)]
     rows = rows[rows.batch_size == (rows.batch_size.min() if alone else rows.batch_size.max())]
     by_seed = [scores.per_seed(rows, metric, ["seed"]) for metric in ("clean", "noisy")]
-    return pd.DataFrame([{"estimate": each.mean(), "seeds": len(each)} for each in by_seed if len(each)])
+    found = [{"estimate": each.mean(), "seeds": len(each)} for each in by_seed if len(each)]
+    return pd.DataFrame(found, columns=["estimate", "seeds"])
 
 
 def claims(

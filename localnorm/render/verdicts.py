@@ -11,7 +11,7 @@ MARKS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}
 
 
 def verdict_words(row) -> str:
-    """The verdict of a primary comparison in words. If it is undecided, they say which effects the interval excludes.
+    """The verdict of a primary comparison in words. If it is undecided, they say which differences the interval allows.
 
     Args:
         row: a row of `localnorm.comparisons.evaluate`.
@@ -24,4 +24,4 @@ def verdict_words(row) -> str:
     if row.estimate <= row.threshold and lacks_training(row):
         return f"{word}: not trained to the end, {percent(-row.train_gap)} points behind on its training images"
     margin = f", and {100 * row.threshold:+.1f} is the threshold" if row.threshold else ""
-    return f"{word}: less than {100 * row.low:+.1f} and more than {100 * row.high:+.1f} points are excluded{margin}"
+    return f"{word}: {100 * row.low:+.1f} to {100 * row.high:+.1f} points remain possible{margin}"
