@@ -5,6 +5,7 @@ import re
 import pytest
 from conftest import ROOT
 
+from localnorm.comparisons import UNDECIDED, verdict
 from localnorm.params import load_params
 from localnorm.tables import read_lengths, read_table
 from localnorm.words import seed_values
@@ -79,9 +80,10 @@ def localnorm_adds_none(rows) -> bool:
 
 
 def prior_helps_localnorm_on_cars_alone(rows) -> bool:
-    """More robust there than BatchNorm with a prior: by the interval, or in each of few seeds."""
+    """More robust there than BatchNorm with a prior: by the interval, or in each of few seeds; the other comparison decides nothing."""
     cifar, cars = (rows[rows.experiment == name] for name in load_params()["published"])
-    return helps(cars, "LN prior", "BN prior") and not helps(cifar, "LN prior", "BN prior")
+    (undecided,) = cifar[(cifar.primary == "P5") & (cifar.metric == "noisy")].itertuples()
+    return helps(cars, "LN prior", "BN prior") and verdict(undecided) == UNDECIDED
 
 
 def batchnorm_comes_close() -> bool:
@@ -97,10 +99,10 @@ def batchnorm_comes_close() -> bool:
 FOUND = {  # the sentence of the README, clause by clause, and what must hold in the published comparisons for it to be true
     "in test batches, BatchNorm with their statistics is as robust as LocalNorm:": localnorm_adds_none,
     "test statistics bring nearly all of the measured robustness, groups none.": statistics_bring_nearly_all,
-    "One image is enough if its statistics are mixed with the training set's (*prior*).": lambda rows: (
+    "One image helps if its statistics are mixed with the training set's (*prior*).": lambda rows: (
         helps(rows, "BN prior", "BN fixed") and helps(rows, "LN prior", "BN fixed")
     ),
-    "So asked, LocalNorm resists noise better on Stanford Cars, and not on CIFAR-10.": prior_helps_localnorm_on_cars_alone,
+    "There LocalNorm resists noise better on Stanford Cars; CIFAR-10 is undecided.": prior_helps_localnorm_on_cars_alone,
     "BatchNorm comes close to it on Cars if unusual images count more (*gated*, ours) or if it is trained for such mixing "
     "(*shrunk*, ours).": lambda rows: batchnorm_comes_close(),
 }
