@@ -12,14 +12,14 @@ import yaml
 from conftest import ROOT
 from results_fixtures import EXPERIMENT, right_share, write_experiment
 
-from localnorm import evaluators, paths
+from localnorm import evaluators, paths, scores
 from localnorm.arms import ARMS
 from localnorm.comparisons import CLAIMS, COMPARISONS
 from localnorm.gather import collect, write_results
 from localnorm.publish import publish
 from localnorm.render import latex, numbers, readme, reproducing
 from localnorm.render.verdicts import verdict_words
-from localnorm.tables import read_table
+from localnorm.tables import read_about, read_history_end, read_table
 from localnorm.words import difference, percent, share, spread, summary_text
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -202,6 +202,36 @@ def test_numbers_give_the_accuracy_of_each_arm_by_what_a_study_varied(toy):
     assert row["estimate"] == pytest.approx(0.35, abs=0.01), "half of 0.7: see right_share"
     assert row["seeds"] == 6
     assert made["ablations"] == [], "this experiment has none"
+
+
+def test_another_learning_rate_stands_beside_the_same_seeds_with_the_shared_one(toy, monkeypatch):
+    results = toy / "data" / "results"
+    shutil.copytree(results / EXPERIMENT, results / "toy-tuned")
+    table = pd.read_csv(results / "toy-tuned" / "scores.csv")
+    table = table[table.arm.str.startswith("LN") & (table.seed == 1)]
+    table.assign(right=table.right + 2).to_csv(results / "toy-tuned" / "scores.csv", index=False)  # of 40 images
+    rates = {EXPERIMENT: 0.1, "toy-tuned": 0.2}
+    monkeypatch.setattr(numbers, "load_params", lambda name: {"train": {"learning_rate": rates[name]}})
+    made = numbers._tuned("toy-tuned", {EXPERIMENT: read_about(EXPERIMENT)})
+    assert (made["against"], made["learning_rate"], made["shared_rate"]) == (EXPERIMENT, 0.2, 0.1)
+    assert {row["arm"] for row in made["rows"]} == {"LN batch", "LN single"}
+    shared = scores.per_seed(read_table("scores", EXPERIMENT), "noisy")["LN batch", 1]
+    (row,) = [row for row in made["rows"] if (row["arm"], row["metric"]) == ("LN batch", "noisy")]
+    assert (row["shared"], row["estimate"]) == (pytest.approx(shared), pytest.approx(shared + 0.05))
+
+
+def test_a_pilot_gives_every_network_the_same_rates_and_the_end_of_its_training(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    pilots = numbers.of_params()["pilots"]
+    assert pilots
+    for name, pilot in pilots.items():
+        rates = {network: [] for network in ("bn", "ln")}
+        for row in pilot["chosen"]:
+            rates[row["network"]].append(row["learning_rate"])
+            kept = read_history_end(name, row["variant"], PARAMS[name]["study"]["seeds"][0])
+            assert row["validation_accuracy"] == pytest.approx(kept["validation_accuracy"], abs=1e-5)
+        assert sorted(rates["bn"]) == sorted(rates["ln"])
+        assert len(set(rates["bn"])) == 3
 
 
 def test_latex_names_hold_letters_only_and_its_own_characters_are_escaped(toy):

@@ -76,12 +76,18 @@ def caption(table: pd.DataFrame, about: str) -> str:
         about: the experiment, its epochs and noises in a few words.
     """
     has_gate = (table.statistics == "gated").any()
+    shrunk = (
+        "Shrunk: trained with statistics of images shrunk towards their group's by an n0 drawn for each step, or as said; plain: the "
+        "group's alone; distilled: each batch plain too, which the shrunk one imitates. LN, groups of 16: trained with such groups; drawn: "
+        "with sizes drawn for each step. "
+    )
+    rates = "The rate: of learning, half or twice that of the main networks. "
+    said = {shrunk: table.network.str.endswith("shrunk"), rates: table.variant.str.endswith("rate")}
     return (
         "One image at a time: accuracy on clean images against accuracy under noises that are not scored, on validation images. A line "
         "is a training under mode prior, a point on it an n0 at test time, larger and larger from the left, where the image alone counts"
-        f"{'; dotted, with filled marks: under mode gated' if has_gate else ''}. Shrunk: trained with statistics of images "
-        "shrunk towards their group's by an n0 drawn for each step, or as said; plain: the group's alone; distilled: each batch plain too, "
-        "which the shrunk one imitates. LN, groups of 16: trained with such groups; drawn: with sizes drawn for each step. What costs more "
-        f"than {100 * SHOWN:.0f} points on clean images lies outside. Farther up and to the right is better. {about}; "
+        f"{'; dotted, with filled marks: under mode gated' if has_gate else ''}. "
+        f"{''.join(text for text, rows in said.items() if rows.any())}"
+        f"What costs more than {100 * SHOWN:.0f} points on clean images lies outside. Farther up and to the right is better. {about}; "
         f"{seed_count(table.seed.nunique())}."
     )

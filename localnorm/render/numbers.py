@@ -26,6 +26,7 @@ def collect(
     studied: Sequence[str] = (),
     controlled: Sequence[str] = (),
     ablated: Mapping[str, int | None] = MappingProxyType({}),
+    tuned: Sequence[str] = (),
 ) -> dict:
     """The results as one dictionary.
 
@@ -34,6 +35,7 @@ def collect(
         studied: those with a study of trainings for one image at a time.
         controlled: those with controls of one image at a time, and with fine-tuning for it.
         ablated: those with ablations, and the epochs of these; None: as many as the experiment's.
+        tuned: those whose networks have another learning rate than a published experiment, and else the same settings.
 
     Returns:
         published: names of the experiments that the paper tells of.
@@ -50,6 +52,8 @@ def collect(
             equal_clean, with that of the best noisy within a point of fixed's clean, null where none is}. Validation images.
         pilots: the same of the studies that vary the learning rate, each row of chosen with learning_rate, train_accuracy (of the
             last epoch, as trained) and validation_accuracy (BatchNorm with fixed statistics, LocalNorm in batches).
+        tuned: experiment -> {learning_rate, seeds, train_accuracy: {layer: share}, against: the published experiment, shared_rate: its
+            learning rate, rows: {arm, metric, estimate, shared: with that rate, of the same seeds}}.
         controls: experiment -> rows {network, network_label, control, label, strength, clean, noisy, images}, on test images.
         fine_tuned: experiment -> the same of the first of these networks, BatchNorm's, trained on for `epochs` as it is and as others.
         costs: what `localnorm.evaluators.cost_summary` gives.
@@ -84,6 +88,7 @@ def collect(
         "lengths": _lengths(lengths),
         "studies": {name: _study(name) for name in studied if name not in pilots},
         "pilots": {name: _pilot(name) for name in pilots},
+        "tuned": {name: _tuned(name, abouts) for name in tuned},
         "controls": {name: _ways("controls", name) for name in controlled},
         "fine_tuned": {name: _ways("fine_tuning", name) for name in controlled},
         "costs": _rows(cost_summary(read_table("cost"))),
@@ -169,6 +174,30 @@ def _pilot(name: str) -> dict:
     return about
 
 
+def _tuned(name: str, abouts: dict[str, dict]) -> dict:
+    """What another learning rate gives, beside the same seeds with the rate that all networks of an experiment share."""
+    about = read_about(name)
+    same = ("title", "model", "epochs")
+    against = next(other for other, each in abouts.items() if all(each[key] == about[key] for key in same))
+    rows = []
+    for metric in ("clean", "noisy"):
+        own, shared = (scores.per_seed(read_table("scores", each), metric) for each in (name, against))
+        for arm in own.index.unique("arm"):
+            found = shared[arm].reindex(own[arm].index)
+            rows.append({"arm": arm, "metric": metric, "estimate": own[arm].mean(), "shared": found.mean()})
+    rates = {
+        key: load_params(each)["train"]["learning_rate"]
+        for key, each in (("learning_rate", name), ("shared_rate", against))
+    }
+    kept = {key: about[key] for key in ("seeds", "train_accuracy")}
+    return {
+        "against": against,
+        **rates,
+        **kept,
+        "rows": [{key: _plain(value) for key, value in row.items()} for row in rows],
+    }
+
+
 def _ways(kind: str, name: str) -> list[dict]:
     table = read_table(kind, name)
     rows = table[table.part == "test"].drop(columns=["part", "chosen"])
@@ -238,7 +267,7 @@ def of_params() -> dict:
     lengths, told = params.get("lengths", []), {*params["published"], *params.get("lengths", [])}
     studied, ablated = ([name for name in params.get(key, []) if name in told] for key in ("studied", "ablated"))
     epochs = {name: params[name]["ablations"].get("train", {}).get("epochs") for name in ablated}
-    return collect(lengths, studied, params.get("controlled", []), epochs)
+    return collect(lengths, studied, params.get("controlled", []), epochs, params.get("tuned", []))
 
 
 def write() -> None:
