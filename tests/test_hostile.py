@@ -230,6 +230,7 @@ PLACES = [
 @example(place=["digits-small", "answers", "noises"], value={"batch": [""]})
 @example(place=["digits-small", "answers", "prior_noises"], value={"named": {"gaussian_multiplicative": -1}})
 @example(place=["digits-small", "ablations", "noises"], value={"named": [""]})
+@example(place=["digits-small", "ablations", "networks"], value=[""])
 @example(place=["digits-small", "train", "augment"], value=[1])
 @example(place=["digits-small", "answers", "streams"], value=[])
 @example(place=["digits-small", "answers", "streams"], value={"sizes": [1], "conditions": 3, "images": 8})

@@ -72,7 +72,7 @@ class AblationConfig:
         check_most_levels(self.max_levels)
         check_count("images", self.images)
         for network in self.networks:
-            arms.find("network", network, arms.NETWORKS)
+            arms.find("network of the list networks", network, arms.NETWORKS)
 
     @classmethod
     def from_params(cls, block: dict) -> "AblationConfig":
