@@ -8,6 +8,7 @@ from types import MappingProxyType
 import pandas as pd
 
 from localnorm import paths, scores, stats
+from localnorm.arms import ARMS, in_order
 from localnorm.comparisons import CLAIMS, PRIMARY, lacks_training, verdict
 from localnorm.evaluators import at_best_mean, at_equal_clean, cost_summary, with_fixed_statistics
 from localnorm.networks import NETWORKS
@@ -53,7 +54,7 @@ def collect(
         pilots: the same of the studies that vary the learning rate, each row of chosen with learning_rate, train_accuracy (of the
             last epoch, as trained) and validation_accuracy (BatchNorm with fixed statistics, LocalNorm in batches).
         tuned: experiment -> {learning_rate, seeds, train_accuracy: {layer: share}, against: the published experiment, shared_rate: its
-            learning rate, rows: {arm, metric, estimate, shared: with that rate, of the same seeds}}.
+            learning rate, rows: {arm, metric, estimate, shared: with that rate, of the same seeds}}; BN's have no other rate.
         controls: experiment -> rows {network, network_label, control, label, strength, clean, noisy, images}, on test images.
         fine_tuned: experiment -> the same of the first of these networks, BatchNorm's, trained on for `epochs` as it is and as others.
         costs: what `localnorm.evaluators.cost_summary` gives.
@@ -181,10 +182,11 @@ def _tuned(name: str, abouts: dict[str, dict]) -> dict:
     against = next(other for other, each in abouts.items() if all(each[key] == about[key] for key in same))
     rows = []
     for metric in ("clean", "noisy"):
-        own, shared = (scores.per_seed(read_table("scores", each), metric) for each in (name, against))
-        for arm in own.index.unique("arm"):
-            found = shared[arm].reindex(own[arm].index)
-            rows.append({"arm": arm, "metric": metric, "estimate": own[arm].mean(), "shared": found.mean()})
+        own, shared = (scores.per_seed(read_table("scores", each), metric).unstack() for each in (name, against))
+        shared = shared[own.columns].dropna()
+        for arm in in_order({*own.index, *(arm for arm in shared.index if ARMS[arm].network == "bn")}):
+            found = (table.mean(axis=1).get(arm, math.nan) for table in (own, shared))
+            rows.append({"arm": arm, "metric": metric} | dict(zip(("estimate", "shared"), found, strict=True)))
     rates = {
         key: load_params(each)["train"]["learning_rate"]
         for key, each in (("learning_rate", name), ("shared_rate", against))

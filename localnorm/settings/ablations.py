@@ -72,7 +72,10 @@ class AblationConfig:
         check_most_levels(self.max_levels)
         check_count("images", self.images)
         for network in self.networks:
-            arms.find("network of the list networks", network, arms.NETWORKS)
+            try:
+                arms.find("network", network, arms.NETWORKS)
+            except ValueError as error:
+                raise ValueError(f"networks: {error}") from None
 
     @classmethod
     def from_params(cls, block: dict) -> "AblationConfig":
