@@ -20,9 +20,8 @@ from localnorm.settings.ablations import variants
 
 __all__ = ["check_params"]
 
-NAME = re.compile(
-    r"[A-Za-z0-9][\w-]*", re.ASCII
-)  # a folder's name, a word of the commands in dvc.yaml, and of params.yaml for DVC
+# a folder's name, a word of the commands in dvc.yaml, and a key for DVC, to which a dot is a step into a block
+NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
 
 LARGEST = 2**63  # whole numbers below fit what they are handed to
 

@@ -222,9 +222,12 @@ def run_side_by_side(experiment: str, jobs: int, share: tuple[int, int] = (0, 1)
     """
     targets = runs_of(experiment)[share[0] :: share[1]]
     # Shares start when their machines are free, and DVC locks what preparing writes against the runs that read it already.
-    if share == (0, 1) and not _reproduce(f"prepare@{experiment}"):
-        raise RuntimeError(f"the images of {experiment} could not be prepared; the reason stands above")
-    check_images([experiment])  # again: where they were missing, DVC's cache may have brought those of an older archive
+    if share == (0, 1):
+        if not _reproduce(f"prepare@{experiment}"):
+            raise RuntimeError(f"the images of {experiment} could not be prepared; the reason stands above")
+        check_images(
+            [experiment]
+        )  # again: where they were missing, DVC's cache may have brought those of an older archive
     late = dvc_state.stale(_stages_of(targets))
     targets = [target for target in targets if late & set(_stages_of([target]))]
 

@@ -51,13 +51,12 @@ def _in_folder(folder: Path, most: int | None) -> dict[str, bytes]:
     else:
         there = {entry.name: entry for entry in (scan(folder) if folder.exists() else [])}
     # macOS leaves a hidden ._name.jpg beside name.jpg
-    names = sorted(name for name in there if name.lower().endswith(IMAGE_SUFFIXES) and not Path(name).name.startswith("."))
+    names = [name for name in sorted(there) if name.lower().endswith(IMAGE_SUFFIXES) and Path(name).name[0] != "."][:most]
     if not names:
         raise ValueError(f"no images in {str(folder)!r}; give a folder with files in {', '.join(IMAGE_SUFFIXES)}")
-    chosen = [there[name] for name in names[:most]]
     if folder.is_dir():
-        return {name: file.read_bytes() for name, file in zip(names, chosen, strict=False)}
-    return {entry.name: data for entry, data in read(chosen)}
+        return {name: there[name].read_bytes() for name in names}
+    return {entry.name: data for entry, data in read(there[name] for name in names)}
 
 
 def _of_scikit_learn() -> dict:

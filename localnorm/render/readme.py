@@ -76,9 +76,8 @@ def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame], headings
     ]
     for block, rows in blocks.items():
         means = {each: [found[each].estimate.mean() for _, _, found in rows] for each in headings}
-        best = {
-            each: pd.Series(means[each]).max() for each in headings
-        }  # NaN, where an arm was not run, is passed over
+        # NaN, where an arm was not run, is passed over
+        best = {each: pd.Series(means[each]).max() for each in headings}
         said = ""
         for arm, code, found in rows:
             cells = [_cell(found[each], most[each], best[each] - NEAR) for each in headings]
