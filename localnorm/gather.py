@@ -1,8 +1,9 @@
 """Collect the runs of an experiment from the files that training and answers wrote, and check that they can be compared."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from localnorm.scores import Answers, read_answers
 __all__ = ["Runs", "collect", "write_results"]
 
 OF_ONE_TRAINING = ("shrunk",)  # settings that only the kind of training of this name reads
+OTHER_RATE = ("learning_rate",)  # what sets a network that another experiment lends apart
 PAIR = ("bn", "ln")  # what every experiment compares: a seed counts once both have it
 
 
@@ -38,18 +40,25 @@ class Runs:
     about: dict
 
 
-def collect(experiment: str, networks: list[str], seeds: list[int]) -> Runs:
+def collect(
+    experiment: str, networks: list[str], seeds: list[int], lent: Mapping[str, str] = MappingProxyType({})
+) -> Runs:
     """Read the runs of an experiment: the seeds that both BatchNorm and LocalNorm have been trained and asked with.
 
     Any other network takes part with those of these seeds that it has, so that adding one never removes seeds from the pair.
+
+    Args:
+        lent: network -> the experiment that it is taken from, where `experiment` does not train it: one with another learning rate.
 
     Raises:
         FileNotFoundError: no seed has all its runs yet.
         ValueError: the runs were not trained alike on the same images, or not asked under the same conditions.
     """
+    homes = dict.fromkeys(networks, experiment) | lent
+    networks = list(homes)
     folders = {
-        (network, seed): paths.run(experiment, paths.run_name(experiment, network, seed))
-        for network in networks
+        (network, seed): paths.run(home, paths.run_name(home, network, seed))
+        for network, home in homes.items()
         for seed in seeds
     }
     done = {key for key, folder in folders.items() if (folder / "answers.csv").is_file()}
@@ -68,10 +77,11 @@ def collect(experiment: str, networks: list[str], seeds: list[int]) -> Runs:
     folders = {key: folder for key, folder in folders.items() if key in done and key[1] in complete}
     answers = {key: read_answers(folder, *key) for key, folder in folders.items()}
     records = {key: json.loads((folder / "record.json").read_text(encoding="utf-8")) for key, folder in folders.items()}
-    _check_trained_alike(experiment, records)
-    _check_asked_alike(experiment, answers)
+    names = {key: folder.name for key, folder in folders.items()}
+    _check_trained_alike(experiment, records, names, OTHER_RATE if lent else ())
+    _check_asked_alike(experiment, answers, names)
     histories = {key: pd.read_csv(folder / "history.csv") for key, folder in folders.items()}
-    table = pd.DataFrame([_run_row(experiment, key, records[key], histories[key]) for key in folders])
+    table = pd.DataFrame([_run_row(names[key], key, records[key], histories[key]) for key in folders])
     tables = {
         name: _stacked({key: pd.read_csv(folder / f"{name}.csv") for key, folder in folders.items()})
         for name in ("streams", "strengths")
@@ -84,11 +94,11 @@ def collect(experiment: str, networks: list[str], seeds: list[int]) -> Runs:
     return Runs(experiment, answers, table, about=_about(records, table, answers), **tables)
 
 
-def _run_row(experiment: str, key: tuple[str, int], record: dict, history: pd.DataFrame) -> dict:
+def _run_row(name: str, key: tuple[str, int], record: dict, history: pd.DataFrame) -> dict:
     network, seed = key
     train, last = record["train"], history.iloc[-1]
     return {
-        "run": paths.run_name(experiment, network, seed),
+        "run": name,
         "model": train["model"],
         "network": network,
         "seed": seed,
@@ -170,23 +180,28 @@ def _commonest(answers: dict[tuple[str, int], Answers]) -> dict[str, float]:
     return least
 
 
-def _check_trained_alike(experiment: str, records: dict[tuple[str, int], dict]) -> None:
-    """Runs made at different times, or on different machines, are one experiment only with the same settings and images."""
+def _check_trained_alike(
+    experiment: str, records: dict[tuple[str, int], dict], names: dict[tuple[str, int], str], free: Collection[str]
+) -> None:
+    """Runs made at different times, or on different machines, are one experiment only with the same settings and images.
+
+    Args:
+        free: settings in which two networks may differ.
+    """
     first, of_network = next(iter(records)), {}
     for key in records:
         unread = [part for part in OF_ONE_TRAINING if part != NETWORKS[key[0]].training]
-        _check_pair(experiment, records, of_network.setdefault(key[0], key), key, left_out=unread)
-        _check_pair(experiment, records, first, key, left_out=OF_ONE_TRAINING)
+        _check_pair(experiment, records, names, (of_network.setdefault(key[0], key), key), left_out=unread)
+        _check_pair(experiment, records, names, (first, key), left_out=(*OF_ONE_TRAINING, *free))
 
 
-def _check_pair(experiment: str, records: dict, first: tuple, other: tuple, left_out: Collection[str] = ()) -> None:
+def _check_pair(experiment: str, records: dict, names: dict, pair: tuple, left_out: Collection[str]) -> None:
     for part in ("train", "data"):
-        a, b = _without_date(records[first][part]), _without_date(records[other][part])
+        a, b = (_without_date(records[key][part]) for key in pair)
         if changed := sorted(key for key in (a.keys() | b.keys()) - {*left_out} if a.get(key) != b.get(key)):
-            names = [paths.run_name(experiment, *key) for key in (first, other)]
             raise ValueError(
                 f"the runs of {experiment} must be trained with the same settings on the same images, but "
-                f"{' and '.join(names)} differ in {', '.join(f'{part}.{key}' for key in changed)}; run: dvc repro "
+                f"{' and '.join(names[key] for key in pair)} differ in {', '.join(f'{part}.{key}' for key in changed)}; run: dvc repro "
                 f"scores@{experiment}"
             )
 
@@ -196,7 +211,9 @@ def _without_date(part: dict) -> dict:
     return part | {"provenance": provenance}
 
 
-def _check_asked_alike(experiment: str, answers: dict[tuple[str, int], Answers]) -> None:
+def _check_asked_alike(
+    experiment: str, answers: dict[tuple[str, int], Answers], names: dict[tuple[str, int], str]
+) -> None:
     """The same test images in the same order, and for each arm the same conditions on as many images in every seed."""
     first, one = next(iter(answers.items()))
     expected: dict[tuple[str, str], tuple[tuple[str, int], list]] = {}
@@ -204,7 +221,7 @@ def _check_asked_alike(experiment: str, answers: dict[tuple[str, int], Answers])
         if not np.array_equal(one.labels, each.labels):
             raise ValueError(
                 f"the runs of {experiment} must be asked about the same test images in the same order, but the true "
-                f"classes of {paths.run_name(experiment, *first)} and {paths.run_name(experiment, *key)} differ; run: "
+                f"classes of {names[first]} and {names[key]} differ; run: "
                 f"dvc repro scores@{experiment}"
             )
         for statistics, rows in each.table.groupby("statistics", sort=False):
@@ -214,7 +231,7 @@ def _check_asked_alike(experiment: str, answers: dict[tuple[str, int], Answers])
                 suite, noise, level, images = changed[0]
                 raise ValueError(
                     f"the runs of {experiment} must be asked under the same conditions, but of "
-                    f"{paths.run_name(experiment, *other)} and {paths.run_name(experiment, *key)} only one has "
+                    f"{names[other]} and {names[key]} only one has "
                     f"{noise} ({suite}) at level {level:g} on {images} images with {statistics} statistics; run: dvc "
                     f"repro scores@{experiment}"
                 )

@@ -23,6 +23,7 @@ TABLES = {
     "streams": ("{}/streams.csv", "network seed statistics composition batch_size suite noise level images right"),
     "strengths": ("{}/strengths.csv", "network seed statistics prior fixed_last clean noisy"),
     "comparisons": ("{}/comparisons.csv", COMPARED),
+    "own_rate": ("{}/own_rate.csv", COMPARED),
     "conversion": ("{}/conversion.csv", COMPARED),
     "mcnemar": ("{}/mcnemar.csv", "seed suite noise level images only_first only_second p p_holm"),
     "shifts": ("{}/shifts.csv", "suite noise level images batch_size distance low high"),

@@ -32,7 +32,9 @@ def right_share(network: str, statistics: str, seed: int, level: float) -> float
     return (clean if level == 0 else noisy) + 0.025 * (seed % 3 - 1)
 
 
-def write_run(project: Path, network: str, seed: int, statistics: list[str], **changes) -> Path:
+def write_run(
+    project: Path, network: str, seed: int, statistics: list[str], experiment: str = EXPERIMENT, **changes
+) -> Path:
     """The files of one run; `changes` of its record, or `images` scored under noise."""
     rows, classes = [], []
     labels = np.arange(IMAGES) % 4
@@ -44,7 +46,7 @@ def write_run(project: Path, network: str, seed: int, statistics: list[str], **c
             answer[scored:] = -1
             rows.append((key, suite, noise, level, np.nan, np.nan, scored, min(right, scored), 0.5, 0.3, 0.1, 0.0))
             classes.append(answer)
-    folder = project / "data" / "runs" / EXPERIMENT / paths.run_name(EXPERIMENT, network, seed)
+    folder = project / "data" / "runs" / experiment / paths.run_name(experiment, network, seed)
     columns = [
         "statistics",
         "suite",

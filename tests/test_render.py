@@ -10,16 +10,16 @@ import pytest
 import typst
 import yaml
 from conftest import ROOT
-from results_fixtures import EXPERIMENT, right_share, write_experiment
+from results_fixtures import EXPERIMENT, right_share, write_experiment, write_run
 
 from localnorm import evaluators, paths, scores
 from localnorm.arms import ARMS
-from localnorm.comparisons import CLAIMS, COMPARISONS
+from localnorm.comparisons import CLAIMS, COMPARISONS, evaluate
 from localnorm.gather import collect, write_results
 from localnorm.publish import publish
 from localnorm.render import latex, numbers, readme, reproducing
 from localnorm.render.verdicts import verdict_words
-from localnorm.tables import read_about, read_history_end, read_table
+from localnorm.tables import read_history_end, read_table
 from localnorm.words import difference, percent, share, spread, summary_text
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -210,9 +210,13 @@ def test_another_learning_rate_stands_beside_the_same_seeds_with_the_shared_one(
     table = pd.read_csv(results / "toy-tuned" / "scores.csv")
     table = table[table.arm.str.startswith("LN") & (table.seed == 1)]
     table.assign(right=table.right + 2).to_csv(results / "toy-tuned" / "scores.csv", index=False)  # of 40 images
+    for seed in range(6):
+        write_run(toy, "ln", seed, ["batch", "single"], "toy-tuned")
+    own_rate = evaluate(collect("toy-tuned", ["ln"], list(range(6)), {"bn": EXPERIMENT}))
+    paths.write_table(results / "toy-tuned" / "own_rate.csv", own_rate)
     rates = {EXPERIMENT: 0.1, "toy-tuned": 0.2}
     monkeypatch.setattr(numbers, "load_params", lambda name: {"train": {"learning_rate": rates[name]}})
-    made = numbers._tuned("toy-tuned", {EXPERIMENT: read_about(EXPERIMENT)})
+    made = numbers._tuned("toy-tuned", EXPERIMENT)
     assert (made["against"], made["learning_rate"], made["shared_rate"]) == (EXPERIMENT, 0.2, 0.1)
     with_rate = {row["arm"] for row in made["rows"] if row["estimate"] is not None}
     assert with_rate == {"LN batch", "LN single"}
@@ -220,6 +224,9 @@ def test_another_learning_rate_stands_beside_the_same_seeds_with_the_shared_one(
     shared = scores.per_seed(read_table("scores", EXPERIMENT), "noisy")["LN batch", 1]
     (row,) = [row for row in made["rows"] if (row["arm"], row["metric"]) == ("LN batch", "noisy")]
     assert (row["shared"], row["estimate"]) == (pytest.approx(shared), pytest.approx(shared + 0.05))
+    (first,) = [row for row in made["comparisons"] if row["primary"] == "P1"]
+    assert first["estimate"] == pytest.approx(0.4, abs=0.01), "LN batch - BN fixed, noisy: see right_share"
+    assert (first["seeds"], first["verdict"]) == (6, "holds")
 
 
 def test_a_pilot_gives_every_network_the_same_rates_and_the_end_of_its_training(monkeypatch):

@@ -153,6 +153,27 @@ def test_a_setting_of_one_kind_of_training_concerns_its_own_runs_alone(project):
         collect(EXPERIMENT, ["bn", "ln", "bn_shrunk"], [0, 1])
 
 
+def test_another_experiment_lends_networks_of_another_learning_rate_and_no_other_difference(project):
+    write_experiment(project, range(3))
+    for seed in (0, 1):
+        write_run(project, "ln", seed, ["batch", "single"], "toy-tuned", train={"learning_rate": 0.4})
+    runs = collect("toy-tuned", ["ln"], [0, 1], {"bn": EXPERIMENT})
+    assert sorted(runs.answers) == [("bn", 0), ("bn", 1), ("ln", 0), ("ln", 1)]
+    assert sorted(runs.table.run) == [
+        f"{EXPERIMENT}-bn-s0",
+        f"{EXPERIMENT}-bn-s1",
+        "toy-tuned-ln-s0",
+        "toy-tuned-ln-s1",
+    ]
+    assert (runs.experiment, set(runs.streams.network)) == ("toy-tuned", {"ln", "bn"})
+    write_run(project, "ln", 1, ["batch", "single"], train={"learning_rate": 0.4})
+    with pytest.raises(ValueError, match=r"differ in train\.learning_rate"):
+        collect(EXPERIMENT, ["bn", "ln"], [0, 1])  # of one experiment it is no reason
+    write_run(project, "ln", 1, ["batch", "single"], "toy-tuned", train={"learning_rate": 0.4, "epochs": 3})
+    with pytest.raises(ValueError, match=r"toy-tuned-ln-s0 and toy-tuned-ln-s1 differ in train\.epochs"):
+        collect("toy-tuned", ["ln"], [0, 1], {"bn": EXPERIMENT})
+
+
 def test_what_captions_say_of_an_experiment_is_counted_from_its_runs(runs):
     write_results(runs)
     about = read_about(EXPERIMENT)

@@ -1,13 +1,11 @@
 """Accuracy against level."""
 
-import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from localnorm import noise
-from localnorm.figures.style import LEGIBLE, draw_arms, legend_below, new_figure, short
+from localnorm.figures.style import draw_arms, legend_below, name_noise, new_figure
 from localnorm.words import describe, enumerate_words, spread
 
 __all__ = ["caption", "plot_accuracy"]
@@ -25,11 +23,9 @@ def plot_accuracy(curves: pd.DataFrame, arms: Sequence[str]) -> Figure:
     rows = -(-len(panels) // columns)
     figure, axes = new_figure(rows, columns, 1.7 * rows + 0.4, sharey=True)
     for axis, ((suite, name), panel) in zip(axes.flat, panels, strict=False):
-        known = noise.noises(suite)[name]
         draw_arms(axis, panel, arms, "level", "accuracy", scale=100)
-        axis.set_title(textwrap.fill(f"{short(known.label)} ({suite})", 24), fontsize=LEGIBLE)
-        axis.set(ylim=(0, 100), xlabel=known.unit)
-        axis.xaxis.label.set_fontsize(LEGIBLE)
+        name_noise(axis, suite, name)
+        axis.set_ylim(0, 100)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis in axes[:, 0]:

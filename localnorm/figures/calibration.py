@@ -1,6 +1,5 @@
 """Calibration of every arm, and how far the members of a vote disagree, as noise grows."""
 
-import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -9,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from localnorm import noise, scores
-from localnorm.figures.style import LEGIBLE, draw_arms, legend_below, new_figure, short
+from localnorm.figures.style import LEGIBLE, draw_arms, legend_below, name_noise, new_figure
 from localnorm.words import describe, spread
 
 __all__ = ["caption", "plot_calibration"]
@@ -34,11 +33,9 @@ def plot_calibration(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
     figure, axes = new_figure(rows, columns, 1.7 * rows + 0.6)
     top = 1.05 * errors.high.fillna(table[table.arm.isin(arms)].ece.max()).max()  # few seeds are drawn themselves
     for axis, ((suite, name), panel) in zip(axes.flat, panels, strict=False):
-        known = noise.noises(suite)[name]
         draw_arms(axis, panel, arms, "level", "ece")
-        axis.set_title(textwrap.fill(f"{short(known.label)} ({suite})", 24), fontsize=LEGIBLE)
-        axis.set(ylim=(0, top), xlabel=known.unit, ylabel="ECE" if axis in axes[:, 0] else None)
-        axis.xaxis.label.set_fontsize(LEGIBLE)
+        name_noise(axis, suite, name)
+        axis.set(ylim=(0, top), ylabel="ECE" if axis in axes[:, 0] else None)
     if len(split):
         _draw_disagreement(axes.flat[len(panels)], scores.curves(split, "disagreement"))
     for axis in axes.flat[count:]:

@@ -1,6 +1,7 @@
 """One style for all figures, and how a figure is written. The colour, marker and line of each arm stand in `localnorm.arms`."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -13,7 +14,7 @@ from matplotlib.legend import Legend
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.transforms import ScaledTranslation, Transform
 
-from localnorm import paths
+from localnorm import noise, paths
 from localnorm.arms import ARMS
 from localnorm.words import seed_values
 
@@ -197,6 +198,13 @@ def arrow(start: tuple[float, float], end: tuple[float, float]) -> FancyArrowPat
     return FancyArrowPatch(
         start, end, arrowstyle="-|>", mutation_scale=6, linewidth=0.8, color="0.3", shrinkA=0, shrinkB=0
     )
+
+
+def name_noise(axis: Axes, suite: str, name: str) -> None:
+    """Title and x label of one of four panels side by side: the noise, and what its level is."""
+    known = noise.noises(suite)[name]
+    axis.set_title(textwrap.fill(f"{short(known.label)} ({suite})", 24), fontsize=LEGIBLE)
+    axis.set_xlabel(textwrap.fill(known.unit, 26), fontsize=LEGIBLE)
 
 
 def short(label: str) -> str:

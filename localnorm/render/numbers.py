@@ -27,7 +27,7 @@ def collect(
     studied: Sequence[str] = (),
     controlled: Sequence[str] = (),
     ablated: Mapping[str, int | None] = MappingProxyType({}),
-    tuned: Sequence[str] = (),
+    tuned: Mapping[str, str] = MappingProxyType({}),
 ) -> dict:
     """The results as one dictionary.
 
@@ -36,7 +36,7 @@ def collect(
         studied: those with a study of trainings for one image at a time.
         controlled: those with controls of one image at a time, and with fine-tuning for it.
         ablated: those with ablations, and the epochs of these; None: as many as the experiment's.
-        tuned: those whose networks have another learning rate than a published experiment, and else the same settings.
+        tuned: those whose networks have another learning rate than a published experiment's, and that experiment.
 
     Returns:
         published: names of the experiments that the paper tells of.
@@ -54,7 +54,8 @@ def collect(
         pilots: the same of the studies that vary the learning rate, each row of chosen with learning_rate, train_accuracy (of the
             last epoch, as trained) and validation_accuracy (BatchNorm with fixed statistics, LocalNorm in batches).
         tuned: experiment -> {learning_rate, seeds, train_accuracy: {layer: share}, against: the published experiment, shared_rate: its
-            learning rate, rows: {arm, metric, estimate, shared: with that rate, of the same seeds}}; BN's have no other rate.
+            learning rate, rows: {arm, metric, estimate, shared: with that rate, of the same seeds}, comparisons: as of an experiment,
+            against BN at the shared rate}; BN's have no other rate.
         controls: experiment -> rows {network, network_label, control, label, strength, clean, noisy, images}, on test images.
         fine_tuned: experiment -> the same of the first of these networks, BatchNorm's, trained on for `epochs` as it is and as others.
         costs: what `localnorm.evaluators.cost_summary` gives.
@@ -89,7 +90,7 @@ def collect(
         "lengths": _lengths(lengths),
         "studies": {name: _study(name) for name in studied if name not in pilots},
         "pilots": {name: _pilot(name) for name in pilots},
-        "tuned": {name: _tuned(name, abouts) for name in tuned},
+        "tuned": {name: _tuned(name, against) for name, against in tuned.items()},
         "controls": {name: _ways("controls", name) for name in controlled},
         "fine_tuned": {name: _ways("fine_tuning", name) for name in controlled},
         "costs": _rows(cost_summary(read_table("cost"))),
@@ -106,16 +107,20 @@ def _experiment(name: str, abouts: dict[str, dict], summary: pd.DataFrame, compa
         "title": title(abouts[name], abouts.values()),
         "about": abouts[name],
         "arms": _arms(summary),
-        "comparisons": [
-            made | {"verdict": verdict(row), "untrained": bool(row.primary) and lacks_training(row)}
-            for made, row in zip(_rows(compared), compared.itertuples(), strict=True)
-        ],
+        "comparisons": _compared(compared),
         "streams": _varied(name, "streams", ["composition", "batch_size"]),
         "ablations": _varied(name, "ablations", ["ablation", "value"]),
         "ratio": _ratio(name),
         "mcnemar": _mcnemar(name),
         "shifts": _shifts(name),
     }
+
+
+def _compared(table: pd.DataFrame) -> list[dict]:
+    return [
+        made | {"verdict": verdict(row), "untrained": bool(row.primary) and lacks_training(row)}
+        for made, row in zip(_rows(table), table.itertuples(), strict=True)
+    ]
 
 
 def _arms(summary: pd.DataFrame) -> dict:
@@ -175,11 +180,9 @@ def _pilot(name: str) -> dict:
     return about
 
 
-def _tuned(name: str, abouts: dict[str, dict]) -> dict:
+def _tuned(name: str, against: str) -> dict:
     """What another learning rate gives, beside the same seeds with the rate that all networks of an experiment share."""
     about = read_about(name)
-    same = ("title", "model", "epochs")
-    against = next(other for other, each in abouts.items() if all(each[key] == about[key] for key in same))
     rows = []
     for metric in ("clean", "noisy"):
         own, shared = (scores.per_seed(read_table("scores", each), metric).unstack() for each in (name, against))
@@ -197,6 +200,7 @@ def _tuned(name: str, abouts: dict[str, dict]) -> dict:
         **rates,
         **kept,
         "rows": [{key: _plain(value) for key, value in row.items()} for row in rows],
+        "comparisons": _compared(read_table("own_rate", name)),
     }
 
 
@@ -269,7 +273,7 @@ def of_params() -> dict:
     lengths, told = params.get("lengths", []), {*params["published"], *params.get("lengths", [])}
     studied, ablated = ([name for name in params.get(key, []) if name in told] for key in ("studied", "ablated"))
     epochs = {name: params[name]["ablations"].get("train", {}).get("epochs") for name in ablated}
-    return collect(lengths, studied, params.get("controlled", []), epochs, params.get("tuned", []))
+    return collect(lengths, studied, params.get("controlled", []), epochs, params.get("tuned", {}))
 
 
 def write() -> None:
