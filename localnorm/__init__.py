@@ -63,15 +63,36 @@ _MODULES = ("data", "models", "noise")  # localnorm.noise.apply, without an impo
 
 
 def __getattr__(name: str):
-    if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
-    elif name in _MODULES:
-        value = import_module(f"localnorm.{name}")
-    else:
+    if name not in _HOMES and name not in _MODULES:
         raise AttributeError(f"module 'localnorm' has no attribute {name!r}; it has {', '.join(__all__)}")
+    try:
+        module = import_module(_HOMES.get(name, f"localnorm.{name}"))
+    except ModuleNotFoundError as error:
+        if name in _MODULES:
+            raise _lacks(name, error) from error
+        return _lacking(name, error)
+    value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value
 
 
+def _lacks(name: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
+    text = (
+        f"localnorm.{name} needs {error.name}, and `pip install .` brings torch alone; run: pip install '.[pipeline]'"
+    )
+    return ModuleNotFoundError(text, name=error.name)
+
+
+def _lacking(name: str, error: ModuleNotFoundError):
+    """What stands for a function that cannot be loaded here, so that `from localnorm import *` and `help` can."""
+
+    def function(*args, **kwargs):
+        raise _lacks(name, error) from error
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = str(_lacks(name, error))
+    return function
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*globals(), *__all__})

@@ -170,7 +170,7 @@ def normalize_with_stored(
 def _with_stored_by_torch(x, mean, var, weight, bias, prior, spread, eps):
     # One image is two kernel calls on a CPU, which several images in one call would take longer by. With a prior they have no gradient.
     alone = prior is None or (x.shape[0] == 1 and not torch.is_grad_enabled())
-    alone = alone and mean.dim() == 1 and _is_float_on_cpu(x)
+    alone = alone and mean.dim() == 1 and _is_float_on_cpu(x) and (weight is None or weight.dtype == x.dtype)
     work = x if alone else x.to(torch.promote_types(x.dtype, torch.float32))
     # a layer without affine does not know the network's precision when its statistics are stored
     if mean.dtype != work.dtype:
@@ -323,7 +323,11 @@ def _any_batch_size(x, num_groups, weight, bias, assignment, eps):
         return rows[group].unflatten(1, (-1, *ones))  # (K, C) -> (B, C, 1, ...)
 
     centred = work - of_each_image(mean_of_groups(work))
-    scale = torch.rsqrt(mean_of_groups(centred.square()) + eps)
+    values = belongs.sum(0) * math.prod(x.shape[2:])  # (K,) per channel
+    var = (
+        mean_of_groups(centred.square()) / (values != 1)[:, None]
+    )  # nan of one value, which has none; eager refuses it
+    scale = torch.rsqrt(var + eps)
     y = centred * of_each_image(scale if weight is None else scale * weight)
     return (y if bias is None else y + of_each_image(bias)).to(x.dtype)
 

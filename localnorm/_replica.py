@@ -7,10 +7,11 @@ in a plain list, would lead the copy back to the original, so it is refused by n
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,12 @@ CALL_THEM = "call them as modules of the network (self.norm(x)), not through wha
 _PLAIN = (int, float, str, type(None))
 # attributes that torch itself keeps: parameters, children, hooks, and what model.compile() made, which no copy takes along
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)  # those of a forward and its gradient
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -93,19 +100,19 @@ def place(name: str, key: str) -> str:
 
 
 def held_outside(model: nn.Module) -> Iterator[tuple[nn.Module, str, object, bool]]:
-    """What modules hold in attributes of their own, not as parameter, buffer or child: (module, attribute, object, copied).
+    """What modules hold in attributes of their own and in hooks, not as parameter, buffer or child: (module, attribute, object, copied).
 
     `copied` is whether a deep copy of the module has a copy of the object.
     """
     for module in model.modules():
         for key, value in vars(module).items():
-            if key not in _OF_EVERY_MODULE and not isinstance(value, _PLAIN):  # most are: this is for speed alone
+            if (key in HOOKS and value) or (key not in _OF_EVERY_MODULE and not isinstance(value, _PLAIN)):
                 for held, copied in _inside(value, True, set()):
                     yield module, key, held, copied
 
 
 def _inside(value: object, copied: bool, seen: set[int]) -> Iterator[tuple[object, bool]]:
-    """The objects in nested lists, tuples, sets, dicts, partials, methods and functions."""
+    """The objects in nested lists, tuples, sets, dicts, dataclasses, namespaces, partials, methods and functions."""
     if isinstance(value, FunctionType):
         copied = False  # deepcopy leaves a function as it is, with all that it closes over
         inner = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
@@ -118,6 +125,10 @@ def _inside(value: object, copied: bool, seen: set[int]) -> Iterator[tuple[objec
         inner = [value.func, *value.args, *value.keywords.values()]
     elif isinstance(value, dict):
         inner = list(value.values())
+    elif isinstance(value, SimpleNamespace):
+        inner = list(vars(value).values())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inner = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
     elif isinstance(value, (list, tuple, set)):
         inner = [each for each in value if not isinstance(each, _PLAIN)]
     else:

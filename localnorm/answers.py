@@ -161,7 +161,7 @@ def store_statistics(model: torch.nn.Module, dataset: Dataset, config: AnswersCo
         batches = training_batches(dataset, config.batch_size, next(model.parameters()).device)
         total = len(dataset.labels("train")) // config.batch_size
         estimate_statistics(model, tqdm(batches, "training statistics", total, file=sys.stderr, mininterval=0.5))
-    if "gated" not in kinds or any(layer.spread is not None for layer in _localnorms(model)):
+    if "gated" not in kinds or any(layer.knows_spread() for layer in _localnorms(model)):
         return model
     if any(isinstance(layer, _BatchNorm) for layer in model.modules()):
         model = convert_to_localnorm(model, 1, track_running_stats=True)

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from localnorm.modes import MIXING
@@ -72,6 +73,7 @@ def choose_prior(
     candidates, noisy = sorted(map(float, candidates)), iter(noisy)
     if not candidates:
         raise ValueError("candidates must hold at least one number of positions, got none")
+    labels = torch.as_tensor(labels)
     if labels.shape != (len(images),) or not len(images):
         raise ValueError(
             f"labels must be (N,), one for each of {len(images)} images, at least 1; got {tuple(labels.shape)}"

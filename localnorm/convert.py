@@ -7,17 +7,24 @@ original, through a closure, is refused by name.
 """
 
 import itertools
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from localnorm._replica import copy_network, describe, held_outside, place
+from localnorm._replica import HOOKS, copy_network, describe, held_outside, place, unwrapped
 from localnorm.layers import LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d, LocalNormAct2d, is_altered
-from localnorm.training_statistics import STATISTICS, at_least_one, check_places, estimate_statistics, norm_layers
+from localnorm.training_statistics import (
+    STATISTICS,
+    at_least_one,
+    check_places,
+    estimate_statistics,
+    keeps,
+    norm_layers,
+)
 
 __all__ = [
     "convert_state_dict",
@@ -57,7 +64,8 @@ def convert_to_localnorm(
         model: any network; BatchNorm may be its root or appear in several places.
         num_groups, assignment: of the new layers.
         track_running_stats: keep training statistics, starting from the BatchNorm's own in each group.
-        exclude: patterns of qualified names (``"layer4"``, ``"*.downsample"``) that stay as they are, with all below them.
+        exclude: patterns of qualified names (``"layer4"``, ``"*.downsample"``) that stay as they are, with all below them; of a network
+            that is held in a plain attribute (a teacher in a list) the attribute's name.
         inplace: change ``model`` itself instead of a copy. Optimisers hold the old parameters then: build them
             afterwards.
         one_value: of the new layers: ``"fixed"`` lets those with one value per channel in a group (an image-pooling
@@ -174,12 +182,14 @@ def param_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict]:
         >>> optimizer = torch.optim.SGD(param_groups(net, weight_decay=1e-4), lr=0.1)
     """
     exempt = {id(parameter) for norm in norm_layers(model) for parameter in norm.parameters(recurse=False)}
-    by_name = getattr(model, "no_weight_decay", set)()  # timm's networks list what is not to be decayed
+    for part in unwrapped(model).modules():
+        if callable(listed := getattr(part, "no_weight_decay", None)):  # timm's networks list what is not to be decayed
+            names = set(listed())
+            exempt |= {id(parameter) for name, parameter in part.named_parameters() if name in names}
     decayed, others = [], []
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim < 2 or id(parameter) in exempt or name in by_name
-            (others if plain else decayed).append(parameter)
+            (others if parameter.ndim < 2 or id(parameter) in exempt else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0, "use_fallback": True},
@@ -196,6 +206,7 @@ def convert_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[
     Raises:
         ValueError: a tensor of a LocalNorm layer that is neither (C,) nor (K, C); the state dict is a LocalNorm network's and the model
             has BatchNorm, for which :func:`convert_to_batchnorm` needs images.
+        TypeError: ``state_dict`` is none, but say a file's name.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
@@ -203,7 +214,13 @@ def convert_state_dict(state_dict: dict[str, Tensor], model: nn.Module) -> dict[
         >>> local.load_state_dict(convert_state_dict(net.state_dict(), local))
         <All keys matched successfully>
     """
-    converted = dict(state_dict)
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"state_dict maps names to tensors, got {type(state_dict).__name__}; give torch.load(file, weights_only=True)"
+        )
+    converted = OrderedDict(state_dict)
+    if hasattr(state_dict, "_metadata"):  # the versions of layers, which torch reads when it loads them
+        converted._metadata = state_dict._metadata
     for name, norm in model.named_modules(remove_duplicate=False):
         if not isinstance(norm, LocalNorm | _BatchNorm):
             continue
@@ -239,7 +256,8 @@ def refusals(model: nn.Module, kind: type[nn.Module] = _BatchNorm) -> dict[str, 
             where = place(names[module], key)
             for norm in [held] if held in names else held.modules():
                 if isinstance(norm, kind):
-                    why = f"{where} holds it in a plain attribute, which would keep it; use nn.ModuleList or nn.ModuleDict"
+                    how = "runs it" if key in HOOKS else "holds it in a plain attribute"
+                    why = f"{where} {how}, which would keep it; use nn.ModuleList or nn.ModuleDict"
                     reasons.setdefault(names.get(norm, where), why)
     return reasons
 
@@ -251,15 +269,27 @@ def _refuse(model: nn.Module, kind: type[nn.Module], excluded: Iterable[str] = (
 
 
 def _excluded(model: nn.Module, patterns: list[str]) -> set[str]:
-    """Names of the modules that match a pattern, and of all below them."""
+    """Names of the modules that match a pattern, and of all below them; of attributes that hold other modules."""
     modules = list(model.named_modules(remove_duplicate=False))
-    stay = set()
+    names = {module: name for name, module in modules}
+    outside = {
+        place(names[module], key)
+        for module, key, held, _ in held_outside(model)
+        if patterns and _is_foreign(held, names)
+    }
+    stay, kept = set(), set()
     for pattern in patterns:
         matched = [module for name, module in modules if fnmatchcase(name, pattern)]
-        if not matched:
+        attributes = {name for name in outside if fnmatchcase(name, pattern)}
+        if not matched and not attributes:
             raise ValueError(f"exclude={pattern!r} matches no module of the network; see model.named_modules()")
         stay.update(below for module in matched for below in module.modules())
-    return {name for name, module in modules if module in stay}
+        kept |= attributes
+    return {name for name, module in modules if module in stay} | kept
+
+
+def _is_foreign(held: object, names: dict[nn.Module, str]) -> bool:
+    return isinstance(held, nn.Module) and held not in names
 
 
 def _refusal(module: nn.Module, kind: type[nn.Module]) -> str | None:
@@ -270,6 +300,8 @@ def _refusal(module: nn.Module, kind: type[nn.Module]) -> str | None:
             return FROZEN
     if not isinstance(module, kind):
         return None
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "it does not know its channels yet; run the network once on a batch before it is converted"
     known = type(module) in _LOCAL_OF or type(module) in _BATCH_OF or type(module) is LocalNormAct2d
     if not known and not _has_fused_activation(module):
         return f"{type(module).__name__} is a subclass with behaviour of its own"
@@ -297,7 +329,7 @@ def _has_fused_activation(norm: nn.Module) -> bool:
 def _localnorm_from(
     norm: _BatchNorm, kind: type[LocalNorm], num_groups: int, track: bool, made: dict, options: dict
 ) -> LocalNorm:
-    track = track and norm.track_running_stats
+    track = track and keeps(norm)
     options |= {"eps": norm.eps, "affine": norm.affine, "momentum": norm.momentum, **_placement(norm)}
     local = kind(norm.num_features, num_groups, track_running_stats=track, **options)
     if track:

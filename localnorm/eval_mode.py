@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from localnorm._replica import named
 from localnorm.layers import NEEDS_SPREAD, LocalNorm
-from localnorm.modes import MIXING, STORED, checked_mode
+from localnorm.modes import MIXING, STORED, checked_mode, whole
 
 __all__ = ["set_eval_mode"]
 
@@ -53,7 +53,7 @@ def set_eval_mode(
         raise ValueError(
             "set_eval_mode needs a LocalNorm, and the network has none; put them in by localnorm.convert_to_localnorm"
         )
-    if not 0 <= fixed_last <= len(norms) or (fixed_last and mode == "batch"):
+    if not 0 <= whole("fixed_last", fixed_last) <= len(norms) or (fixed_last and mode == "batch"):
         raise ValueError(
             f"fixed_last is from 0 to {len(norms)}, the LocalNorm layers of this network, and 0 in mode 'batch'; got {fixed_last}"
         )
@@ -76,7 +76,7 @@ def set_eval_mode(
             f"mode={mode!r} with fixed_last={fixed_last} needs stored training statistics, and {named(never or without)} have none; "
             "call localnorm.estimate_statistics(model, loader) once"
         )
-    if wanted.name == "gated" and all(norm.spread is None for norm in norms.values()):
+    if wanted.name == "gated" and not any(norm.knows_spread() for norm in norms.values()):
         raise ValueError(NEEDS_SPREAD)
     if without:
         warnings.warn(

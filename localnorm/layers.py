@@ -23,7 +23,7 @@ from localnorm._kernels import (
     runs_eagerly,
 )
 from localnorm._shrunk import normalize_shrunk
-from localnorm.modes import BATCH, MIXING, MODES, Mode, check_one_value, mode_of_block, use_mode
+from localnorm.modes import BATCH, MIXING, MODES, Mode, check_one_value, mode_of_block, use_mode, whole
 
 __all__ = [
     "ASSIGNMENTS",
@@ -151,7 +151,7 @@ class LocalNorm(nn.Module):
     Raises:
         ValueError: arguments out of range; an input of another rank or number of channels; one value per channel in
             a group.
-        TypeError: input that is not floating.
+        TypeError: input that is not floating; a num_features or num_groups that is no integer.
 
     Examples:
         >>> layer = LocalNorm2d(16, num_groups=4)
@@ -188,6 +188,7 @@ class LocalNorm(nn.Module):
         one_value: str = "refuse",
     ) -> None:
         super().__init__()
+        num_features, num_groups = whole("num_features", num_features), whole("num_groups", num_groups)
         if num_features < 1:
             raise ValueError(f"num_features must be at least 1, got {num_features}")
         if num_groups < 1:
@@ -226,6 +227,10 @@ class LocalNorm(nn.Module):
         self.running_var = torch.ones(shape, device=device, dtype=dtype)
         self.num_batches_tracked = torch.tensor(0, device=device)
         self.track_running_stats = True
+
+    def knows_spread(self) -> bool:
+        """Whether it was learned, and of the network as it is."""
+        return self.spread is not None and not bool(self.spread.isnan().any())
 
     def keep_spread(self) -> None:
         """Make room for how single training images differ, (K, 4, C): see `localnorm.learn_spread`."""
@@ -278,10 +283,11 @@ class LocalNorm(nn.Module):
 
         How training images differ belongs to the weights: a file without it takes it away.
         """
-        weight = state_dict.get(f"{prefix}weight")
-        if weight is not None and self.affine and weight.shape == (self.num_features,):
+        key = f"{prefix}weight" if self.affine else f"{prefix}running_mean"
+        given = state_dict.get(key)
+        if given is not None and given.shape == (self.num_features,):
             errors.append(
-                f"{prefix}weight has shape {tuple(weight.shape)}, a BatchNorm's, and this LocalNorm has {tuple(self.weight.shape)}; "
+                f"{key} has shape {tuple(given.shape)}, a BatchNorm's, and this LocalNorm has {(self.num_groups, self.num_features)}; "
                 "load localnorm.convert_state_dict(state_dict, model), or load before convert_to_localnorm"
             )
             return
@@ -314,10 +320,10 @@ class LocalNorm(nn.Module):
         options = "".join(f" {name}={value}" for name, value in shown.items() if value)
         return text + (f", eval_mode={mode.name!r}{options}" if mode != BATCH else "")
 
-    def forward(self, x: Tensor) -> Tensor:
-        if isinstance(x, Proxy):
-            return _leaf(self, x)
-        return self._normalize(x)
+    def forward(self, input: Tensor) -> Tensor:  # BatchNorm's name of it
+        if isinstance(input, Proxy):
+            return _leaf(self, input)
+        return self._normalize(input)
 
     def _normalize(self, x: Tensor, relu: bool = False) -> Tensor:
         """What the layer computes, with ReLU after it if `relu`."""
@@ -326,7 +332,9 @@ class LocalNorm(nn.Module):
         if mode is None:
             mode = BATCH if self.training else self.eval_mode
         if self.training and self.spread is not None and mode.name != "gated":
-            self.spread = None  # it was of the network before this step
+            self.spread.fill_(
+                math.nan
+            )  # it was of the network before this step; None would shift the buffers that averages pair by place
         if mode.name in ("batch", "shrunk"):
             return self._normalize_batch(x, mode, relu)
         if mode.name == "pooled":
@@ -490,13 +498,13 @@ class LocalNormAct2d(LocalNorm2d):
         self.drop = drop or nn.Identity()
         self.act = act or nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        if isinstance(x, Proxy):
-            return _leaf(self, x)
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return _leaf(self, input)
         act, drop = self.act, self.drop
         if type(act) is nn.ReLU and type(drop) is nn.Identity and not is_altered(act) and not is_altered(drop):
-            return self._normalize(x, relu=True)
-        return act(drop(self._normalize(x)))
+            return self._normalize(input, relu=True)
+        return act(drop(self._normalize(input)))
 
 
 def is_altered(module: nn.Module) -> bool:

@@ -7,11 +7,13 @@ every block a training forward groups its batch, and an evaluation forward does 
 
 import contextlib
 import math
+import numbers
 import operator
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 __all__ = ["MODES", "use_mode"]
@@ -130,13 +132,13 @@ def use_mode(
         checked_mode(mode, group, None)
         if group_size is not None:
             raise ValueError(f"group_size={group_size} and prior={prior} are two ways of training; give one of them")
-        if not callable(prior) and not isinstance(prior, Tensor):
-            check_prior("prior", prior)
+        if not callable(prior):
+            _check_shrinkage(prior)
         return set_mode(Mode("shrunk", prior=prior))
     if group_size is None:
         return set_mode(checked_mode(mode, group, prior))
     checked_mode(mode, group, prior)
-    group_size = operator.index(group_size)
+    group_size = whole("group_size", group_size)
     if mode != "batch" or group_size < 1:
         raise ValueError(
             f"group_size, at least 1, belongs to mode='batch'; got group_size={group_size} and mode={mode!r}"
@@ -149,7 +151,7 @@ def checked_mode(mode: str, group: int, prior: float | None) -> Mode:
     if mode not in MODES:
         more = "; that one combines several forwards: ask localnorm.predict" if mode in ("vote", "companions") else ""
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}{more}")
-    group = operator.index(group)  # NumPy's integers too
+    group = whole("group", group)
     if group < 0:
         raise ValueError(f"group must be at least 0, got {group}")
     if group and mode == "batch":
@@ -157,6 +159,22 @@ def checked_mode(mode: str, group: int, prior: float | None) -> Mode:
             f"group={group} belongs to the other modes, got mode='batch', in which each group has its own affine; drop it"
         )
     return with_prior(Mode(mode, group, check_prior(mode, prior)))
+
+
+def _check_shrinkage(prior: float | Tensor) -> None:
+    """The n0 of a training with shrunken statistics. Values of a tensor are read where that waits for no device and nothing traces it."""
+    rule = "mode='batch' takes a prior of at least 0 positions (math.inf too): a number, or a tensor () or (B,)"
+    if not isinstance(prior, Tensor):
+        if not isinstance(prior, numbers.Real) or not prior >= 0:
+            raise ValueError(f"{rule}; got {prior!r}")
+        return
+    if prior.dim() > 1:
+        raise ValueError(f"{rule}; got shape {tuple(prior.shape)}")
+    if prior.requires_grad:
+        raise ValueError(f"{rule} that needs no gradient, since it is drawn and not learned; give prior.detach()")
+    readable = type(prior) is Tensor and prior.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and not torch._C._are_functorch_transforms_active() and not bool((prior >= 0).all()):
+        raise ValueError(f"{rule}; got {prior}")
 
 
 def check_prior(mode: str, prior: float | None) -> float:
@@ -167,9 +185,18 @@ def check_prior(mode: str, prior: float | None) -> float:
             )
         return 0.0
     least = "above 0" if mode == "gated" else "of at least 0"
-    if prior is None or callable(prior) or not prior >= 0 or (mode == "gated" and prior == 0):
-        raise ValueError(f"mode={mode!r} needs prior, a number of positions {least} (math.inf too); got {prior}")
+    is_number = isinstance(prior, numbers.Real) or (isinstance(prior, Tensor) and prior.numel() == 1)
+    if not is_number or not prior >= 0 or (mode == "gated" and prior == 0):
+        raise ValueError(f"mode={mode!r} needs prior, a number of positions {least} (math.inf too); got {prior!r}")
     return float(prior)
+
+
+def whole(name: str, value: int) -> int:
+    """A whole number, NumPy's too."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
 
 
 def check_one_value(one_value: str) -> str:

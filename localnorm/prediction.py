@@ -7,7 +7,6 @@ statistics stay as they are, for every thread and after every exception. :func:`
 
 import copy
 import math
-import operator
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -28,6 +27,7 @@ from localnorm.modes import (
     mode_of_block,
     set_mode,
     use_mode,
+    whole,
     with_prior,
 )
 
@@ -113,6 +113,7 @@ def predict(
             that were never stored, a spread that was never learned, a BatchNorm whose statistics cannot be chosen, companions
             unlike the images in size or dtype; a network that cannot be copied or whose norm layers its forward does not run, or whose
             output is no tensor with one row per image.
+        TypeError: images that are no tensor; a batch size, group or fixed_last that is no integer.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -186,14 +187,14 @@ class Predictor:
 
     def _choose(self, mode, batch_size, group, prior, companions, fixed_last, return_members, one_value) -> None:
         network = self._network
-        group = 0 if group is None else operator.index(group)
+        group = 0 if group is None else whole("group", group)
         if not 0 <= group < network.num_groups:
             raise ValueError(f"group must be from 0 to {network.num_groups - 1} in this network, got {group}")
         if mode in STORED:
             network.check_stored(f"mode={mode!r}")
         if mode == "gated":
             network.check_spread()
-        if not 0 <= fixed_last <= len(network.norms):
+        if not 0 <= whole("fixed_last", fixed_last) <= len(network.norms):
             raise ValueError(
                 f"fixed_last must be from 0 to {len(network.norms)}, the norm layers of this network, got {fixed_last}"
             )
@@ -210,6 +211,10 @@ class Predictor:
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, C, H, W); with ``return_members`` (K, N, num_classes)."""
         network = self._network
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"images must be one tensor (N, C, H, W), got {type(images).__name__}; torch.stack(images) makes one"
+            )
         if self.mode in TOGETHER:
             batches = _nearly_equal(images, self.batch_size or max(1, len(images)))
             logits = torch.cat([network.forward(batch, self.statistics) for batch in batches])  # (N, num_classes)
@@ -302,7 +307,7 @@ class _Network:
             )
 
     def check_spread(self) -> None:
-        if self.norms and all(norm.spread is None for norm in self.norms.values()):
+        if self.norms and not any(norm.knows_spread() for norm in self.norms.values()):
             raise ValueError(NEEDS_SPREAD)
 
     def forward(self, images: Tensor, mode: Mode) -> Tensor:
@@ -391,7 +396,7 @@ def _check_options(
 ) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
-    if batch_size is not None and batch_size < 1:
+    if batch_size is not None and whole("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if group is not None and (mode in (*TOGETHER, "vote") or return_members):
         asked = f"mode={mode!r}" + (" with return_members=True" if return_members else "")

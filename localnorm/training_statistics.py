@@ -4,7 +4,7 @@ Two passes over training images, after training or instead of what training stor
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -21,6 +21,7 @@ __all__ = ["estimate_statistics", "learn_spread"]
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
+@torch.inference_mode(False)  # tensors that are made in that mode cannot be trained or loaded into later
 def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
     """Store training statistics in every LocalNorm and BatchNorm: the plain average over a loader's batches.
 
@@ -42,6 +43,7 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
         ValueError: the network has no such layer, or none that its forward runs; a BatchNorm has
             ``track_running_stats=False``; the network cannot be copied; the loader is empty, or no batch has an image for
             every group; statistics that are not finite.
+        TypeError: the loader is a tensor, or a batch holds none.
     """
     batches, model = at_least_one(loader), unwrapped(model)
     if not norm_layers(model):
@@ -54,7 +56,7 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
     def begin(norm: nn.Module, inputs: tuple, named: dict) -> None:
         """Forget the stored statistics with the first batch that moves them: a layer that takes them for want of a variance keeps them."""
         moves = isinstance(norm, _BatchNorm) or not norm.falls_back(
-            inputs[0] if inputs else named["x"], norm.num_groups, BATCH
+            inputs[0] if inputs else named["input"], norm.num_groups, BATCH
         )
         if moves and norm not in began:
             norm.reset_running_stats()
@@ -71,7 +73,7 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
     sizes = []
     with torch.no_grad(), set_mode(BATCH):
         for batch in batches:
-            images = batch if isinstance(batch, Tensor) else batch[0]
+            images = _images_of(batch)
             sizes.append(len(images))
             if len(images) >= most_groups:
                 replica(images.to(device))
@@ -96,14 +98,16 @@ def estimate_statistics(model: nn.Module, loader: Iterable) -> None:
                 norm.spread = None  # it was of forwards with other statistics
 
 
+@torch.inference_mode(False)
 def learn_spread(model: nn.Module, loader: Iterable) -> None:
     """Store in every LocalNorm how single training images differ from one another: mode ``gated`` compares an image with that.
 
     Each layer keeps, per group and channel, mean and variance over the images of their means and of the logarithms of their variances,
     in the buffer ``spread`` (K, 4, C), which ``state_dict()`` has from then on. Everything runs as in evaluation with the stored
-    statistics, one forward per group. The spread holds for these weights, statistics and image size: further training, new or
-    reset statistics, and a file without it drop it. The model changes only after the last batch. Of an averaged network (EMA), learn
-    it after the last update, ``learn_spread(ema.module, loader)``.
+    statistics, one forward per group. The spread holds for these weights, statistics and image size: new or reset statistics and a file
+    without it drop it, and a training forward of the layer makes it nan, which ``gated`` refuses. Where norm layers stay in evaluation
+    while others train, nothing tells them: learn it again. The model changes only after the last batch. Of an averaged network (EMA),
+    learn it after the last update, ``learn_spread(ema.module, loader)``.
 
     Args:
         model: a trained LocalNorm network with stored statistics; a BatchNorm network after
@@ -114,6 +118,7 @@ def learn_spread(model: nn.Module, loader: Iterable) -> None:
     Raises:
         ValueError: the network has BatchNorm layers, no LocalNorm, or none that its forward runs; statistics that were never stored; fewer
             than two images; the network cannot be copied.
+        TypeError: as of :func:`estimate_statistics`.
 
     Example:
         >>> from localnorm import LocalNorm2d, predict
@@ -147,14 +152,14 @@ def learn_spread(model: nn.Module, loader: Iterable) -> None:
 
     def look(spreads: list[_Spread], layer: LocalNorm, inputs: tuple, named: dict) -> None:
         if group < len(spreads):  # a layer of one group has seen these images
-            spreads[group].add(inputs[0] if inputs else named["x"])
+            spreads[group].add(inputs[0] if inputs else named["input"])
 
     for norm, spreads in zip(norm_layers(replica), learned, strict=True):
         norm.register_forward_pre_hook(partial(look, spreads), with_kwargs=True)
     count = 0
     with torch.no_grad():
         for batch in at_least_one(loader):
-            images = batch if isinstance(batch, Tensor) else batch[0]
+            images = _images_of(batch)
             count += len(images)
             for group in range(groups if len(images) else 0):
                 with set_mode(Mode("fixed", group=group)):
@@ -199,6 +204,10 @@ def norm_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def at_least_one(loader: Iterable) -> Iterable:
+    if isinstance(loader, Tensor):
+        raise TypeError(
+            f"a loader gives batches, and this is one tensor {tuple(loader.shape)}; give [images], or images.split(64)"
+        )
     batches = iter(loader)
     try:
         first = next(batches)
@@ -207,8 +216,18 @@ def at_least_one(loader: Iterable) -> Iterable:
     return itertools.chain([first], batches)
 
 
+def _images_of(batch: Tensor | Sequence) -> Tensor:
+    images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            "a batch of the loader is a tensor (N, C, H, W), or a tuple or list that starts with one; got "
+            f"{type(batch).__name__}; give (batch['image'] for batch in loader), say"
+        )
+    return images
+
+
 def check_places(model: nn.Module) -> None:
-    without = [name for name, norm in model.named_modules() if isinstance(norm, _BatchNorm) and not _keeps(norm)]
+    without = [name for name, norm in model.named_modules() if isinstance(norm, _BatchNorm) and not keeps(norm)]
     if without:
         raise ValueError(
             f"a BatchNorm with track_running_stats=False has no place for statistics: {', '.join(map(repr, without))}; "
@@ -216,7 +235,7 @@ def check_places(model: nn.Module) -> None:
         )
 
 
-def _keeps(norm: _BatchNorm) -> bool:
+def keeps(norm: _BatchNorm) -> bool:
     return norm.track_running_stats and norm.running_mean is not None
 
 

@@ -2,13 +2,15 @@
 
 import copy
 import threading
-from types import MethodType
+from dataclasses import dataclass
+from functools import partial
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from localnorm.convert import convert_to_batchnorm, convert_to_localnorm
+from localnorm.convert import convert_state_dict, convert_to_batchnorm, convert_to_localnorm
 from localnorm.layers import ASSIGNMENTS, LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d
 from localnorm.training_statistics import estimate_statistics
 
@@ -198,7 +200,7 @@ def _without_bias():
     ("norm", "reason"),
     [
         (OwnNorm(3), r"1 \(OwnNorm is a subclass with behaviour of its own\)"),
-        (nn.LazyBatchNorm2d(), r"1 \(LazyBatchNorm2d is a subclass"),
+        (nn.LazyBatchNorm2d(), r"1 \(it does not know its channels yet; run the network once"),
         (_hooked(), r"1 \(it has hooks, which would be lost\)"),
         (_with_forward_of_its_own(), r"1 \(its forward is set on the instance, and would be lost\)"),
         (_without_bias(), r"1 \(it has one of weight and bias, and its counterpart would have both\)"),
@@ -243,9 +245,14 @@ def hold_as_default(net):
     net.run = lambda x, body=net.body: body(x)
 
 
+def hook_over_self(net):
+    net.body[0].register_forward_hook(lambda module, inputs, output: net.body[1](output))
+
+
 @pytest.mark.parametrize(
     ("reach", "named"),
     [
+        (hook_over_self, r"body\.0\._forward_hooks \(a function over a module"),
         (wrap_forward, r"forward \(set on the instance"),
         (bind_forward_over_the_old_one, r"forward \(a function over a module"),
         (close_over_self, r"run \(a function over a module"),
@@ -288,7 +295,20 @@ def in_a_closure(net):
     net.norms = lambda x, norm=net.body[1]: norm(x)
 
 
-@pytest.mark.parametrize("hold", [in_a_list, in_a_nested_dict, in_a_closure])
+@dataclass
+class Held:
+    norm: nn.Module
+
+
+def in_a_dataclass(net):
+    net.norms = Held(net.body[1])
+
+
+def in_a_namespace(net):
+    net.norms = SimpleNamespace(norm=[net.body[1]])
+
+
+@pytest.mark.parametrize("hold", [in_a_list, in_a_nested_dict, in_a_closure, in_a_dataclass, in_a_namespace])
 @pytest.mark.parametrize("inplace", [True, False])
 def test_a_norm_in_a_plain_attribute_is_refused_because_it_would_stay_there(hold, inplace):
     net = Around(hold)
@@ -307,6 +327,40 @@ def test_a_norm_that_only_a_plain_list_holds_is_refused_and_a_list_of_modules_is
     local = convert_to_localnorm(Around(lambda net: setattr(net, "layers", [net.body, net])), 2)
     assert local.layers[0] is local.body
     assert local.layers[1] is local
+
+
+def test_a_hook_that_would_go_on_running_the_replaced_norm_is_refused():
+    net = Around(lambda net: net.body[0].register_forward_hook(partial(lambda norm, *_: norm(_[2]), net.body[1])))
+    with pytest.raises(ValueError, match=r"body\.1 \(body\.0\._forward_hooks runs it"):
+        convert_to_localnorm(net, 2)
+
+
+def test_a_teacher_in_a_plain_attribute_stays_as_it_is_where_it_is_excluded():
+    net = Around(lambda net: setattr(net, "teacher", [nn.Sequential(nn.BatchNorm2d(4))]))
+    with pytest.raises(ValueError, match=r"teacher \(teacher holds it.*exclude them by name"):
+        convert_to_localnorm(net, 2)
+    local = convert_to_localnorm(net, 2, exclude="teacher")
+    assert type(local.body[1]) is LocalNorm2d
+    assert type(local.teacher[0][0]) is nn.BatchNorm2d
+    assert local.teacher[0] is not net.teacher[0]
+
+
+def test_a_batchnorm_whose_statistics_were_taken_away_has_none_to_hand_on():
+    net = small_net()
+    net[1].running_mean = net[1].running_var = None  # a way to let BatchNorm use its batch in evaluation
+    local = convert_to_localnorm(net, 2, track_running_stats=True)
+    assert (local[1].track_running_stats, local[4].track_running_stats) == (False, True)
+    images = torch.randn(4, 3, 8, 8)
+    expected = net[:3].eval()(images)
+    torch.testing.assert_close(convert_to_localnorm(net, 1)[:3].eval()(images), expected)
+
+
+def test_a_converted_file_keeps_the_versions_that_torch_reads():
+    net = small_net()
+    converted = convert_state_dict(net.state_dict(), convert_to_localnorm(net, 2))
+    assert converted._metadata == net.state_dict()._metadata
+    with pytest.raises(TypeError, match=r"got str; give torch.load"):
+        convert_state_dict("net.pt", net)
 
 
 def test_what_cannot_be_copied_is_named_with_the_way_out():

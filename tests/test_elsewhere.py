@@ -59,6 +59,23 @@ def test_norms_and_biases_are_not_decayed_and_kernels_are():
     assert moved == {"0.weight", "3.weight", "6.weight"}
 
 
+def test_what_a_network_exempts_from_decay_is_exempt_wherever_the_network_stands():
+    class Exempting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.ones(2, 3))
+            self.last = nn.Linear(3, 2)
+
+        def no_weight_decay(self):  # as timm's networks
+            return {"table"}
+
+    net = Exempting()
+    for whole in (net, nn.Sequential(net), nn.DataParallel(net), torch.compile(net)):
+        kernels, others = param_groups(whole, weight_decay=0.1)
+        assert [id(p) for p in kernels["params"]] == [id(net.last.weight)]
+        assert {id(p) for p in others["params"]} == {id(net.table), id(net.last.bias)}
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "muon", "nmuon"])
 def test_timms_optimisers_decay_and_orthogonalise_no_affine(name):
     factory = pytest.importorskip("timm.optim").create_optimizer_v2
@@ -164,6 +181,19 @@ def test_an_export_in_batch_mode_is_right_at_every_batch_size(assignment, affine
     exported = torch.export.export(net, (images_of(8),), dynamic_shapes=shapes).module()
     for n in SIZES:
         torch.testing.assert_close(exported(images_of(n)), net(images_of(n)), rtol=1e-4, atol=1e-5)
+
+
+def test_an_export_answers_nan_where_the_layer_itself_refuses_a_group_of_one_value():
+    net = nn.Sequential(nn.Conv2d(3, 4, 8), LocalNorm2d(4, 4)).eval()
+    exported = torch.export.export(
+        net, (torch.randn(16, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=64)},)
+    ).module()
+    with torch.no_grad():
+        assert exported(torch.randn(1, 3, 8, 8)).isnan().all()
+        of_five = exported(torch.randn(5, 3, 8, 8))  # the first group has two images
+        assert of_five[[0, 4]].isfinite().all()
+        assert of_five[1:4].isnan().all()
+        assert exported(torch.randn(8, 3, 8, 8)).isfinite().all()
 
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)

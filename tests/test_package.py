@@ -116,6 +116,29 @@ def test_the_installed_wheel_needs_torch_and_nothing_else(wheel, tmp_path):
     assert shape == "torch.Size([4, 4, 3, 3])"
 
 
+def test_with_torch_alone_everything_can_be_listed_and_says_what_it_needs(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    script = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("safetensors", "numpy", "pandas", "yaml", "torchvision", "timm", "PIL"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent()); sys.path.insert(0, "site")
+import pydoc, localnorm
+from localnorm import *
+assert "convert_to_localnorm" in pydoc.render_doc(localnorm)
+for ask in (lambda: load_published("any"), lambda: localnorm.models):
+    try: ask()
+    except ModuleNotFoundError as error: print(error)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all("safetensors" in line and "pip install '.[pipeline]'" in line for line in lines)
+
+
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory):
     """All stages run twice in projects of their own, and the files that this process opened to write or made meanwhile."""

@@ -452,8 +452,9 @@ def test_a_group_may_be_a_number_of_numpy():
     torch.testing.assert_close(
         predict(net, images, "single", group=np.int64(2)), predict(net, images, "single", group=2)
     )
-    with pytest.raises(TypeError, match="float"):
-        predict(net, images, "single", group=1.0)
+    for option in ({"group": 1.0}, {"fixed_last": 1.5}, {"batch_size": 2.5}):
+        with pytest.raises(TypeError, match=f"{next(iter(option))} must be a whole number"):
+            predict(local_net(), images, "single", **option)
 
 
 @pytest.mark.parametrize(

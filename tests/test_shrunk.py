@@ -182,7 +182,12 @@ def test_what_traces_the_layer_gets_the_same_values():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prior": -1.0}, "at least 0"),
+        ({"prior": -1.0}, "mode='batch' takes a prior of at least 0"),
+        ({"prior": torch.tensor(-1.0)}, "at least 0"),
+        ({"prior": torch.tensor([4.0, float("nan")])}, "at least 0"),
+        ({"prior": "4"}, "a number, or a tensor"),
+        ({"prior": torch.ones(2, 1)}, r"got shape \(2, 1\)"),
+        ({"prior": torch.tensor(4.0, requires_grad=True)}, "not learned"),
         ({"prior": 4.0, "group_size": 2}, "give one of them"),
         ({"prior": 4.0, "group": 1}, "drop it"),
     ],

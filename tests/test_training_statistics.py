@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from localnorm import (
     LocalNorm2d,
@@ -228,10 +229,10 @@ def test_an_empty_batch_of_a_loader_is_passed_over():
     torch.testing.assert_close(net[1].spread, whole[1].spread)
 
 
-def test_a_norm_may_be_called_by_keyword():
+def test_a_norm_may_be_called_by_batchnorms_keyword():
     class ByKeyword(nn.Sequential):
         def forward(self, x):
-            x = self[1](x=self[0](x))
+            x = self[1](input=self[0](x))
             for layer in list(self)[2:]:
                 x = layer(x)
             return x
@@ -373,9 +374,49 @@ def test_every_way_of_training_on_makes_the_spread_be_forgotten(how):
     net = local_net().train()
     with use_mode("batch", **how):
         net(training()[:12]).sum().backward()
-    assert net[1].spread is None
+    assert net[1].spread.isnan().all()
     with pytest.raises(ValueError, match="learn_spread"):
         predict(net, training()[:1], "gated", prior=9)
+    with pytest.raises(ValueError, match="learn_spread"):
+        set_eval_mode(net, "gated", prior=9)
+    learn_spread(net, training().split(12))
+    assert predict(net, training()[:1], "gated", prior=9).isfinite().all()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_an_average_of_a_network_that_trains_on_pairs_the_same_tensors(learned):
+    net = local_net(spread=learned).train()
+    average = AveragedModel(net, use_buffers=True, avg_fn=get_ema_avg_fn(0.0))  # a copy of the newest
+    net(training()[:12])
+    average.update_parameters(net)
+    net(training()[12:36])
+    average.update_parameters(net)
+    for own, averaged in zip(net.buffers(), average.module.buffers(), strict=True):
+        torch.testing.assert_close(averaged, own, equal_nan=True)
+
+
+def test_statistics_of_inference_mode_can_be_trained_and_loaded():
+    net = convert_to_localnorm(batch_net(), GROUPS)
+    with torch.inference_mode():
+        estimate_statistics(net, training().split(12))
+        learn_spread(net, training().split(12))
+    net.load_state_dict(net.state_dict())
+    net.train()(training()[:12]).sum().backward()
+    assert net[1].num_batches_tracked > 1
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        (torch.zeros(8, 3, 9, 9), r"one tensor \(8, 3, 9, 9\); give \[images\]"),
+        ([{"image": torch.zeros(8, 3, 9, 9)}], "got dict; give"),
+    ],
+    ids=["tensor", "dict"],
+)
+def test_a_loader_of_something_else_than_batches_is_refused(loader, message):
+    for learn in (estimate_statistics, learn_spread):
+        with pytest.raises(TypeError, match=message):
+            learn(local_net(), loader)
 
 
 def test_a_dead_channel_leaves_gradients_finite_under_a_gate():
