@@ -24,8 +24,8 @@ from localnorm.tables import TABLES, read_table
 
 EXPERIMENT = "cars-efficientnet_lite0"
 OF_AN_EXPERIMENT = [
-    kind for kind in TABLES if kind not in ("cost", "study", "controls", "fine_tuning")
-]  # a study belongs to those in the list `studied`, controls to those in `controlled`
+    kind for kind in TABLES if kind not in ("cost", "study", "controls", "fine_tuning", "own_rate")
+]  # a study belongs to those in the list `studied`, controls to those in `controlled`, own_rate to those in `tuned`
 DRAWN = {
     "scores": lambda table: plot_accuracy(scores.curves(table), ["BN fixed", "LN batch"]),
     "comparisons": lambda table: plot_forest(table.assign(title="Cars")),
