@@ -112,13 +112,10 @@ def _check_lists(params: dict) -> None:
         )
         if name in params and not _fits(blocks, dict[str, dict]):
             raise ValueError(f"params.yaml, {name}: must map each of its stages to a block of settings")
-    for key in ("ablated", "studied", "controlled", "published", "paired", "lengths"):
+    for key in ("ablated", "studied", "controlled", "published", "paired", "lengths", "tuned"):
         named = params.get(key, [])
         if not _fits(named, list[str]) or not set(named) <= set(params["experiments"]):
             raise ValueError(f"params.yaml: {key} must be a list of experiments, empty for none, got {named!r}")
-    tuned = params.get("tuned", {})
-    if not _fits(tuned, dict[str, str]) or not {*tuned, *tuned.values()} <= set(params["experiments"]):
-        raise ValueError(f"params.yaml: tuned must map experiments to experiments, `{{}}` for none, got {tuned!r}")
     for key, stage in (
         ("ablated", "ablations"),
         ("studied", "study"),

@@ -10,9 +10,10 @@ import pandas as pd
 
 from localnorm import paths, scores
 from localnorm.arms import NETWORKS, arm_of
+from localnorm.params import load_params
 from localnorm.scores import Answers, read_answers
 
-__all__ = ["Runs", "collect", "write_results"]
+__all__ = ["Runs", "collect", "lender", "write_results"]
 
 OF_ONE_TRAINING = ("shrunk",)  # settings that only the kind of training of this name reads
 OTHER_RATE = ("learning_rate",)  # what sets a network that another experiment lends apart
@@ -38,6 +39,20 @@ class Runs:
     streams: pd.DataFrame
     strengths: pd.DataFrame
     about: dict
+
+
+def lender(experiment: str) -> str | None:
+    """The published experiment whose data and training are this one's but for the learning rate: it lends the networks that this one
+    does not train. None if there is none."""
+
+    def alike(name: str) -> tuple[dict, dict]:
+        block = load_params(name)
+        return block["prepare"], {
+            key: value for key, value in block["train"].items() if key not in (*OTHER_RATE, *OF_ONE_TRAINING)
+        }
+
+    others = [name for name in load_params()["published"] if name != experiment]
+    return next((name for name in others if alike(name) == alike(experiment)), None)
 
 
 def collect(

@@ -67,8 +67,7 @@ def test_every_network_of_the_vocabulary_is_admitted_once_it_is_asked_something(
         ({"digits-small.prepare.datasets": "digits"}, "unknown key datasets in the prepare block"),
         ({"digits-small.sweep": {}}, "the block digits-small must have prepare, train, answers and may have ablations"),
         ({"ablated": ["digits"]}, "ablated must be a list of experiments"),
-        ({"tuned": {"digits-small": "digits"}}, "tuned must map experiments to experiments"),
-        ({"tuned": ["digits-small"]}, "tuned must map experiments to experiments"),
+        ({"tuned": ["digits"]}, "tuned must be a list of experiments"),
     ],
 )
 def test_a_mistake_is_refused_before_any_work_with_its_place_and_the_valid_choices(params, changes, message):

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from results_fixtures import CONDITIONS, EXPERIMENT, IMAGES, right_share, write_experiment, write_run
 
 from localnorm import paths, scores
 from localnorm.arms import METRICS
-from localnorm.gather import collect, write_results
+from localnorm.gather import collect, lender, write_results
 from localnorm.tables import read_about, read_table
 
 
@@ -172,6 +173,18 @@ def test_another_experiment_lends_networks_of_another_learning_rate_and_no_other
     write_run(project, "ln", 1, ["batch", "single"], "toy-tuned", train={"learning_rate": 0.4, "epochs": 3})
     with pytest.raises(ValueError, match=r"toy-tuned-ln-s0 and toy-tuned-ln-s1 differ in train\.epochs"):
         collect("toy-tuned", ["ln"], [0, 1], {"bn": EXPERIMENT})
+
+
+def test_the_lender_is_the_published_experiment_that_differs_in_the_rate_alone(project):
+    block = {"prepare": {"dataset": "toys"}, "train": {"epochs": 2, "learning_rate": 0.1}, "answers": {}}
+    blocks = {
+        "toy-short": block | {"train": block["train"] | {"epochs": 1}},
+        "toy": block | {"train": block["train"] | {"shrunk": {"lowest": 4}}},
+        "toy-tuned": block | {"train": block["train"] | {"learning_rate": 0.4}},
+    }
+    params = {"experiments": list(blocks), "published": ["toy-short", "toy"]} | blocks
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    assert [lender(name) for name in blocks] == [None, None, "toy"]
 
 
 def test_what_captions_say_of_an_experiment_is_counted_from_its_runs(runs):

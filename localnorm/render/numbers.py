@@ -11,6 +11,7 @@ from localnorm import paths, scores, stats
 from localnorm.arms import ARMS, in_order
 from localnorm.comparisons import CLAIMS, PRIMARY, lacks_training, verdict
 from localnorm.evaluators import at_best_mean, at_equal_clean, cost_summary, with_fixed_statistics
+from localnorm.gather import lender
 from localnorm.networks import NETWORKS
 from localnorm.params import load_params
 from localnorm.settings import CONTROLS
@@ -272,8 +273,9 @@ def of_params() -> dict:
     params = load_params()
     lengths, told = params.get("lengths", []), {*params["published"], *params.get("lengths", [])}
     studied, ablated = ([name for name in params.get(key, []) if name in told] for key in ("studied", "ablated"))
+    tuned = {name: lender(name) for name in params.get("tuned", [])}
     epochs = {name: params[name]["ablations"].get("train", {}).get("epochs") for name in ablated}
-    return collect(lengths, studied, params.get("controlled", []), epochs, params.get("tuned", {}))
+    return collect(lengths, studied, params.get("controlled", []), epochs, tuned)
 
 
 def write() -> None:
