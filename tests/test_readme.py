@@ -134,6 +134,13 @@ def test_what_the_readme_says_was_found_follows_from_the_published_comparisons(m
     assert not [clause for clause, holds in FOUND.items() if not holds(rows)]
 
 
+def test_what_is_undecided_at_the_rate_that_localnorm_prefers_is_what_the_readme_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert "At the learning rate LocalNorm prefers, control, C4 and prior are undecided on Cars" in README
+    table = read_table("own_rate", "cars-efficientnet_lite0-tuned")
+    assert {row.claim for row in table.itertuples() if verdict(row) == UNDECIDED} == {"control", "C4", "prior"}
+
+
 def test_localnorm_gains_more_from_longer_training_as_the_readme_says(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert "gains more than BatchNorm from [more epochs]" in README
