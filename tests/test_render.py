@@ -301,6 +301,13 @@ def test_every_figure_of_paper_and_supplement_comes_from_a_stage(monkeypatch):
     assert {name for name in there if name.split("/")[2] in PUBLISHED or name.count("/") == 2} <= made
 
 
+def test_the_paper_is_made_again_when_any_of_its_figures_changes():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    figures = json.loads((ROOT / "paper" / "numbers.json").read_text(encoding="utf-8"))["figures"]
+    assert {f"paper/figures/{name}.pdf" for name in figures} <= set(stages["paper"]["deps"])
+    assert {f"paper/figures/{name}.txt" for name in figures} <= set(stages["numbers"]["deps"])
+
+
 def test_texts_name_arms_as_the_vocabulary_does():
     """An arm of an earlier vocabulary in a text is a label that no table has."""
     for name in ("README.md", "REPRODUCING.md", "paper/paper.typ", "paper/supplement.typ"):

@@ -30,7 +30,7 @@ def plot_front(table: pd.DataFrame) -> Figure:
     for axis, (title, of_panel) in zip(axes.flat, panels, strict=False):
         _draw(axis, means[means.network == "bn"], ("black",))
         _draw(axis, of_panel, COLOURS)
-        axis.set_title(title)
+        axis.set_title(title if len(panels) > 1 else "")  # one panel has nothing to be told from
         axis.grid(color="0.93", linewidth=0.6)
         axis.tick_params(labelbottom=True)
         axis.legend(loc="upper left", frameon=False, fontsize=7, labelspacing=0.25, handlelength=1.6, borderaxespad=0)
