@@ -324,9 +324,8 @@ def _any_batch_size(x, num_groups, weight, bias, assignment, eps):
 
     centred = work - of_each_image(mean_of_groups(work))
     values = belongs.sum(0) * math.prod(x.shape[2:])  # (K,) per channel
-    var = (
-        mean_of_groups(centred.square()) / (values != 1)[:, None]
-    )  # nan of one value, which has none; eager refuses it
+    # nan where a group has one value, which the layer refuses in eager mode
+    var = mean_of_groups(centred.square()) / (values != 1)[:, None]
     scale = torch.rsqrt(var + eps)
     y = centred * of_each_image(scale if weight is None else scale * weight)
     return (y if bias is None else y + of_each_image(bias)).to(x.dtype)

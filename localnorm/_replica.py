@@ -20,12 +20,8 @@ CALL_THEM = "call them as modules of the network (self.norm(x)), not through wha
 _PLAIN = (int, float, str, type(None))
 # attributes that torch itself keeps: parameters, children, hooks, and what model.compile() made, which no copy takes along
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
-HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)  # those of a forward and its gradient
+# of these the hooks of a forward and its gradient may reach other modules
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
