@@ -369,31 +369,38 @@ def test_few_seeds_of_all_arms_stand_beside_their_mean_instead_of_an_interval():
     assert dots(axis)[0] == pytest.approx(np.array([[4, 0], [6, 0]]))
 
 
-def test_cost_writes_every_ratio_and_leaves_single_layers_out():
+def test_cost_has_a_mark_per_setting_beside_the_bound_of_its_row_and_leaves_single_layers_out():
     costs = pd.DataFrame(
         {
-            "subject": subject, "measure": measure, "layout": "contiguous", "dtype": "float32",
+            "subject": subject, "measure": measure, "shape": shape, "layout": "contiguous", "dtype": dtype,
             "assignment": "interleaved", "ratio": ratio, "lower_quartile": ratio - 0.1, "upper_quartile": ratio + 0.1,
-            "device": device, "bound": 1.05 if measure == "step" else None,
+            "device": device, "bound": 1.05 if measure == "step" else np.nan,
         }
-        for subject, measure, ratio, device in (
-            ("layer", "step", 3.0, "cpu"), ("resnet32", "step", 1.02, "cpu"), ("resnet32", "vote", 7.9, "cpu"),
-            ("resnet32", "step", 1.5, "a GPU"),
+        for subject, measure, shape, dtype, ratio, device in (
+            ("layer", "step", "4x3x8x8", "float32", 3.0, "cpu"), ("resnet32", "step", "4x3x8x8", "float32", 1.02, "cpu"),
+            ("resnet32", "step", "4x3x8x8", "bfloat16", 1.1, "cpu"), ("resnet32", "prior", "1x3x8x8", "float32", 1.4, "cpu"),
+            ("resnet32", "prior", "8x3x8x8", "float32", 1.3, "cpu"), ("resnet32", "vote", "8x3x8x8", "float32", 7.9, "cpu"),
+            ("resnet32", "step", "4x3x8x8", "float32", 1.5, "NVIDIA H200"),
         )
     )  # fmt: skip
-    both, costs = costs, costs[costs.device == "cpu"]
-    figure = plot_cost(costs)
-    assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["1.02", "7.90"]
-    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["resnet32, fp32\nNCHW, interleaved"]
-    step, vote = (
-        {line.get_xdata()[0] for line in axis.lines if not any(line.get_ydata() - np.array([0, 1]))}
-        for axis in figure.axes
-    )
-    assert (step, vote) == ({1, 1.05}, {1}), "equal cost, and the bound where a claim has one"
-    on_cpu, _, on_gpu, without = plot_cost(both).axes
+
+    def marks(axis):
+        return [
+            (line.get_xdata()[0], line.get_markerfacecolor() == "white")
+            for line in axis.lines
+            if line.get_marker() == "o"
+        ]
+
+    step, prior, on_gpu, without = plot_cost(costs).axes
+    assert marks(step) == [(1.02, False), (1.1, True)], "hollow is bfloat16"
+    assert marks(prior) == [(1.4, True), (1.3, False)], "hollow is one image by itself"
+    assert marks(on_gpu) == [(1.5, False)]
     assert not without.axison
-    assert [axis.get_ylabel() for axis in (on_cpu, on_gpu)] == ["CPU", "a GPU"]
-    assert [text.get_text() for text in on_gpu.texts] == ["1.50"]
+    assert [tick.get_text() for tick in step.get_yticklabels()] == ["resnet32,\nNCHW"]
+    assert [axis.get_ylabel() for axis in (step, on_gpu)] == ["CPU", "H200"]
+    upright = [{line.get_xdata()[0] for line in axis.lines if line.get_xdata()[0] == line.get_xdata()[-1] and line.get_marker() == "None"}
+               for axis in (step, prior)]  # fmt: skip
+    assert upright == [{1, 1.05}, {1}], "equal cost, and the bound where a claim has one"
     with pytest.raises(ValueError, match=r"no networks; write it with python -m localnorm\.cost"):
         plot_cost(costs[costs.subject == "layer"])
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from localnorm.arms import NETWORKS
 from localnorm.evaluators import study_means
 from localnorm.figures.style import new_figure
-from localnorm.words import seed_count
+from localnorm.words import enumerate_words, seed_count
 
 __all__ = ["caption", "plot_front"]
 
@@ -23,6 +23,8 @@ def plot_front(table: pd.DataFrame) -> Figure:
         table: of `localnorm.study`; means over seeds are drawn, and networks with BatchNorm, trained as usual, in every panel.
     """
     means = study_means(table)
+    shown = means.variant.isin(means.variant[_near_the_best(means)])
+    good, means = means[_near_the_best(means)], means[shown]
     panels = means[means.network != "bn"].groupby(means.network.map(_panel), sort=False)
     columns = 2 if len(panels) > 1 else 1
     rows = max(1, -(-len(panels) // columns))
@@ -36,7 +38,6 @@ def plot_front(table: pd.DataFrame) -> Figure:
         axis.legend(loc="upper left", frameon=False, fontsize=7, labelspacing=0.25, handlelength=1.6, borderaxespad=0)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
-    good = means[means.clean > means.clean.max() - SHOWN]
     low, high = 100 * good.noisy.min(), 100 * good.noisy.max()
     most = panels.variant.nunique().max() if len(panels) else 0
     axes[0, 0].set(xlim=(100 * good.clean.min() - 1, 100 * good.clean.max() + 1))
@@ -46,6 +47,11 @@ def plot_front(table: pd.DataFrame) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("accuracy on clean images (%)")
     return figure
+
+
+def _near_the_best(means: pd.DataFrame) -> pd.Series:
+    """Which rows have a clean accuracy that is shown."""
+    return means.clean > means.clean.max() - SHOWN
 
 
 def _panel(network: str) -> str:
@@ -82,12 +88,15 @@ def caption(table: pd.DataFrame, about: str) -> str:
         "with sizes drawn for each step. "
     )
     rates = "The rate: of learning, half or twice that of the main networks. "
+    means = study_means(table)
+    outside = [name for name in dict.fromkeys(means.variant) if name not in set(means.variant[_near_the_best(means)])]
     said = {shrunk: table.network.str.endswith("shrunk"), rates: table.variant.str.endswith("rate")}
     return (
         "One image at a time: accuracy on clean images against accuracy under noises that are not scored, on validation images. A line "
         "is a training under mode prior, a point on it an n0 at test time, larger and larger from the left, where the image alone counts"
         f"{'; dotted, with filled marks: under mode gated' if has_gate else ''}. "
         f"{''.join(text for text, rows in said.items() if rows.any())}"
-        f"What costs more than {100 * SHOWN:.0f} points on clean images lies outside. Farther up and to the right is better. {about}; "
+        f"What costs more than {100 * SHOWN:.0f} points on clean images lies outside"
+        f"{f', and so all of {enumerate_words(outside)}' if outside else ''}. Farther up and to the right is better. {about}; "
         f"{seed_count(table.seed.nunique())}."
     )

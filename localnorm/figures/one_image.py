@@ -42,7 +42,7 @@ def plot_one_image(summary: pd.DataFrame, references: Sequence[str], arms: Seque
                     axis.plot([100 * row.low, 100 * row.high], [height] * 2, color=arm.colour, linewidth=1)
                     draw_seeds(axis, row, arm.colour, y=height, scale=100)
                     axis.plot(
-                        100 * row.estimate, height, marker=arm.marker, linestyle="", color=arm.colour, markerfacecolor=face, markersize=5
+                        100 * row.estimate, height, marker="o", linestyle="", color=arm.colour, markerfacecolor=face, markersize=5
                     )  # fmt: skip
         axis.axhline(sum(arm in shown for arm in references) - 0.5, color="0.7", linewidth=0.6)
         axis.grid(axis="x", color="0.9", linewidth=0.6)

@@ -178,7 +178,7 @@ _NOISES = (
         highest=1,
     ),
     # for choices on validation images, so that none of the noises above is spent on them
-    _named("gamma", "Gamma (poor light)", "x^(1 + s)", "addition to the exponent", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)),
+    _named("gamma", "Gamma (darker)", "x^(1 + s)", "addition to the exponent", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)),
     _named("haze", "Haze", "x (1 - s) + s", "share of white", (*_TENTHS, 0.95), highest=1),
     _corruption("gaussian_noise", "Gaussian noise", "x + a N(0, 1)"),
     _corruption("shot_noise", "Shot noise", "Poisson(x / a^2) a^2"),

@@ -43,8 +43,8 @@ def collect(
         published: names of the experiments that the paper tells of.
         experiments: these, then the other lengths: name -> {title, about, arms: {arm: {metric: {estimate, low, high, seeds, images}}},
             comparisons: a list of rows with their verdict and whether the first arm was not trained to the end, streams and ablations:
-            lists of rows {arm, metric, estimate, low, high, seeds} with what they vary, ratio, mcnemar, shifts}; see
-            `localnorm.comparisons`. What has too few seeds for an interval has by_seed, a list.
+            lists of rows {arm, metric, estimate, low, high, seeds} with what they vary, strengths: rows {prior, difference: LN prior
+            minus BN prior at that n0, noisy, on validation images}, ratio, mcnemar, shifts}; see `localnorm.comparisons`. What has too few seeds for an interval has by_seed, a list.
         ablation_epochs: as `ablated`.
         claims: key -> {statement, ours}.
         primary: the primary comparisons, in the order in which they were written down.
@@ -111,6 +111,7 @@ def _experiment(name: str, abouts: dict[str, dict], summary: pd.DataFrame, compa
         "comparisons": _compared(compared),
         "streams": _varied(name, "streams", ["composition", "batch_size"]),
         "ablations": _varied(name, "ablations", ["ablation", "value"]),
+        "strengths": _at_each_strength(name),
         "ratio": _ratio(name),
         "mcnemar": _mcnemar(name),
         "shifts": _shifts(name),
@@ -130,6 +131,15 @@ def _arms(summary: pd.DataFrame) -> dict:
         arm: {row.pop("metric"): row for row in _rows(table.drop(columns="arm"))}
         for arm, table in summary.groupby("arm", sort=False)
     }
+
+
+def _at_each_strength(name: str) -> list[dict]:
+    """How far LN prior lies ahead of BN prior under noise at one and the same n0, on validation images: means over paired seeds."""
+    table = read_table("strengths", name)
+    table = table[table.statistics == "prior"]
+    ln, bn = (table[table.network == network].set_index(["prior", "seed"]).noisy for network in ("ln", "bn"))
+    ahead = (ln - bn).dropna().groupby("prior").mean()  # of the seeds that have both
+    return _rows(ahead.rename("difference").reset_index())
 
 
 def _lengths(experiments: Sequence[str]) -> list[dict]:

@@ -39,13 +39,13 @@ SITUATIONS = (
 STREAM = "a stream of mixed conditions"
 NEAR = 0.01  # seeds of one arm lie farther apart than that, so nothing here tells such arms from each other
 UNTESTED = "-"
-# claims without a primary comparison -> what is said of them: first and second arm, metric, and epochs of fine-tuning of a conversion
+# claims without a primary comparison -> what is said of them: first and second arm, metric, and epochs of fine-tuning of a conversion ("0": none)
 DESCRIBED = {
     "C2": (("BN batch", "BN fixed", "noisy", ""), ("BN fixed", "BN batch", "clean", "")),
     "C6": (("LN prior", "BN fixed", "dark", ""), ("LN prior", "BN prior", "dark", "")),
     "C9": (("LN batch", "BN fixed", "clean", "0"), ("LN batch", "BN batch", "noisy", "0")),
 }
-COST_WORDS = {"step": "time", "memory": "memory", "single": "time of images alone"}  # as a multiple of BatchNorm's
+COST_WORDS = {"step": "time", "memory": "memory", "single": "single", "prior": "prior", "gated": "gated"}  # multiples of BatchNorm's
 
 
 def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame], headings: dict[str, str]) -> str:
@@ -154,7 +154,7 @@ def _found(key: str, compared: pd.DataFrame, names: list[str]) -> tuple[str, lis
     said, cells = [], [[] for _ in names]
     for each in chosen:
         first, second, metric, epochs = each
-        later = f", {epochs} epochs later (short trainings)" if epochs else ""  # of the ablations
+        later = ", right after conversion (short trainings)" if epochs else ""  # of the ablations
         said.append(f"{first} - {second}, {METRICS[metric].label}{later}")
         for name, cell in zip(names, cells, strict=True):
             own = rows[(rows.experiment == name) & (rows[columns] == list(each)).all(axis=1) & (rows.seeds > 0)]
