@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import papermill
 from nbclient.exceptions import DeadKernelError
@@ -24,7 +25,6 @@ __all__ = ["run_notebook"]
 
 NOTES = {  # exception -> what to do about it, where the message itself does not say
     "MemoryError": "this machine has too little memory for it",
-    "KeyboardInterrupt": "the same command goes on from there",
 }
 
 
@@ -77,7 +77,8 @@ def _offer_own_kernel(folder: Path) -> None:
     """Let "python3" be this Python: on shared machines JUPYTER_PATH often names another one, and the first that is found is taken."""
     kernel = folder / "kernels" / "python3" / "kernel.json"
     kernel.parent.mkdir(parents=True)
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    # jupyter interrupts an idle kernel before it ends it, and the kernel would log that as an error at the end of a stage that succeeded
+    command = [sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"]
     kernel.write_text(json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}))
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("JUPYTER_PATH")]))
 
@@ -98,6 +99,11 @@ def _reason(error: PapermillExecutionError) -> str:
     return f"{said or error.ename}{f' ({note})' if note else ''}"
 
 
+def _end_interrupted() -> NoReturn:
+    print("interrupted; the same command goes on from there", file=sys.stderr)
+    sys.exit(130)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m localnorm.stage", description=__doc__.split("\n")[0])
     parser.add_argument("notebook", help="its name in notebooks, without .ipynb")
@@ -108,9 +114,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         run_notebook(given.notebook, given.suffix, {name: _value(value) for name, value in given.p})
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+        _end_interrupted()
     except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":  # Ctrl-C goes to the kernel too, and its answer may come first
+            _end_interrupted()
         print("\n".join(error.traceback), file=sys.stderr)
         sys.exit(f"stage {stage} failed: {_reason(error)}")
     except DeadKernelError as error:

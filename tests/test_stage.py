@@ -56,7 +56,7 @@ def test_a_stage_runs_with_its_parameters_and_shows_its_progress(project):
     write(project, "name = 'x'\ncount = 1", "import sys\nprint(name * count)\nprint('half done', file=sys.stderr)")
     done = stage(project, "ab", "-p", "name", "ab", "-p", "count", "3")
     assert done.returncode == 0, done.stderr
-    assert "half done" in done.stderr
+    assert done.stderr.strip() == "half done", "and no word of the kernel's own end"
     cells = json.loads((project / "data" / "executed" / "hello-ab.ipynb").read_text())["cells"]
     assert "ababab" in json.dumps(cells)
 
@@ -77,6 +77,12 @@ def test_a_failure_ends_with_the_stage_and_the_reason(project):
     done = stage(project, "birds")
     assert done.returncode == 1
     assert last_line(done.stderr) == "stage hello@birds failed: birds.zip holds one class; supply another"
+
+
+def test_an_interrupt_that_the_kernel_answers_first_is_no_failure(project):
+    write(project, "pass", "raise KeyboardInterrupt")
+    done = stage(project)
+    assert (done.returncode, last_line(done.stderr)) == (130, "interrupted; the same command goes on from there")
 
 
 def test_code_that_changes_while_a_stage_runs_fails_it(project):
