@@ -15,23 +15,23 @@ from localnorm.words import percent
 __all__ = ["between", "blocks", "claims", "replace_between", "situations", "write"]
 
 MARKERS = "<!-- {0}: written by `python -m localnorm.render {1}` -->", "<!-- /{0} -->"
-# (situation, arm, one line of code); an empty situation is that of the row above. The first arm of a situation is the one to use: a
-# test holds it against the others.
+# (situation, arm, one line of code); an empty situation is that of the row above. In each, what needs least comes first among the best:
+# bold tells which those are.
 SITUATIONS = (
-    ("many test images of one condition", "LN pooled", 'predict(model, images, "pooled", batch_size=B)'),
-    ("", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
+    ("many test images of one condition", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
     ("", "LN batch", 'predict(model, images, "batch", batch_size=B)'),
+    ("", "LN pooled", 'predict(model, images, "pooled", batch_size=B)'),
     ("one image at a time, a BatchNorm network", "BN gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "BN prior", 'predict(model, image, "prior", prior=n0)'),
-    ("one image at a time, retraining possible", "LN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
-    ("", "BN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
+    ("one image at a time, retraining possible", "BN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
+    ("", "LN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "LN gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
-    ("a stream of mixed conditions", "BN gated", 'predict(model, image, "gated", prior=n0)'),
-    ("", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
+    ("a stream of mixed conditions", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "BN prior", 'predict(model, image, "prior", prior=n0)'),
+    ("", "BN gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
     ("", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
     ("clean images alone", "BN fixed", "model.eval()(images)"),
