@@ -51,7 +51,8 @@ def answer_streams(
         description: the progress bar's text.
 
     Returns:
-        One row per (statistics, composition, size, condition) with the columns COLUMNS. Empty if `config.streams` is None or the network
+        One row per (statistics, composition, size, condition) with the columns COLUMNS; without sizes that the test images cannot fill.
+        Empty if `config.streams` is None or the network
         is asked under none of these statistics.
     """
     alone = [statistics for statistics in ALONE if statistics in config.statistics_of(network)]
@@ -79,7 +80,8 @@ def answer_streams(
         for statistics in alone
     }
     rows = []
-    for size in tqdm(config.streams["sizes"], desc=description, unit="size", file=sys.stderr, mininterval=0.5):
+    sizes = [size for size in config.streams["sizes"] if size <= len(images)]
+    for size in tqdm(sizes, desc=description, unit="size", file=sys.stderr, mininterval=0.5):
         ask = Predictor(model, "batch", batch_size=size) if in_batches else None
         for composition in COMPOSITIONS:
             found = dict(of_image)

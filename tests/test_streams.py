@@ -47,6 +47,13 @@ def test_no_batch_moves_an_image_whose_statistics_are_its_own(digits, pair):
     assert (of_one == single).all(), "a batch of one image has that image's statistics, under the first group's affine"
 
 
+def test_a_batch_that_the_test_images_cannot_fill_is_not_claimed(digits, pair):
+    test = len(digits.labels("test"))
+    config = replace(ASKED, streams={**ASKED.streams, "sizes": [8, 2 * test], "images": 2 * test})
+    table = answer_streams(pair["bn"], digits, config, "bn", STRENGTHS)
+    assert set(table.batch_size) == {8}
+
+
 def test_without_the_block_or_a_batch_nothing_is_studied_and_the_file_has_its_columns(digits, pair, tmp_path):
     none = answer_streams(pair["bn"], digits, replace(ASKED, streams=None), "bn")
     assert none.empty
