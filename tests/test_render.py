@@ -197,7 +197,10 @@ def test_numbers_hold_numbers_and_name_what_was_not_measured_null(toy):
 
 def test_numbers_compare_both_networks_under_a_prior_at_the_same_strength_over_the_seeds_that_have_both(toy):
     table = pd.DataFrame(
-        [("bn", 0, 8, 0.5), ("ln", 0, 8, 0.6), ("bn", 0, 64, 0.5), ("ln", 0, 64, 0.4), ("bn", 1, 8, 0.4), ("ln", 1, 8, 0.6), ("ln", 2, 8, 0.9)],
+        [
+            ("bn", 0, 8, 0.5), ("ln", 0, 8, 0.6), ("bn", 0, 64, 0.5), ("ln", 0, 64, 0.4),
+            ("bn", 1, 8, 0.4), ("ln", 1, 8, 0.6), ("ln", 2, 8, 0.9),
+        ],
         columns=["network", "seed", "prior", "noisy"],
     ).assign(statistics="prior", fixed_last=0, clean=0.9)  # fmt: skip
     paths.write_table(toy / "data" / "results" / EXPERIMENT / "strengths.csv", table)

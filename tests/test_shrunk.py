@@ -120,10 +120,12 @@ def test_a_batch_of_several_parts_is_computed_as_one():
         torch.testing.assert_close(mine, right.float(), atol=2e-2, rtol=1e-4)  # sums of 35,000 numbers
 
 
+@pytest.mark.parametrize("images", [8, 2 * PART // (3 * 16 * 16) // 2 * 2 + 2], ids=["few", "several parts"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_images_have_float32_statistics_when_they_shrink(dtype):
-    layer, x = layer_and_images(LocalNorm2d, (8, 3, 16, 16), 2, "interleaved", torch.float32)
-    x = x.to(dtype).requires_grad_()
+def test_half_images_have_float32_statistics_when_they_shrink(dtype, layout, images):
+    layer, x = layer_and_images(LocalNorm2d, (images, 3, 16, 16), 2, "interleaved", torch.float32)
+    x = x.to(dtype, memory_format=layout).requires_grad_()
     with use_mode("batch", prior=64.0):
         y = layer(x)
     expected = formula(x.float(), layer, 64.0)
@@ -140,6 +142,27 @@ def test_a_large_mean_costs_a_shrunken_layer_no_more_than_the_inputs_own_roundin
     with use_mode("batch", prior=64.0):
         y = layer(x)
     torch.testing.assert_close(y, formula(x.double(), layer.double(), 64.0).float(), atol=2e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_activation_may_overwrite_the_result(layout):
+    layer, x = layer_and_images(LocalNorm2d, (4, 3, 8, 8), 2, "contiguous", torch.float32)
+    x = x.contiguous(memory_format=layout).requires_grad_()
+    with use_mode("batch", prior=64.0):
+        expected, overwritten = layer(x).relu(), layer(x).relu_()
+    torch.testing.assert_close(overwritten, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (overwritten, expected)))
+
+
+def test_a_map_of_one_value_has_no_variance_and_no_gradient_that_is_not_a_number():
+    layer, x = layer_and_images(LocalNorm2d, (4, 3, 8, 8), 2, "contiguous", torch.float32)
+    x[0, 0] = 5.0
+    x[1] = -2.0
+    x.requires_grad_()
+    with use_mode("batch", prior=64.0):
+        y = layer(x)
+    torch.testing.assert_close(y, formula(x.double(), layer.double(), 64.0).float(), atol=1e-4, rtol=1e-4)
+    assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
 
 
 def test_an_infinite_prior_is_plain_training_and_zero_is_each_image_alone():

@@ -44,7 +44,8 @@ def collect(
         experiments: these, then the other lengths: name -> {title, about, arms: {arm: {metric: {estimate, low, high, seeds, images}}},
             comparisons: a list of rows with their verdict and whether the first arm was not trained to the end, streams and ablations:
             lists of rows {arm, metric, estimate, low, high, seeds} with what they vary, strengths: rows {prior, difference: LN prior
-            minus BN prior at that n0, noisy, on validation images}, ratio, mcnemar, shifts}; see `localnorm.comparisons`. What has too few seeds for an interval has by_seed, a list.
+            minus BN prior at that n0, noisy, on validation images}, ratio, mcnemar, shifts}; see `localnorm.comparisons`. What has
+            too few seeds for an interval has by_seed, a list.
         ablation_epochs: as `ablated`.
         claims: key -> {statement, ours}.
         primary: the primary comparisons, in the order in which they were written down.

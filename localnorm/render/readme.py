@@ -39,13 +39,19 @@ SITUATIONS = (
 STREAM = "a stream of mixed conditions"
 NEAR = 0.01  # seeds of one arm lie farther apart than that, so nothing here tells such arms from each other
 UNTESTED = "-"
-# claims without a primary comparison -> what is said of them: first and second arm, metric, and epochs of fine-tuning of a conversion ("0": none)
+# claims without a primary comparison -> what is said of them: first and second arm, metric, and epochs after a conversion, "0" for none
 DESCRIBED = {
     "C2": (("BN batch", "BN fixed", "noisy", ""), ("BN fixed", "BN batch", "clean", "")),
     "C6": (("LN prior", "BN fixed", "dark", ""), ("LN prior", "BN prior", "dark", "")),
     "C9": (("LN batch", "BN fixed", "clean", "0"), ("LN batch", "BN batch", "noisy", "0")),
 }
-COST_WORDS = {"step": "time", "memory": "memory", "single": "single", "prior": "prior", "gated": "gated"}  # multiples of BatchNorm's
+COST_WORDS = {
+    "step": "time",
+    "memory": "memory",
+    "single": "single",
+    "prior": "prior",
+    "gated": "gated",
+}  # multiples of BatchNorm's
 
 
 def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame], headings: dict[str, str]) -> str:
