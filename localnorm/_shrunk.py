@@ -109,13 +109,13 @@ def _scale_and_shift(
 ) -> tuple[Tensor, Tensor]:
     """What (x - mean) of each image is multiplied by, and what is added: (B, C) each."""
     off = mean - groups.of_each_image(groups.mean(mean))  # differences of means alone, so no digits are lost
-    group_var = groups.of_each_image(groups.mean(var + off * off))
-    scale = torch.rsqrt(share * group_var + (1 - share) * (var + share * off * off) + eps)
-    shift = share * off * scale
+    group_var = groups.of_each_image(groups.mean(torch.addcmul(var, off, off)))
+    shrunk = share * off
+    scale = torch.rsqrt(torch.lerp(torch.addcmul(var, shrunk, off), group_var, share) + eps)
     if weight is None:
-        return scale, shift
-    weight, bias = groups.of_each_image(weight), groups.of_each_image(bias)
-    return scale * weight, shift * weight + bias
+        return scale, shrunk * scale
+    scale = scale * groups.of_each_image(weight)
+    return scale, torch.addcmul(groups.of_each_image(bias), shrunk, scale)
 
 
 def _move(running_mean, running_var, mean, var, groups: _Groups, positions: int, momentum: float) -> None:
