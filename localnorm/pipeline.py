@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from localnorm import paths
+from localnorm.networks import NETWORKS
 from localnorm.params import load_params
 from localnorm.runs import check, demonstrate, run_experiments, run_stages
 from localnorm.strip import strip
@@ -96,12 +97,14 @@ def main(arguments: list[str] | None = None) -> None:
     shown.add_argument("experiment", help="a name in params.yaml")
     one = commands.add_parser("train", help="one training run, under torchrun or srun on several devices")
     one.add_argument("experiment", help="a name in params.yaml")
-    one.add_argument("network", help="bn, ln or ln_drawn")
+    one.add_argument("network", help=f"one of {', '.join(NETWORKS)}")
     one.add_argument("seed", type=int)
     shared = commands.add_parser("publish-network", help="put a trained network and its card into data/networks")
     shared.add_argument("experiment", help="a name in params.yaml")
-    shared.add_argument("network", help="bn, ln or ln_drawn")
-    shared.add_argument("statistics", help="those that it is to predict with: fixed, batch, single, prior, last_fixed")
+    shared.add_argument("network", help=f"one of {', '.join(NETWORKS)}")
+    shared.add_argument(
+        "statistics", help="those that it is to predict with, of those that the run was asked under: prior, say"
+    )
     shared.add_argument("seed", type=int)
     given = parser.parse_args(arguments)
     try:

@@ -30,7 +30,6 @@ SITUATIONS = (
     ("", "LN drawn single", 'predict(model, image, "single")'),
     ("a stream of mixed conditions", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
-    ("", "BN prior", 'predict(model, image, "prior", prior=n0)'),
     ("", "BN gated", 'predict(model, image, "gated", prior=n0)'),
     ("", "LN drawn single", 'predict(model, image, "single")'),
     ("", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
@@ -160,7 +159,7 @@ def _found(key: str, compared: pd.DataFrame, names: list[str]) -> tuple[str, lis
     said, cells = [], [[] for _ in names]
     for each in chosen:
         first, second, metric, epochs = each
-        later = ", right after conversion (short trainings)" if epochs else ""  # of the ablations
+        later = ", converted (short trainings)" if epochs else ""  # of the ablations
         said.append(f"{first} - {second}, {METRICS[metric].label}{later}")
         for name, cell in zip(names, cells, strict=True):
             own = rows[(rows.experiment == name) & (rows[columns] == list(each)).all(axis=1) & (rows.seeds > 0)]
