@@ -79,12 +79,14 @@ def spread(counts: Iterable[int], interval: str = "its 95 % interval", seeds: st
         interval, seeds: how it is shown; by default as in figures.
 
     Example:
-        >>> spread([6]), spread([1])
-        ('with its 95 % interval', 'without an interval')
+        >>> spread([6]), spread([1]), spread([6, 1])
+        ('with its 95 % interval', 'without an interval', 'with its 95 % interval, where there is more than one seed')
     """
     kinds = {"interval" if count >= ENOUGH_SEEDS else "seeds" if count > 1 else "" for count in counts}
     said = [text for kind, text in (("interval", interval), ("seeds", seeds)) if kind in kinds]
-    return f"with {' or, of few seeds, '.join(said)}" if said else "without an interval"
+    if not said:
+        return "without an interval"
+    return f"with {' or, of few seeds, '.join(said)}{', where there is more than one seed' if '' in kinds else ''}"
 
 
 def title(about: dict, others: Iterable[dict] = ()) -> str:

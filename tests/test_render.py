@@ -117,7 +117,7 @@ def test_few_seeds_are_written_themselves_where_an_interval_would_say_nothing():
     assert difference(row(0.01, by_seed="-0.01 0.02 0.02")) == "+1.0 (-1.0, +2.0, +2.0)"
     assert spread([6]) == "with its 95 % interval"
     assert spread([2]) == "with each seed as a small dot"
-    assert spread([6, 3, 1], "a", "b") == "with a or, of few seeds, b"
+    assert spread([6, 3, 1], "a", "b") == "with a or, of few seeds, b, where there is more than one seed"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
