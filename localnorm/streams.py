@@ -52,8 +52,7 @@ def answer_streams(
 
     Returns:
         One row per (statistics, composition, size, condition) with the columns COLUMNS; without sizes that the test images cannot fill.
-        Empty if `config.streams` is None or the network
-        is asked under none of these statistics.
+        Empty if `config.streams` is None or the network is asked under none of these statistics.
     """
     alone = [statistics for statistics in ALONE if statistics in config.statistics_of(network)]
     in_batches = "batch" in config.statistics_of(network)

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from localnorm.evaluators import at_best_mean, at_equal_clean
-from localnorm.figures.front import plot_front
+from localnorm.figures.front import caption, plot_front
 
 
 @pytest.fixture
@@ -55,3 +55,12 @@ def test_a_line_is_the_means_over_seeds_in_the_order_of_n0(table):
     assert lines["shrunk"].get_ydata() == pytest.approx([62, 60, 51])
     assert all("BN" in [line.get_label() for line in lines] for lines in shown.values()), "what all are measured by"
     assert len(shown) == 3
+
+
+def test_a_training_that_lies_outside_altogether_is_named_in_the_caption_and_not_in_the_legend(table):
+    far = table[table.variant == "drawn"].assign(variant="far", clean=0.3)
+    both = pd.concat([table, far])
+    named = {text.get_text() for axis in plot_front(both).axes for text in axis.get_legend().get_texts()}
+    assert named == {"BN", "shrunk", "drawn", "BIN"}
+    assert "and so all of far" in caption(both, "Toys")
+    assert "and so all of" not in caption(table, "Toys")

@@ -23,15 +23,15 @@ def plot_front(table: pd.DataFrame) -> Figure:
         table: of `localnorm.study`; means over seeds are drawn, and networks with BatchNorm, trained as usual, in every panel.
     """
     means = study_means(table)
-    shown = means.variant.isin(means.variant[_near_the_best(means)])
-    good, means = means[_near_the_best(means)], means[shown]
+    good = means[_near_the_best(means)]
+    named = set(good.variant)  # what lies outside altogether has no line to be named
     panels = means[means.network != "bn"].groupby(means.network.map(_panel), sort=False)
     columns = 2 if len(panels) > 1 else 1
     rows = max(1, -(-len(panels) // columns))
     figure, axes = new_figure(rows, columns, 3.1 * rows, sharex=True, sharey=True)
     for axis, (title, of_panel) in zip(axes.flat, panels, strict=False):
-        _draw(axis, means[means.network == "bn"], ("black",))
-        _draw(axis, of_panel, COLOURS)
+        _draw(axis, means[means.network == "bn"], ("black",), named)
+        _draw(axis, of_panel, COLOURS, named)
         axis.set_title(title if len(panels) > 1 else "")  # one panel has nothing to be told from
         axis.grid(color="0.93", linewidth=0.6)
         axis.tick_params(labelbottom=True)
@@ -61,7 +61,7 @@ def _panel(network: str) -> str:
     return "LN: statistics of groups" if about.has_groups else "weights that are learned"
 
 
-def _draw(axis: Axes, points: pd.DataFrame, colours: tuple[str, ...]) -> None:
+def _draw(axis: Axes, points: pd.DataFrame, colours: tuple[str, ...], named: set[str]) -> None:
     """The variants of a panel: a line for mode "prior", a dotted one with filled marks for "gated", or a point."""
     for number, (variant, of_variant) in enumerate(points.groupby("variant", sort=False)):
         colour, marker = colours[number % len(colours)], MARKERS[number % len(MARKERS)]
@@ -70,7 +70,10 @@ def _draw(axis: Axes, points: pd.DataFrame, colours: tuple[str, ...]) -> None:
             line = line.sort_values("prior")
             gated = statistics == "gated"
             look |= {"linestyle": ":" if gated else "--" if colour == "black" else "-"}
-            look |= {"markerfacecolor": colour if gated else "none", "label": None if gated else variant}
+            look |= {
+                "markerfacecolor": colour if gated else "none",
+                "label": variant if variant in named and not gated else None,
+            }
             axis.plot(100 * line.clean, 100 * line.noisy, **look)
 
 

@@ -56,7 +56,7 @@ def collect(
         pilots: the same of the studies that vary the learning rate, each row of chosen with learning_rate, train_accuracy (of the
             last epoch, as trained) and validation_accuracy (BatchNorm with fixed statistics, LocalNorm in batches).
         tuned: experiment -> {learning_rate, seeds, train_accuracy: {layer: share}, against: the published experiment, shared_rate: its
-            learning rate, rows: {arm, metric, estimate, shared: with that rate, of the same seeds}, comparisons: as of an experiment,
+            learning rate, rows: {arm, metric, estimate, shared: with that rate, of the same seeds}, comparisons: the primary ones,
             against BN at the shared rate}; BN's have no other rate.
         controls: experiment -> rows {network, network_label, control, label, strength, clean, noisy, images}, on test images.
         fine_tuned: experiment -> the same of the first of these networks, BatchNorm's, trained on for `epochs` as it is and as others.
@@ -212,7 +212,7 @@ def _tuned(name: str, against: str) -> dict:
         **rates,
         **kept,
         "rows": [{key: _plain(value) for key, value in row.items()} for row in rows],
-        "comparisons": _compared(read_table("own_rate", name)),
+        "comparisons": [row for row in _compared(read_table("own_rate", name)) if row["primary"]],
     }
 
 

@@ -45,13 +45,8 @@ DESCRIBED = {
     "C6": (("LN prior", "BN fixed", "dark", ""), ("LN prior", "BN prior", "dark", "")),
     "C9": (("LN batch", "BN fixed", "clean", "0"), ("LN batch", "BN batch", "noisy", "0")),
 }
-COST_WORDS = {
-    "step": "time",
-    "memory": "memory",
-    "single": "single",
-    "prior": "prior",
-    "gated": "gated",
-}  # multiples of BatchNorm's
+# multiples of BatchNorm's
+COST_WORDS = {"step": "time", "memory": "memory", "single": "single", "prior": "prior", "gated": "gated"}
 
 
 def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame], headings: dict[str, str]) -> str:
