@@ -44,6 +44,8 @@ def normalize_shrunk(
     groups = _Groups(x.shape[0], num_groups, assignment, x.device)
     check_values(x, groups.count)
     positions = x[0, 0].numel()
+    if isinstance(prior, Tensor) and prior.dim() and len(prior) != len(x):
+        raise ValueError(f"a prior for each image is (B,), here ({len(x)},); got {tuple(prior.shape)}")
     share = torch.as_tensor(prior, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     share = 1 / (1 + positions / share)  # a; right at 0 and at infinity
     share = share.reshape(-1, 1)  # (1, 1) or (B, 1)

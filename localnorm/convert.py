@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from localnorm._replica import HOOKS, copy_network, describe, held_outside, place, unwrapped
 from localnorm.layers import LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d, LocalNormAct2d, is_altered
@@ -43,6 +44,7 @@ _LOCAL_OF = {
 _BATCH_OF = {local: batch for batch, local in _LOCAL_OF.items()}
 
 
+@torch.inference_mode(False)  # parameters that are made in that mode cannot be trained
 def convert_to_localnorm(
     model: nn.Module,
     num_groups: int = 8,
@@ -109,6 +111,7 @@ def convert_to_localnorm(
     return _replaced(model, to_local, "BatchNorm", excluded)
 
 
+@torch.inference_mode(False)
 def convert_to_batchnorm(model: nn.Module, loader: Iterable, *, inplace: bool = False) -> nn.Module:
     """Replace every LocalNorm by BatchNorm with the mean of its groups' affines, and estimate the running statistics.
 
@@ -181,7 +184,12 @@ def param_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict]:
         [[(4, 3, 3, 3)], [(4,), (2, 4), (2, 4)]]
         >>> optimizer = torch.optim.SGD(param_groups(net, weight_decay=1e-4), lr=0.1)
     """
-    exempt = {id(parameter) for norm in norm_layers(model) for parameter in norm.parameters(recurse=False)}
+    exempt = set()
+    for norm in norm_layers(model):
+        own = [norm.parameters(recurse=False)]
+        if is_parametrized(norm):  # there what is trained lies one level lower
+            own.append(norm.parametrizations.parameters())
+        exempt |= {id(parameter) for parameter in itertools.chain(*own)}
     for part in unwrapped(model).modules():
         if callable(listed := getattr(part, "no_weight_decay", None)):  # timm's networks list what is not to be decayed
             names = set(listed())

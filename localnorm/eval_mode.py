@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from localnorm._replica import named
-from localnorm.layers import NEEDS_SPREAD, LocalNorm
+from localnorm.layers import LocalNorm, check_spread
 from localnorm.modes import MIXING, STORED, checked_mode, whole
 
 __all__ = ["set_eval_mode"]
@@ -76,8 +76,8 @@ def set_eval_mode(
             f"mode={mode!r} with fixed_last={fixed_last} needs stored training statistics, and {named(never or without)} have none; "
             "call localnorm.estimate_statistics(model, loader) once"
         )
-    if wanted.name == "gated" and not any(norm.knows_spread() for norm in norms.values()):
-        raise ValueError(NEEDS_SPREAD)
+    if wanted.name == "gated":
+        check_spread(norms.values())
     if without:
         warnings.warn(
             f"{named(without)} have the statistics of a new layer, mean 0 and variance 1; unless evaluation does not run them, "

@@ -7,6 +7,7 @@ companions a group of S. How a device computes it stands in ``_kernels``.
 
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +24,7 @@ from localnorm._kernels import (
     runs_eagerly,
 )
 from localnorm._shrunk import normalize_shrunk
-from localnorm.modes import BATCH, MIXING, MODES, Mode, check_one_value, mode_of_block, use_mode, whole
+from localnorm.modes import BATCH, MIXING, MODES, Mode, check_one_value, check_shrinkage, mode_of_block, use_mode, whole
 
 __all__ = [
     "ASSIGNMENTS",
@@ -41,6 +42,10 @@ ASSIGNMENTS = ("interleaved", "contiguous")
 NEEDS_SPREAD = (
     "mode='gated' needs to know how training images differ; call localnorm.learn_spread(model, loader) once, after training; "
     "it takes LocalNorm layers"
+)
+OUTDATED_SPREAD = (
+    "mode='gated' needs to know how training images differ, and the network was trained after it learned that; call "
+    "localnorm.learn_spread(model, loader) again"
 )
 
 
@@ -390,7 +395,10 @@ class LocalNorm(nn.Module):
             momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         normalize = normalize_groups
         if mode.name == "shrunk" and x.shape[0]:
-            normalize = partial(normalize_shrunk, prior=mode.prior() if callable(mode.prior) else mode.prior)
+            prior = mode.prior
+            if callable(prior):
+                check_shrinkage(prior := prior())
+            normalize = partial(normalize_shrunk, prior=prior)
         per_group = (self.weight, self.bias, running_mean, running_var)
         options = {"assignment": self.assignment, "eps": self.eps, "momentum": momentum, "relu": relu}
         return normalize(x, self.num_groups, *per_group, **options)
@@ -439,8 +447,23 @@ class LocalNorm(nn.Module):
         if mixes and mode.name == "gated":
             if self.spread is None:
                 raise ValueError(NEEDS_SPREAD)
+            # a GPU is not waited for: there the answer is nan
+            if self.spread.device.type == "cpu" and runs_eagerly() and not self.knows_spread():
+                raise ValueError(OUTDATED_SPREAD)
             options["spread"] = self._rows(self.spread, mode.group)
         return normalize_with_stored(x, *rows, **options)
+
+
+def check_spread(norms: Iterable[LocalNorm]) -> None:
+    """Refuse the mode "gated" where no layer knows how training images differ, or one was trained after it learned it.
+
+    A layer that an evaluation does not run, as an auxiliary head's, never learned it.
+    """
+    known = [norm for norm in norms if norm.spread is not None]
+    if not known:
+        raise ValueError(NEEDS_SPREAD)
+    if not all(norm.knows_spread() for norm in known):
+        raise ValueError(OUTDATED_SPREAD)
 
 
 class LocalNorm1d(LocalNorm):

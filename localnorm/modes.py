@@ -93,8 +93,8 @@ def use_mode(
     ``prior``, and smaller; choose both on validation images. A layer with one group serves every ``group``.
     The block does not touch BatchNorm layers, the training flag, or other threads. A thread that is started inside
     the block is outside of it: enter ``use_mode`` there again, or let the mode stay with the network
-    (:func:`localnorm.set_eval_mode`), where every thread finds it. The same holds for the tasks of asyncio: do not
-    await inside the block.
+    (:func:`localnorm.set_eval_mode`), where every thread finds it. The same holds for the tasks of asyncio, and the
+    block of a generator reaches whoever reads it: neither await nor yield inside the block.
 
     Two options of ``batch`` train a network for single images. With ``group_size``, a batch is split into groups of so many
     consecutive images, which take the K affines in turn and leave stored statistics alone: draw it anew for each training step,
@@ -133,7 +133,7 @@ def use_mode(
         if group_size is not None:
             raise ValueError(f"group_size={group_size} and prior={prior} are two ways of training; give one of them")
         if not callable(prior):
-            _check_shrinkage(prior)
+            check_shrinkage(prior)
         return set_mode(Mode("shrunk", prior=prior))
     if group_size is None:
         return set_mode(checked_mode(mode, group, prior))
@@ -161,7 +161,7 @@ def checked_mode(mode: str, group: int, prior: float | None) -> Mode:
     return with_prior(Mode(mode, group, check_prior(mode, prior)))
 
 
-def _check_shrinkage(prior: float | Tensor) -> None:
+def check_shrinkage(prior: float | Tensor) -> None:
     """The n0 of a training with shrunken statistics. Values of a tensor are read where that waits for no device and nothing traces it."""
     rule = "mode='batch' takes a prior of at least 0 positions (math.inf too): a number, or a tensor () or (B,)"
     if not isinstance(prior, Tensor):

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from localnorm._replica import CALL_THEM, describe, device_of, named, share_parameters, unwrapped
 from localnorm.convert import FROZEN, convert_to_localnorm, refusals
-from localnorm.layers import NEEDS_SPREAD, LocalNorm
+from localnorm.layers import LocalNorm, check_spread
 from localnorm.modes import (
     MIXING,
     STORED,
@@ -92,7 +92,8 @@ def predict(
         mode: one of :data:`MODES`.
         batch_size: in ``batch`` and ``pooled`` the most images that share statistics (default: all): N images are cut into batches
             that differ by at most one image, so that no short tail has worse statistics. Elsewhere a bound on memory
-            alone: the most images in one forward, copies and companions included (default 32).
+            alone: the most images in one forward, copies and companions included (default 32); one image with all of its own
+            always shares a forward.
         group: the group whose affine and stored statistics serve (default 0); BatchNorm has one for all. Not in ``batch``,
             ``pooled`` and ``vote``, nor with ``return_members``, where every group serves.
         prior: n0, in positions of the feature map; for ``prior`` and ``gated`` only.
@@ -192,8 +193,8 @@ class Predictor:
             raise ValueError(f"group must be from 0 to {network.num_groups - 1} in this network, got {group}")
         if mode in STORED:
             network.check_stored(f"mode={mode!r}")
-        if mode == "gated":
-            network.check_spread()
+        if mode == "gated" and network.norms:
+            check_spread(network.norms.values())
         if not 0 <= whole("fixed_last", fixed_last) <= len(network.norms):
             raise ValueError(
                 f"fixed_last must be from 0 to {len(network.norms)}, the norm layers of this network, got {fixed_last}"
@@ -251,7 +252,7 @@ class Predictor:
         members = self.members
         copies = images.repeat(len(members), *[1] * (images.dim() - 1))  # (M*N, C, H, W): a member's images together
         affine = members[0]  # one for all, or one for each copy
-        if len(members) > 1:
+        if len(members) > 1 or len(companions):
             affine = torch.tensor(members, device=images.device).repeat_interleave(len(images))  # (M*N,)
         # Image i of a forward is in group i mod M*N: each copy first, then every companion once for each copy.
         batch = torch.cat([copies, companions.repeat_interleave(len(copies), 0)])  # (S*M*N, C, H, W)
@@ -278,9 +279,9 @@ class _Network:
         for from_end, (name, norm) in enumerate(reversed(self.norms.items()), 1):
             norm.from_end = from_end
             lacks = norm.track_running_stats and norm.is_untouched()
-            norm.register_forward_pre_hook(partial(self._watch, name, lacks))
+            norm.register_forward_pre_hook(partial(self._watch, name, lacks), with_kwargs=True)
 
-    def _watch(self, name: str, lacks: bool, norm: LocalNorm, inputs: tuple) -> None:
+    def _watch(self, name: str, lacks: bool, norm: LocalNorm, inputs: tuple, options: dict) -> None:
         """A layer that is to take training statistics and has none yet is refused when it runs and not before: an auxiliary
         head, which does not run, needs none."""
         mode = mode_of_block()
@@ -289,8 +290,18 @@ class _Network:
                 f"the network runs {name or 'its norm layer'} in another thread than its forward, where the mode does not reach it; take "
                 "off what starts threads, as an nn.DataParallel inside the network does"
             )
-        if lacks and (mode.name in STORED or norm.from_end <= mode.fixed_last):
+        x = inputs[0] if inputs else options["input"]
+        if isinstance(mode.group, Tensor) and len(x) != len(mode.group) * mode.group_size:
+            raise ValueError(
+                f"members and companions need one row per image in every norm layer, and {name or 'the network'} gets {len(x)} for "
+                f"{len(mode.group) * mode.group_size} images; its forward joins or splits images (frames, crops), so ask by "
+                "mode='single', 'prior' or 'gated', and each group by group"
+            )
+        groups = {"batch": norm.num_groups, "pooled": 1}.get(mode.name, max(1, len(x) // mode.group_size))
+        falls_back = lacks and norm.falls_back(x, groups, mode)
+        if lacks and (mode.name in STORED or norm.from_end <= mode.fixed_last or falls_back):
             wanted = f"mode={mode.name!r}" if mode.name in STORED else f"fixed_last={mode.fixed_last}"
+            wanted = "one_value='fixed'" if falls_back else wanted
             raise ValueError(
                 f"{wanted} needs stored training statistics, and those of {name or 'the network'} are as they were "
                 "built, of no batch; call localnorm.estimate_statistics(model, loader) once"
@@ -305,10 +316,6 @@ class _Network:
                 f"{wanted} needs stored training statistics, and {named(missing)} keep none; "
                 "call localnorm.estimate_statistics(model, loader) once"
             )
-
-    def check_spread(self) -> None:
-        if self.norms and not any(norm.knows_spread() for norm in self.norms.values()):
-            raise ValueError(NEEDS_SPREAD)
 
     def forward(self, images: Tensor, mode: Mode) -> Tensor:
         for row, parameter in self.rows:

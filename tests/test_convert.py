@@ -9,8 +9,9 @@ from types import MethodType, SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from localnorm.convert import convert_state_dict, convert_to_batchnorm, convert_to_localnorm
+from localnorm.convert import convert_state_dict, convert_to_batchnorm, convert_to_localnorm, param_groups
 from localnorm.layers import ASSIGNMENTS, LocalNorm, LocalNorm1d, LocalNorm2d, LocalNorm3d
 from localnorm.training_statistics import estimate_statistics
 
@@ -98,6 +99,21 @@ def test_every_rank_is_converted_and_syncbatchnorm_serves_any():
     assert [type(m) for m in local] == [LocalNorm1d, LocalNorm2d, LocalNorm3d, LocalNorm]
     for shape in [(4, 3), (4, 3, 5), (4, 3, 5, 5), (4, 3, 2, 2, 2)]:
         assert local[3](torch.randn(shape)).shape == shape if len(shape) > 2 else True
+
+
+def test_a_network_that_was_converted_in_inference_mode_can_be_trained():
+    with torch.inference_mode():
+        net = convert_to_localnorm(small_net(), 2)
+    net(torch.randn(4, 3, 8, 8)).sum().backward()
+    assert net[1].weight.grad.shape == (2, 4)
+
+
+def test_a_parametrized_norm_is_not_decayed():
+    net = convert_to_localnorm(small_net(), 2)
+    parametrize.register_parametrization(net[1], "weight", nn.Softplus())
+    decayed, others = (group["params"] for group in param_groups(net, 1e-4))
+    assert [p.ndim for p in decayed] == [4, 4], "the kernels"
+    assert any(p is net[1].parametrizations.weight.original for p in others)
 
 
 def test_settings_of_the_original_are_kept():

@@ -350,6 +350,38 @@ def test_dense_outputs_have_modes_and_no_votes():
             predict(net, images_of(2), mode, **options)
 
 
+class Views(nn.Module):
+    """An image and its mirror image, averaged: the norm layers meet twice as many rows."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(torch.cat([images, images.flip(-1)])).unflatten(0, (2, -1)).mean(0)
+
+
+def test_members_and_companions_are_refused_where_the_forward_splits_images_and_would_mix_them():
+    net, images = Views(local_net()), images_of(4)
+    for options in (
+        {"mode": "vote"},
+        {"mode": "companions", "companions": images[:1]},
+        {"mode": "prior", "prior": 3, "return_members": True},
+    ):
+        with pytest.raises(ValueError, match=r"one row per image.* for \d+ images"):
+            predict(net, images, **options)
+    alone = (predict(net.net, views, "single", group=2) for views in (images, images.flip(-1)))
+    torch.testing.assert_close(predict(net, images, "single", group=2), sum(alone) / 2)
+
+
+def test_falling_back_on_statistics_that_were_never_stored_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Flatten()).double()
+    for images, mode in ((images_of(3), "single"), (images_of(1), "batch"), (images_of(1), "pooled")):
+        with pytest.raises(ValueError, match="one_value='fixed' needs stored training statistics"):
+            predict(net, images, mode, one_value="fixed")
+    assert predict(net, images_of(3), "batch", one_value="fixed").shape == (3, 4), "three values have a variance"
+
+
 @pytest.mark.parametrize("mode", ["batch", "single", "vote", "companions", "prior", "fixed"])
 def test_no_images_have_no_logits(mode):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())

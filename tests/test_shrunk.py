@@ -220,6 +220,15 @@ def test_wrong_options_of_shrinking_are_refused_before_the_block(options, messag
         use_mode("batch", **options)
 
 
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [(-5.0, "at least 0"), (torch.tensor(-50.0), "at least 0"), (torch.rand(3), r"\(B,\), here \(4,\)")],
+)
+def test_what_a_function_draws_for_a_layer_is_checked_too(prior, message):
+    with use_mode("batch", prior=lambda: prior), pytest.raises(ValueError, match=message):
+        LocalNorm2d(2, 2)(torch.randn(4, 2, 3, 3))
+
+
 def test_one_value_per_channel_is_refused_where_images_shrink():
     with use_mode("batch", prior=4.0), pytest.raises(ValueError, match="more than 1 value per channel"):
         LocalNorm1d(3, num_groups=4)(torch.randn(4, 3))

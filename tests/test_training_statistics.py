@@ -11,6 +11,7 @@ from localnorm import (
     LocalNorm2d,
     LocalNormAct2d,
     Predictor,
+    choose_prior,
     convert_state_dict,
     convert_to_localnorm,
     estimate_statistics,
@@ -175,6 +176,28 @@ def test_training_on_makes_the_spread_be_forgotten():
     net(training()[:12])
     with pytest.raises(ValueError, match="learn_spread"):
         predict(net, training()[:2], "gated", prior=20)
+
+
+def test_a_spread_that_a_part_of_the_network_outlived_is_refused_wherever_gated_is_asked_for():
+    """Fine-tuning with some norms in evaluation: only the others know that the spread is of another network."""
+    net = local_net().train()
+    net[1].eval()
+    net(training()[:12])
+    net.eval()
+    one, labels = training()[:2], torch.tensor([0, 1])
+    for ask in (
+        lambda: predict(net, one, "gated", prior=20),
+        lambda: set_eval_mode(net, "gated", prior=20),
+        lambda: choose_prior(net, one, labels, [one / 2], "gated"),
+    ):
+        with pytest.raises(ValueError, match="trained after it learned"):
+            ask()
+    with use_mode("gated", prior=20), pytest.raises(ValueError, match="trained after it learned"):
+        net(one)
+    learn_spread(net, training().split(12))
+    set_eval_mode(net, "gated", prior=20).train()(training()[:12])
+    with pytest.raises(ValueError, match="trained after it learned"):
+        net.eval()(one)
 
 
 def test_what_did_not_differ_among_training_images_tells_nothing():
