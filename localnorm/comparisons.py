@@ -75,8 +75,16 @@ CLAIMS = {
             "With a prior from the training set LocalNorm answers one image better than BatchNorm.",
             ours=True,
         ),
-        Claim("drawn", "Group sizes drawn for each training step improve LocalNorm on one image.", ours=True),
-        Claim("streams", "One image at a time does not suffer from a stream of mixed conditions.", ours=True),
+        Claim(
+            "drawn",
+            "Trained with random group sizes, LocalNorm answers one image better than BatchNorm with a prior.",
+            ours=True,
+        ),
+        Claim(
+            "streams",
+            "On a stream of mixed conditions, images one at a time are answered better than in batches.",
+            ours=True,
+        ),
     )
 }
 

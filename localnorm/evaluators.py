@@ -104,7 +104,7 @@ def cost_summary(costs: pd.DataFrame) -> pd.DataFrame:
     A setting is within its bound if the upper quartile of the ratio is, and beyond it if the lower quartile is.
 
     Returns:
-        claim, device, subject, measure, settings, within, beyond, bound, lowest and highest (ratio).
+        claim, device, subject, measure, settings, within, beyond, strictest and loosest (bound), lowest and highest (ratio).
     """
     rows = []
     for claim, measures in COSTS.items():
@@ -121,12 +121,14 @@ def cost_summary(costs: pd.DataFrame) -> pd.DataFrame:
                     len(rows_of),
                     within,
                     beyond,
-                    rows_of.bound.iloc[0],
+                    rows_of.bound.min(),
+                    rows_of.bound.max(),
                     rows_of.ratio.min(),
                     rows_of.ratio.max(),
                 )
             )
-    columns = ["claim", "device", "subject", "measure", "settings", "within", "beyond", "bound", "lowest", "highest"]
+    columns = ["claim", "device", "subject", "measure", "settings", "within", "beyond", "strictest", "loosest"]
+    columns += ["lowest", "highest"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -36,7 +36,7 @@ from localnorm.trained import (
     Shown,
     Trained,
     class_title,
-    load_published_pair,
+    load_published_networks,
     load_trained,
     published_pairs,
     show,
@@ -142,7 +142,7 @@ def load_pair(experiment: str = "", seed: int | None = None, folder: str = "") -
     """
     experiment = experiment or (available(seed) or [DIGITS])[0]
     if seed is None and experiment in published_pairs():
-        return _pair(load_published_pair(experiment), folder)
+        return _pair(load_published_networks(experiment), folder)
     seed, block = seed or 0, load_params(experiment)
     if experiment in available(seed):
         return _pair(load_trained(experiment, _strengths(block), seed=seed), folder)

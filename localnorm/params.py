@@ -48,7 +48,8 @@ def grid(experiment: str) -> tuple[list[str], list[int]]:
         own = block.get(key, params[key])
         if not isinstance(own, list) or not own or [each for each in own if each not in params[key]]:
             raise ValueError(
-                f"params.yaml, {experiment}: {key} must be some of {params[key]}, the list of the whole file; got {own}"
+                f"params.yaml, {experiment}: {key} must be some of {params[key]}, the list at the top of the file; got {own}. Add what is "
+                "missing there"
             )
         chosen.append(own)
     return chosen[0], chosen[1]

@@ -37,7 +37,7 @@ def publish(experiments: Sequence[str], lengths: Sequence[str] = (), controlled:
         )
     abouts = {name: read_about(name) for name in there}
     tables = {
-        "summary": [_with_controls(name) if name in controlled else read_table("summary", name) for name in there],
+        "summary": [_summary(name, name in controlled) for name in there],
         "comparisons": [_with_conversion(name, lengths) for name in there],
         "strengths": [read_table("strengths", name) for name in there],
     }
@@ -60,26 +60,38 @@ def _with_conversion(experiment: str, lengths: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def _with_controls(experiment: str) -> pd.DataFrame:
-    """The summary of an experiment, with the ways to answer one image that its published networks alone were asked in.
+def _summary(experiment: str, controlled: bool) -> pd.DataFrame:
+    """The summary of an experiment, with how far each arm lies from BN fixed on the seeds that both have.
 
-    Such means have no interval: answers to single images, by which it is widened, were not kept.
+    Where published networks alone were asked in a way, their seed stands in. Such means have no interval: answers to single images,
+    by which it is widened, were not kept.
     """
-    summary, table = read_table("summary", experiment), read_table("controls", experiment)
+    summary, answered = read_table("summary", experiment), read_table("scores", experiment)
+    asked = _of_controls(experiment) if controlled else {}
+    images = summary.groupby("metric").images.max()
+    rows, change = [], {}
+    for metric, known in summary.groupby("metric", sort=False):
+        counts = known.set_index("arm").seeds
+        values = scores.per_seed(answered, metric)
+        values = values.combine_first(asked.get(metric, values[:0]))
+        change |= {(arm, metric): each for arm, each in scores.changes(values).items()}
+        for arm, of_arm in values.groupby(level="arm"):
+            if of_arm.size > counts.get(arm, 0):
+                row = {"arm": arm, "metric": metric, "seeds": of_arm.size, "images": images[metric]}
+                rows.append(row | {"estimate": of_arm.mean(), "by_seed": stats.by_seed(of_arm)})
+    key = ["arm", "metric"]
+    added = pd.DataFrame(rows, columns=summary.columns)
+    replaced = pd.MultiIndex.from_frame(summary[key]).isin(pd.MultiIndex.from_frame(added[key]))
+    whole = pd.concat([summary[~replaced], added], ignore_index=True)
+    whole["change"] = [change[arm, metric] for arm, metric in zip(whole.arm, whole.metric, strict=True)]
+    places = {each: place for place, each in enumerate([*dict.fromkeys(whole.metric), *in_order(whole.arm)])}
+    return whole.sort_values(["metric", "arm"], key=lambda column: column.map(places), ignore_index=True)
+
+
+def _of_controls(experiment: str) -> dict[str, pd.Series]:
+    """Metric -> what published networks have with each way to answer one image, by arm and seed."""
+    table = read_table("controls", experiment)
     table = table[(table.part == "test") & table.control.isin(STATISTICS)]
     arms = [arm_of(*each).label for each in zip(table.network, table.control, strict=True)]
     index = pd.MultiIndex.from_arrays([arms, [PUBLISHED_SEED] * len(arms)], names=["arm", "seed"])
-    answered, images = read_table("scores", experiment), summary.groupby("metric").images.max()
-    key, added = ["arm", "metric"], []
-    for metric in ("clean", "noisy"):
-        asked = scores.per_seed(answered, metric)
-        by_seed = asked.combine_first(pd.Series(table[metric].to_numpy(), index))
-        for arm in dict.fromkeys(arms):
-            if (values := by_seed[arm]).size > asked.get(arm, values[:0]).size:
-                row = {"arm": arm, "metric": metric, "seeds": values.size, "images": images[metric]}
-                added.append(row | {"estimate": values.mean(), "by_seed": stats.by_seed(values)})
-    added = pd.DataFrame(added, columns=summary.columns)
-    known = pd.MultiIndex.from_frame(summary[key]).isin(pd.MultiIndex.from_frame(added[key]))
-    whole = pd.concat([summary[~known], added], ignore_index=True)
-    places = {each: place for place, each in enumerate([*dict.fromkeys(whole.metric), *in_order(whole.arm)])}
-    return whole.sort_values(["metric", "arm"], key=lambda column: column.map(places), ignore_index=True)
+    return {metric: pd.Series(table[metric].to_numpy(), index) for metric in ("clean", "noisy")}

@@ -14,13 +14,17 @@ import numpy as np
 import pandas as pd
 
 from localnorm import stats
-from localnorm.arms import METRICS, Condition, arm_of, find, in_order
+from localnorm.arms import ARMS, METRICS, STATISTICS, Condition, arm_of, find, in_order
 
 __all__ = [
+    "REFERENCE",
     "Answers",
+    "beside_reference",
+    "changes",
     "commonest",
     "curves",
     "estimates",
+    "mixed_stream",
     "per_image",
     "per_seed",
     "read_answers",
@@ -30,6 +34,7 @@ __all__ = [
 ]
 
 CONDITION = ["suite", "noise", "level"]
+REFERENCE = "BN fixed"  # usual practice, which other arms are set against
 
 
 @dataclass(frozen=True)
@@ -202,17 +207,73 @@ def estimates(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str] = (
         table: columns network, statistics, seed, suite, noise, level, images, right, and those of `by`.
 
     Returns:
-        arm, metric, the columns of `by`, seeds, accuracy, low, high and by_seed.
+        arm, metric, the columns of `by`, seeds, accuracy, low, high, change (see `changes`) and by_seed.
     """
     arms = {key: arm_of(*key).label for key in set(zip(table.network, table.statistics, strict=True))}
     table = table.assign(arm=[arms[key] for key in zip(table.network, table.statistics, strict=True)])
     rows = []
     for metric in metrics:
-        for key, values in per_seed(table, metric, ["arm", *by, "seed"]).groupby(level=["arm", *by], sort=False):
+        whole = per_seed(table, metric, ["arm", *by, "seed"])
+        change = changes(whole)
+        for key, values in whole.groupby(level=["arm", *by], sort=False):
             found = stats.interval(values)
             bounds = np.clip([found.low, found.high], 0, 1)
-            rows.append((key[0], metric, *key[1:], len(values), found.estimate, *bounds, stats.by_seed(values)))
-    return pd.DataFrame(rows, columns=["arm", "metric", *by, "seeds", "accuracy", "low", "high", "by_seed"])
+            rows.append(
+                (key[0], metric, *key[1:], len(values), found.estimate, *bounds, change[key], stats.by_seed(values))
+            )
+    columns = ["arm", "metric", *by, "seeds", "accuracy", "low", "high", "change", "by_seed"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def changes(values: pd.Series) -> pd.Series:
+    """How far each arm lies from REFERENCE: the mean of paired differences over the seeds that both have; nan where there are none.
+
+    Means of arms with different seeds cannot be set side by side, since seeds differ by more than arms; these can.
+
+    Args:
+        values: by arm and seed, and by what else they are to be compared within, see `per_seed`.
+    """
+    arms = values.unstack("arm")
+    arms = arms.sub(arms.get(REFERENCE, np.nan), axis=0).stack(future_stack=True)
+    return arms.groupby(level=[name for name in values.index.names if name != "seed"], sort=False).mean()
+
+
+def beside_reference(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Means that can be drawn beside each other: one of fewer seeds than REFERENCE's becomes REFERENCE's plus the arm's `change`.
+
+    Args:
+        table: columns arm, seeds, `value`, low, high, change and by_seed, and those of `by`.
+        by: what is drawn together.
+
+    Returns:
+        The same rows with the column `few`: whether a mean was moved. Those have no interval and no seeds.
+    """
+    reference = table[table.arm == REFERENCE].set_index(list(by))[["seeds", value]].add_suffix("_of_reference")
+    table = table.join(reference, on=list(by))
+    few = (table.seeds < table.seeds_of_reference) & table.change.notna()
+    table[value] = table[value].mask(few, table[f"{value}_of_reference"] + table.change)
+    table[["low", "high"]] = table[["low", "high"]].mask(few)
+    table["by_seed"] = table.by_seed.mask(few, "")
+    return table.drop(columns=reference.columns).assign(few=few)
+
+
+def mixed_stream(table: pd.DataFrame) -> pd.DataFrame:
+    """Where each arm stands on a stream of mixed conditions: arms of one image one by one, others in the largest batches.
+
+    Args:
+        table: of the study of test batches.
+
+    Returns:
+        Rows of `estimates`, one per arm and metric.
+    """
+    made = estimates(table[table.composition == "mixed"], ["batch_size"])
+    # a batch of one image has that image's statistics
+    alone = made[(made.batch_size == 1) & made.arm.str.endswith(" batch")]
+    alone = alone.assign(arm=alone.arm.str.replace(" batch", " single"))
+    made = pd.concat([made, alone[alone.arm.isin(ARMS)]]).drop_duplicates(["arm", "metric", "batch_size"])
+    one_image = made.arm.map(lambda arm: STATISTICS[ARMS[arm].statistics].one_image)
+    size = np.where(one_image, made.batch_size.min(), made.batch_size.max())
+    return made[made.batch_size == size].drop(columns="batch_size").reset_index(drop=True)
 
 
 def curves(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:

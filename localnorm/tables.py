@@ -48,11 +48,11 @@ def _set(words: str) -> frozenset[str]:
 COUNTS = _set("seed seeds images right only_first only_second epochs num_groups batch_size parameters threads")
 SHARES = _set("train_accuracy validation_accuracy ece disagreement clean noisy p p_holm p_sign_flip")  # in [0, 1]
 NUMBERS = _set(
-    "level distance prior strength fixed_last nll brier estimate low high train_gap deviation images_error threshold seconds "
+    "level distance prior strength fixed_last nll brier estimate change low high train_gap deviation images_error threshold seconds "
     "train_seconds images_per_second batchnorm localnorm ratio lower_quartile upper_quartile bound"
 )
 MAY_BE_EMPTY = _set(  # one seed has no interval, and not every pair of arms was run
-    "train_seconds prior fixed_last primary value nll brier ece disagreement clean noisy estimate low high p p_holm "
+    "train_seconds prior fixed_last primary value nll brier ece disagreement clean noisy estimate change low high p p_holm "
     "p_sign_flip deviation train_gap images_error"
 )
 # column -> what may stand in it

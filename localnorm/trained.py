@@ -22,13 +22,15 @@ from localnorm.params import load_params
 from localnorm.published_networks import load_published, published
 from localnorm.settings import AnswersConfig
 from localnorm.training_statistics import estimate_statistics
+from localnorm.words import enumerate_words
 
 __all__ = [
     "PAIR",
     "Shown",
     "Trained",
+    "are_published",
     "class_title",
-    "load_published_pair",
+    "load_published_networks",
     "load_trained",
     "published_pairs",
     "show",
@@ -53,7 +55,7 @@ class Trained:
         title, classes, shape, mean, std: of the data set.
         origin: where the networks come from, for a caption.
         strengths: label of an arm -> its prior (n0) and fixed_last, for the arms that have them.
-        seed: of the training; None for a published pair.
+        seed: of the training; None for published networks.
         fit: how an oblong image became a square for them.
         dataset: its prepared images, where they are on this machine.
     """
@@ -88,37 +90,40 @@ def class_title(name: str) -> str:
 
 def published_pairs() -> list[str]:
     """The experiments of which a BatchNorm and a LocalNorm network come with the repository; their files end in -bn-prior and -ln-prior."""
-    names = published()
-    of_bn = [name.removesuffix(f"-bn-{PRIOR}") for name in names if name.endswith(f"-bn-{PRIOR}")]
-    return [experiment for experiment in of_bn if f"{experiment}-ln-{PRIOR}" in names]
+    of_bn = [name.removesuffix(f"-bn-{PRIOR}") for name in published() if name.endswith(f"-bn-{PRIOR}")]
+    return [experiment for experiment in of_bn if are_published(experiment, PAIR)]
 
 
-def load_published_pair(experiment: str, networks: Iterable[str] = PAIR) -> Trained:
+def are_published(experiment: str, networks: Iterable[str]) -> bool:
+    """Whether these networks of an experiment come with the repository, all of them."""
+    return {f"{experiment}-{network}-{PRIOR}" for network in networks} <= {*published()}
+
+
+def load_published_networks(experiment: str, networks: Iterable[str] = PAIR) -> Trained:
     """Load networks that come with the repository; neither a training nor images are needed.
 
     Args:
-        experiment: one of `published_pairs`.
-        networks: keys of `localnorm.arms.NETWORKS`, the pair among them.
+        experiment: a name in params.yaml, of which `are_published` finds the networks.
+        networks: keys of `localnorm.arms.NETWORKS`.
 
     Raises:
-        ValueError: there is no such pair; names those that there are. Likewise a network of it.
+        ValueError: there is no such network; names those that there are.
     """
-    if experiment not in (known := published_pairs()):
-        raise ValueError(f"no published pair {experiment!r}; there is {', '.join(known) or 'none'}")
     loaded = {network: load_published(f"{experiment}-{network}-{PRIOR}") for network in networks}
-    ln = loaded["ln"]
-    data, training = ln.about["data"], ln.about["training"]
+    *_, one = loaded.values()  # all learned from the same data by the same settings
+    data, training = one.about["data"], one.about["training"]
+    names = enumerate_words([each.name for each in loaded.values()])
     return Trained(
         experiment=experiment,
         models={network: each.model for network, each in loaded.items()},
-        title=ln.data,
-        classes=ln.classes,
-        shape=ln.shape,
-        mean=ln.mean,
-        std=ln.std,
-        origin=f"the published networks {loaded['bn'].name} and {ln.name} ({ln.about['network']['name']}, {training['epochs']} epochs, "
-        f"batches of {training['batch_size']} in {training['num_groups']} groups, seed {training['seed']}; {ln.data}, "
-        f"{data['counts']['train']:,} training images of {ln.shape[2]} x {ln.shape[1]} pixels)",
+        title=one.data,
+        classes=one.classes,
+        shape=one.shape,
+        mean=one.mean,
+        std=one.std,
+        origin=f"the published networks {names} ({one.about['network']['name']}, {training['epochs']} epochs, "
+        f"batches of {training['batch_size']} in {training['num_groups']} groups, seed {training['seed']}; {one.data}, "
+        f"{data['counts']['train']:,} training images of {one.shape[2]} x {one.shape[1]} pixels)",
         strengths={each.arm: {"prior": each.about["statistics"]["prior"], "fixed_last": 0} for each in loaded.values()},
         fit=data["provenance"].get("fit") or "squash",
         dataset=_own_images(experiment, data),

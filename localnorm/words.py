@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from localnorm.stats import ENOUGH_SEEDS
 
 __all__ = [
+    "FEW_SEEDS",
     "IN_BRACKETS",
     "describe",
     "difference",
@@ -20,6 +21,10 @@ __all__ = [
 ]
 
 
+# of `localnorm.scores.beside_reference`
+FEW_SEEDS = (
+    "a hollow one has fewer seeds than BN fixed, and stands where its difference from BN fixed on these seeds puts it"
+)
 IN_BRACKETS = ("its 95 % interval in [ ]", "each seed in ( )")  # how tables show it, see `spread`
 
 

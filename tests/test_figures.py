@@ -221,12 +221,13 @@ ACCURACIES = {"BN fixed": (0.9, 0.4), "LN single": (0.1, 0.1), "LN prior": (0.8,
 def summary():
     """Two experiments, the second with fewer arms."""
     rows = [
-        (title, arm, metric, 6, 100, value, value - 0.02, value + 0.02)
+        (title, arm, metric, 6, 100, value, value - 0.02, value + 0.02, value - usual, "")
         for title, arms in (("Toys", list(ACCURACIES)), ("Cars", ["BN fixed", "LN single"]))
         for arm in arms
-        for metric, value in zip(("clean", "noisy"), ACCURACIES[arm], strict=True)
+        for metric, value, usual in zip(("clean", "noisy"), ACCURACIES[arm], ACCURACIES["BN fixed"], strict=True)
     ]
-    return pd.DataFrame(rows, columns=["title", "arm", "metric", "seeds", "images", "estimate", "low", "high"])
+    columns = ["title", "arm", "metric", "seeds", "images", "estimate", "low", "high", "change", "by_seed"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def test_one_image_marks_each_arm_at_its_clean_and_noisy_accuracy_and_skips_what_was_not_scored():
@@ -247,6 +248,15 @@ def test_the_teaser_puts_each_arm_at_its_clean_and_noisy_accuracy():
     assert first.lines[0].get_xdata().tolist() == pytest.approx([88, 92])
     with pytest.raises(ValueError, match="LN vote"):
         plot_clean_against_noisy(summary(), ["LN vote"])
+
+
+def test_the_teaser_puts_an_arm_of_fewer_seeds_where_its_difference_on_these_seeds_puts_it():
+    table = summary()
+    table.loc[table.arm == "LN prior", ["seeds", "estimate", "change"]] = [1, 0.7, -0.05]
+    (first,) = plot_clean_against_noisy(table[table.title == "Toys"], ["BN fixed", "LN prior"]).axes
+    assert marks(first) == pytest.approx(np.array([[90, 40], [85, 35]]))
+    faces = [line.get_markerfacecolor() for line in first.lines if line.get_marker() != "None"]
+    assert (faces[0] == "none", faces[1] == "none") == (False, True)
 
 
 def test_the_forest_has_a_row_for_every_primary_comparison_filled_where_it_is_decided():

@@ -97,6 +97,50 @@ def test_the_summary_has_every_metric_of_every_arm_with_an_interval_around_its_e
     assert noisy["LN batch", "noisy"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_an_arm_is_set_against_usual_practice_on_the_seeds_that_both_have():
+    index = pd.MultiIndex.from_tuples(
+        [("BN fixed", 0), ("BN fixed", 1), ("BN gated", 1), ("LN batch", 0), ("LN batch", 1)], names=["arm", "seed"]
+    )
+    values = pd.Series([0.9, 0.5, 0.6, 0.8, 0.7], index)
+    expected = {"BN fixed": 0, "BN gated": 0.1, "LN batch": 0.05}  # the means would say that gated is worse by 0.1
+    assert scores.changes(values).to_dict() == pytest.approx(expected)
+    assert scores.changes(values[values.index.get_level_values("arm") != "BN fixed"]).isna().all()
+
+
+def test_on_a_mixed_stream_one_image_arms_answer_alone_and_others_in_the_largest_batches():
+    rows = [
+        (network, 0, statistics, composition, size, suite, noise, level, 10, right)
+        for network, statistics, rights in (
+            ("bn", "fixed", (5, 5)),
+            ("ln_drawn", "batch", (8, 3)),
+            ("ln", "prior", (7, 6)),
+        )
+        for size, right in zip((1, 32), rights, strict=True)
+        for composition, add in (("mixed", 0), ("uniform", 2))
+        for suite, noise, level, right in (("", "", 0.0, 9), ("named", "gaussian", 0.1, right + add))
+    ]
+    columns = [
+        "network",
+        "seed",
+        "statistics",
+        "composition",
+        "batch_size",
+        "suite",
+        "noise",
+        "level",
+        "images",
+        "right",
+    ]
+    noisy = scores.mixed_stream(pd.DataFrame(rows, columns=columns)).query("metric == 'noisy'").set_index("arm")
+    assert noisy.accuracy.to_dict() == {
+        "BN fixed": 0.5,
+        "LN drawn batch": 0.3,
+        "LN drawn single": 0.8,
+        "LN prior": 0.7,
+    }
+    assert noisy.change["LN drawn single"] == pytest.approx(0.3)
+
+
 def test_curves_begin_on_clean_images_for_every_noise(runs):
     curves = scores.curves(scores.score(runs.answers.values()))
     clean = curves[curves.level == 0]

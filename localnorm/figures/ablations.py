@@ -99,7 +99,7 @@ def caption(table: pd.DataFrame, settings: dict, about: dict) -> str:
     return (
         "What the number of groups does, and what else: one setting varies per column. With the batch fixed, more "
         "groups K leave fewer images per group; fine-tuning follows the exchange of a trained BatchNorm network's "
-        f"layers. Where a line is flat, the setting does not matter. Each point is the mean over seeds "
+        f"layers. A line that is flat above guessing says that the setting does not matter. Each point is the mean over seeds "
         f"{spread(table.groupby('ablation').seed.nunique())}; noisy is the mean over {len(noises)} "
         f"noise{'s' * (len(noises) > 1)}. Networks {trained}like the experiment's: {_seeds(table)}, "
         f"{int(table[table.level > 0].images.max()):,} test images under noise, {trained_on(table)}. "

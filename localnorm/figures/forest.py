@@ -38,7 +38,7 @@ def plot_forest(comparisons: pd.DataFrame) -> Figure:
     titles = list(dict.fromkeys(comparisons.title))
     figure, axes = new_figure(1, len(titles), 0.27 * len(PRIMARY) + 1.0, sharey=True, sharex=True)
     shown = comparisons[comparisons.primary != ""]
-    limits = _limits(shown)
+    limits = _limits(comparisons)
     for axis, title in zip(axes.flat, titles, strict=True):
         axis.axvline(0, color="0.7", linewidth=0.8)
         rows = {(row.primary, row.metric): row for row in shown[shown.title == title].itertuples()}
@@ -60,9 +60,15 @@ def plot_forest(comparisons: pd.DataFrame) -> Figure:
     return figure
 
 
-def _limits(shown: pd.DataFrame) -> tuple[float, float]:
+def _drawn(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """All that stands on an axis, in points."""
+    primary = comparisons[comparisons.primary != ""]
+    return 100 * primary[["estimate", "low", "high", "threshold"]].dropna(how="all")
+
+
+def _limits(comparisons: pd.DataFrame) -> tuple[float, float]:
     """The range of an axis that holds all marks and intervals, and no more than WIDEST points on either side."""
-    drawn = 100 * shown[["estimate", "low", "high", "threshold"]].dropna(how="all")
+    drawn = _drawn(comparisons)
     return max(-WIDEST, min(-5, drawn.min(axis=None) - 2)), min(WIDEST, max(5, drawn.max(axis=None) + 2))
 
 
@@ -99,12 +105,17 @@ def _draw_row(axis: Axes, row, height: int, limits: tuple[float, float]) -> None
             )  # fmt: skip
 
 
-def caption(abouts: Sequence[dict]) -> str:
+def caption(comparisons: pd.DataFrame, abouts: Sequence[dict]) -> str:
+    beyond = ""
+    if (_drawn(comparisons).abs() > WIDEST).any(axis=None):
+        beyond = (
+            "An arrow at the edge stands beside the number of a difference that lies beyond the axis, or for the end of an interval "
+            "that does. "
+        )
     return (
         "The primary comparisons. Each is the difference of two arms in "
         f"points, the mean over seeds {spread(about['seeds'] for about in abouts)}; the tick is the threshold that the "
-        "claim needs to pass. The verdicts are after Holm's correction. An arrow at the edge stands beside the number of a difference "
-        "that lies beyond the axis, or for the end of an interval that does. "
+        f"claim needs to pass. The verdicts are after Holm's correction. {beyond}"
         + ". ".join(describe(about) for about in abouts)
         + "."
     )

@@ -36,13 +36,14 @@ def plot_one_image(summary: pd.DataFrame, references: Sequence[str], arms: Seque
         rows = summary[summary.title == title].set_index(["arm", "metric"])
         for height, label in enumerate(shown):
             arm = ARMS[label]
-            for metric, face in (("clean", "white"), ("noisy", arm.colour)):
+            # a hollow mark is larger, and so seen around a filled one at the same place
+            for metric, face, size in (("clean", "white", 6.5), ("noisy", arm.colour, 4)):
                 if (label, metric) in rows.index:
                     row = rows.loc[(label, metric)]
                     axis.plot([100 * row.low, 100 * row.high], [height] * 2, color=arm.colour, linewidth=1)
                     draw_seeds(axis, row, arm.colour, y=height, scale=100)
                     axis.plot(
-                        100 * row.estimate, height, marker="o", linestyle="", color=arm.colour, markerfacecolor=face, markersize=5
+                        100 * row.estimate, height, marker="o", linestyle="", color=arm.colour, markerfacecolor=face, markersize=size
                     )  # fmt: skip
         axis.axhline(sum(arm in shown for arm in references) - 0.5, color="0.7", linewidth=0.6)
         axis.grid(axis="x", color="0.9", linewidth=0.6)

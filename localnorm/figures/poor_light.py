@@ -20,7 +20,7 @@ from localnorm.params import grid
 from localnorm.prediction import Predictor
 from localnorm.strengths import choose_strengths
 from localnorm.tables import read_table
-from localnorm.trained import Shown, Trained, class_title, load_published_pair, load_trained, published_pairs
+from localnorm.trained import Shown, Trained, class_title, load_published_networks, load_trained, published_pairs
 from localnorm.words import describe, enumerate_words
 
 __all__ = [
@@ -64,7 +64,7 @@ def find_trained(experiment: str, arms: Sequence[str], seed: int | None = None) 
     pairs = published_pairs() if seed is None else []
     experiment = experiment or (pairs or ["digits-small"])[0]
     if experiment in pairs:
-        return load_published_pair(experiment)
+        return load_published_networks(experiment)
     networks = [network for network in grid(experiment)[0] if network in {"bn", *(ARMS[arm].network for arm in arms)}]
     of_networks = [arm for arm in arms if ARMS[arm].network in networks]
     return load_trained(experiment, chosen_strengths(experiment, of_networks, seed or 0), networks, seed or 0)
@@ -257,7 +257,7 @@ def caption(shown: str, trained: Trained, answers: pd.DataFrame, known: bool = T
     short = [f"{arm} ({100 * highest[arm]:.0f} % at most)" for arm in arms if highest[arm] < UNSEEN]
     return (
         f"Single images under poor light (claim C6) and the {answers['rank'].nunique()} likeliest classes of each arm, each image alone: "
-        f"{shown}. {'The true class is bold. ' if known else ''}"
+        f"{shown}. {'The true class is bold, its bar in colour. ' if known else ''}"
         f"{f'Bars too short to be seen: {enumerate_words(short)}. ' if short else ''}"
         "Light is a factor on all pixels: a dark image that prints black is the one above it, dimmed. "
         f"Asked are {trained.origin}{f'; n0 in positions: {n0}' if n0 else ''}."

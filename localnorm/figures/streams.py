@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from localnorm import scores
 from localnorm.arms import arm_of, in_order
 from localnorm.figures.style import draw_arms, figure_legend, new_figure, sentence
-from localnorm.words import describe, enumerate_words, spread
+from localnorm.words import FEW_SEEDS, describe, enumerate_words, spread
 
 __all__ = ["caption", "plot_streams", "ticks_at"]
 
@@ -32,7 +32,8 @@ def plot_streams(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
     """
     if table.empty:
         return sentence("This experiment has no study of test batches.")
-    made = scores.estimates(table, ["composition", "batch_size"])
+    by = ["composition", "batch_size"]
+    made = scores.beside_reference(scores.estimates(table, by), ["metric", *by], "accuracy")
     arms = [arm for arm in in_order(arms) if arm in set(made.arm)]
     panels = [(made[(made.composition == c) & (made.metric == m)], title) for (c, m), (title, _) in PANELS.items()]
     panels = [(panel, title) for panel, title in panels if len(panel)]
@@ -66,12 +67,13 @@ def caption(table: pd.DataFrame, arms: Sequence[str], about: dict) -> str:
     }
     drawn = [arm for arm in in_order(arms) if arm in seeds]
     drawn_alone = "; there, LN drawn batch is LN drawn single" if "LN drawn batch" in drawn else ""
+    few = f"; {FEW_SEEDS}" if min(seeds.values()) < seeds.get(scores.REFERENCE, 0) else ""
     return (
         "Statistics of the test batch need company of one kind: accuracy of the arms in the legend against the "
         f"number of images in a test batch. {_panels(table)}. A batch of one is the image alone{drawn_alone}. "
         "BN batch takes one statistic of the whole batch, LN batch one of each of its "
         "groups; with K images or fewer, each group holds one image. "
-        f"Each point is the mean over seeds {spread(seeds[arm] for arm in drawn)}; {int(table.images.max()):,} test images. "
+        f"Each point is the mean over seeds {spread(seeds[arm] for arm in drawn)}{few}; {int(table.images.max()):,} test images. "
         f"{describe(about)}."
     )
 

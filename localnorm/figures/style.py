@@ -140,7 +140,8 @@ def sentence(text: str) -> Figure:
 def draw_arms(axis: Axes, table: pd.DataFrame, arms: Sequence[str], x: str, y: str, scale: float = 1) -> None:
     """One line per arm, `y` against `x`, in the arm's colour, marker and line style.
 
-    A band goes from `low` to `high`; where few seeds have none, each is a small dot, see `draw_seeds`.
+    A band goes from `low` to `high`; where few seeds have none, each is a small dot, see `draw_seeds`. Rows with the column `few` have
+    hollow marks, see `localnorm.scores.beside_reference`.
 
     Args:
         scale: of the values, 100 for percent.
@@ -150,8 +151,10 @@ def draw_arms(axis: Axes, table: pd.DataFrame, arms: Sequence[str], x: str, y: s
         if len(rows):
             arm = ARMS[label]
             above = 2.5 if arm.line != "-" else 2  # arms may coincide: a dashed line over a solid one shows both
+            face = "white" if "few" in rows and rows.few.any() else arm.colour
             axis.plot(
-                rows[x], scale * rows[y], color=arm.colour, marker=arm.marker, linestyle=arm.line, label=label, zorder=above
+                rows[x], scale * rows[y], color=arm.colour, marker=arm.marker, markerfacecolor=face, linestyle=arm.line, label=label,
+                zorder=above,
             )  # fmt: skip
             axis.fill_between(rows[x], scale * rows.low, scale * rows.high, color=arm.colour, alpha=0.2, linewidth=0)
             for row in rows.itertuples():

@@ -10,7 +10,8 @@ from matplotlib.lines import Line2D
 
 from localnorm.arms import ARMS, STATISTICS
 from localnorm.figures.style import LEGIBLE, WIDTH, new_figure
-from localnorm.words import describe, seed_values, spread
+from localnorm.scores import beside_reference
+from localnorm.words import FEW_SEEDS, describe, seed_values, spread
 
 __all__ = ["caption", "plot_clean_against_noisy"]
 
@@ -21,14 +22,17 @@ SEEN = {"training": "statistics of the training set", "batch": "of a batch of te
 def plot_clean_against_noisy(summary: pd.DataFrame, arms: Sequence[str]) -> Figure:
     """One panel per experiment, one point per arm with its intervals, or a dot per seed of few; the best corner is the upper right.
 
+    An arm of fewer seeds than BN fixed has a hollow mark, see `localnorm.scores.beside_reference`.
+
     Args:
-        summary: columns title, arm, metric, estimate, low and high.
+        summary: columns title, arm, metric, seeds, estimate, low, high, by_seed and change.
         arms: those to draw, where an experiment has them.
 
     Raises:
         ValueError: an experiment has none of the arms.
     """
     titles = list(dict.fromkeys(summary.title))
+    summary = beside_reference(summary, ["title", "metric"], "estimate")
     figure, axes = new_figure(1, len(titles), 3.1, 0.92 * WIDTH)
     for axis, title in zip(axes.flat, titles, strict=True):
         rows = summary[(summary.title == title) & summary.arm.isin(arms)]
@@ -46,7 +50,10 @@ def plot_clean_against_noisy(summary: pd.DataFrame, arms: Sequence[str]) -> Figu
             if isnan(clean.low):
                 pairs = [[100 * each for each in seed_values(row)] for row in (clean, noisy)]
                 axis.scatter(*pairs, s=4, color=arm.colour, alpha=0.5, linewidth=0)
-            axis.plot(x, y, marker=arm.marker, color=arm.colour, linestyle="", markersize=6, label=label)
+            face = "none" if clean.few else arm.colour
+            axis.plot(
+                x, y, marker=arm.marker, color=arm.colour, markerfacecolor=face, linestyle="", markersize=6, label=label
+            )
         axis.annotate("upper right\nis best", (0.995, 0.985), (0.7, 0.88), xycoords="axes fraction", fontsize=LEGIBLE, color="0.35",
                       ha="center", va="center", arrowprops={"arrowstyle": "->", "color": "0.35"})  # fmt: skip
         axis.set(title=title.replace(", ", "\n", 1), xlabel="accuracy on clean images (%)")
@@ -97,7 +104,7 @@ def caption(seeds: Iterable[int], abouts: Iterable[dict]) -> str:
         "Clean against noisy accuracy: the farther up and to the right, the better. The legend says which images an arm sees beside its "
         "weights: BN fixed has the statistics of the training set alone, a batch is of one condition, and a prior mixes those of "
         "one image with the training set's; gated, unusual images count more; shrunk networks were trained under such mixtures. "
-        f"Each mark is the mean over seeds and all noises, {spread(seeds)}. "
+        f"Each mark is the mean over seeds and all noises, {spread(seeds)}; {FEW_SEEDS}. "
         + ". ".join(describe(about) for about in abouts)
         + "."
     )

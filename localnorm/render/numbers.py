@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from types import MappingProxyType
 
 import pandas as pd
@@ -14,7 +15,7 @@ from localnorm.evaluators import at_best_mean, at_equal_clean, cost_summary, wit
 from localnorm.gather import lender
 from localnorm.networks import NETWORKS
 from localnorm.params import load_params
-from localnorm.settings import CONTROLS
+from localnorm.settings import CONTROLS, Shrinkage, TrainConfig
 from localnorm.tables import read_about, read_history_end, read_lengths, read_table
 from localnorm.words import title
 
@@ -41,11 +42,12 @@ def collect(
 
     Returns:
         published: names of the experiments that the paper tells of.
-        experiments: these, then the other lengths: name -> {title, about, arms: {arm: {metric: {estimate, low, high, seeds, images}}},
-            comparisons: a list of rows with their verdict and whether the first arm was not trained to the end, streams and ablations:
-            lists of rows {arm, metric, estimate, low, high, seeds} with what they vary, strengths: rows {prior, difference: LN prior
-            minus BN prior at that n0, noisy, on validation images}, ratio, mcnemar, shifts}; see `localnorm.comparisons`. What has
-            too few seeds for an interval has by_seed, a list.
+        experiments: these, then the other lengths: name -> {title, about, arms: {arm: {metric: {estimate, low, high, seeds, images,
+            change: from BN fixed, on the seeds that both have}}}, mixed: the same of a mixed stream, comparisons: a list of rows with
+            their verdict and whether the first arm was not trained to the end, streams and ablations: lists of rows {arm, metric,
+            estimate, low, high, seeds} with what they vary, strengths: rows {prior, difference: LN prior minus BN prior at that n0,
+            noisy, on validation images}, ratio, mcnemar, shifts}; see
+            `localnorm.comparisons`. What has too few seeds for an interval has by_seed, a list.
         ablation_epochs: as `ablated`.
         claims: key -> {statement, ours}.
         primary: the primary comparisons, in the order in which they were written down.
@@ -99,7 +101,8 @@ def collect(
         "figures": {
             file.relative_to(folder).with_suffix("").as_posix(): file.read_text(encoding="utf-8").strip()
             for file in sorted(folder.rglob("*.txt"))
-            if file.parent == folder or file.parent.name in abouts
+            if (file.parent == folder or file.parent.name in abouts)
+            and file.stem != "poor-light"  # of the reports alone
         },
     }
 
@@ -111,6 +114,7 @@ def _experiment(name: str, abouts: dict[str, dict], summary: pd.DataFrame, compa
         "arms": _arms(summary),
         "comparisons": _compared(compared),
         "streams": _varied(name, "streams", ["composition", "batch_size"]),
+        "mixed": _mixed(name),
         "ablations": _varied(name, "ablations", ["ablation", "value"]),
         "strengths": _at_each_strength(name),
         "ratio": _ratio(name),
@@ -230,6 +234,13 @@ def _varied(name: str, kind: str, by: list[str]) -> list[dict]:
     return _rows(scores.estimates(read_table(kind, name), by).rename(columns={"accuracy": "estimate"}))
 
 
+def _mixed(name: str) -> dict:
+    """arm -> metric -> where it stands on a mixed stream; empty where that was not measured."""
+    if not (paths.results(name) / "streams.csv").is_file():
+        return {}
+    return _arms(scores.mixed_stream(read_table("streams", name)).rename(columns={"accuracy": "estimate"}))
+
+
 def _ratio(name: str) -> dict | None:
     file = paths.results(name) / "ratio.json"
     return json.loads(file.read_text(encoding="utf-8"))
@@ -280,13 +291,20 @@ def _plain(value):
 
 
 def of_params() -> dict:
-    """What `collect` gives of the experiments that params.yaml lists for the paper."""
+    """What `collect` gives of the experiments that params.yaml lists for the paper, and how their shrunk networks are trained."""
     params = load_params()
     lengths, told = params.get("lengths", []), {*params["published"], *params.get("lengths", [])}
     studied, ablated = ([name for name in params.get(key, []) if name in told] for key in ("studied", "ablated"))
     tuned = {name: lender(name) for name in params.get("tuned", [])}
+    if alone := [name for name, of in tuned.items() if of is None]:
+        raise ValueError(
+            f"params.yaml: {alone[0]} is in the list tuned, and no published experiment ({', '.join(params['published'])}) has its data "
+            "and training but for the learning rate; make its other settings those of one, or take it off the list"
+        )
     epochs = {name: params[name]["ablations"].get("train", {}).get("epochs") for name in ablated}
-    return collect(lengths, studied, params.get("controlled", []), epochs, tuned)
+    made = collect(lengths, studied, params.get("controlled", []), epochs, tuned)
+    trainings = {name: TrainConfig.from_params(params[name]["train"]) for name in params["published"]}
+    return made | {"shrunk": {name: asdict(Shrinkage(**each.shrunk)) for name, each in trainings.items()}}
 
 
 def write() -> None:

@@ -5,44 +5,60 @@ import json
 import pandas as pd
 
 from localnorm import paths, scores, stats
-from localnorm.arms import ARMS, METRICS, STATISTICS
+from localnorm.arms import METRICS
 from localnorm.comparisons import CLAIMS, verdict
 from localnorm.evaluators import COSTS, cost_summary
 from localnorm.render.verdicts import MARKS
+from localnorm.scores import REFERENCE
 from localnorm.tables import read_table
 from localnorm.words import percent
 
 __all__ = ["between", "blocks", "claims", "replace_between", "situations", "write"]
 
-MARKERS = "<!-- {0}: written by `python -m localnorm.render {1}` -->", "<!-- /{0} -->"
-# (situation, arm, one line of code); an empty situation is that of the row above. In each, what needs least comes first among the best:
-# bold tells which those are.
-SITUATIONS = (
-    ("many test images of one condition", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
-    ("", "LN batch", 'predict(model, images, "batch", batch_size=B)'),
-    ("", "LN pooled", 'predict(model, images, "pooled", batch_size=B)'),
-    ("one image at a time, a BatchNorm network", "BN gated", 'predict(model, image, "gated", prior=n0)'),
-    ("", "BN prior", 'predict(model, image, "prior", prior=n0)'),
-    ("one image at a time, retraining possible", "BN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
-    ("", "LN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
-    ("", "LN gated", 'predict(model, image, "gated", prior=n0)'),
-    ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
-    ("", "LN drawn single", 'predict(model, image, "single")'),
-    ("a stream of mixed conditions", "BN shrunk gated", 'predict(model, image, "gated", prior=n0)'),
-    ("", "BN gated", 'predict(model, image, "gated", prior=n0)'),
-    ("", "BN shrunk prior", 'predict(model, image, "prior", prior=n0)'),
-    ("", "LN prior", 'predict(model, image, "prior", prior=n0)'),
-    ("", "LN drawn single", 'predict(model, image, "single")'),
-    ("", "BN batch", 'predict(model, images, "batch", batch_size=B)'),
-    ("clean images alone", "BN fixed", "model.eval()(images)"),
-)
 STREAM = "a stream of mixed conditions"
+MARKERS = "<!-- {0}: written by `python -m localnorm.render {1}` -->", "<!-- /{0} -->"
+# situation -> (arm, one line of code); in each, what needs least comes first among the best: bold tells which those are
+GATED, PRIOR, BATCH = (
+    'predict(model, image, "gated", prior=n0)',
+    'predict(model, image, "prior", prior=n0)',
+    'predict(model, images, "batch", batch_size=B)',
+)
+SITUATIONS: dict[str, tuple[tuple[str, str], ...]] = {
+    "clean images (baseline)": ((REFERENCE, "model.eval()(images)"),),
+    "many test images of one condition": (
+        ("BN batch", BATCH),
+        ("LN batch", BATCH),
+        ("LN pooled", 'predict(model, images, "pooled", batch_size=B)'),
+    ),
+    "one image at a time": (
+        ("BN gated", GATED),
+        ("BN prior", PRIOR),
+        ("LN gated", GATED),
+        ("LN prior", PRIOR),
+    ),
+    "one image, retraining possible": (
+        ("BN shrunk gated", GATED),
+        ("LN shrunk gated", GATED),
+        ("LN drawn single", 'predict(model, image, "single")'),
+    ),
+    STREAM: (
+        (REFERENCE, "model.eval()(images)"),
+        ("BN gated", GATED),
+        ("BN shrunk gated", GATED),
+        ("LN prior", PRIOR),
+        ("BN batch", BATCH),
+    ),
+}
 NEAR = 0.01  # seeds of one arm lie farther apart than that, so nothing here tells such arms from each other
 UNTESTED = "-"
 # claims without a primary comparison -> what is said of them: first and second arm, metric, and epochs after a conversion, "0" for none
 DESCRIBED = {
     "C2": (("BN batch", "BN fixed", "noisy", ""), ("BN fixed", "BN batch", "clean", "")),
-    "C6": (("LN prior", "BN fixed", "dark", ""), ("LN prior", "BN prior", "dark", "")),
+    "C6": (
+        ("LN prior", "BN fixed", "dark", ""),
+        ("LN prior", "BN prior", "dark", ""),
+        ("LN drawn single", "BN prior", "dark", ""),
+    ),
     "C9": (("LN batch", "BN fixed", "clean", "0"), ("LN batch", "BN batch", "noisy", "0")),
 }
 # multiples of BatchNorm's
@@ -50,71 +66,55 @@ COST_WORDS = {"step": "time", "memory": "memory", "single": "single", "prior": "
 
 
 def situations(summary: pd.DataFrame, streams: dict[str, pd.DataFrame], headings: dict[str, str]) -> str:
-    """A Markdown table: one row per situation and arm, the code, and per experiment clean and noisy accuracy in percent.
+    """A Markdown table: one row per situation and arm, the code, and per experiment what it brings on clean images and under noise.
 
-    Bold is an arm whose mean of clean and noisy accuracy lies within a point of the best in its situation and experiment. An arm of fewer
-    seeds than its experiment says how many.
+    Usual practice, `localnorm.scores.REFERENCE`, has its accuracies in percent; every other arm has the points that it gains or loses
+    against it on the seeds that both have. Bold is an arm whose mean of both lies within a point of the best in its situation and
+    experiment. An arm of fewer seeds than its experiment says how many.
 
     Args:
-        summary: columns experiment, arm, metric, seeds and estimate.
+        summary: columns experiment, arm, metric, seeds, estimate and change.
         streams: experiment -> its study of test batches, for the rows of mixed conditions.
         headings: experiment -> the words above its column.
     """
-    most = summary.groupby("experiment").seeds.max()
-    value = summary.set_index(["experiment", "arm", "metric"])[["estimate", "seeds"]]
-    blocks: dict[str, list[tuple[str, str, dict[str, pd.DataFrame]]]] = {}
-    block = ""
-    for situation, arm, code in SITUATIONS:
-        block = situation or block
-        of_arm = {
-            each: _in_stream(streams[each], arm) if block == STREAM else _asked(value, each, arm) for each in headings
-        }
-        if any(len(found) for found in of_arm.values()):  # else no experiment ran the arm
-            blocks.setdefault(block, []).append((arm, code, of_arm))
+    asked = {each: summary[summary.experiment == each] for each in headings}
+    mixed = {each: scores.mixed_stream(streams[each]).rename(columns={"accuracy": "estimate"}) for each in headings}
+    most = {each: table.seeds.max() for each, table in asked.items()}
     lines = [
         f"| you have | way | code | {' | '.join(f'{each}: clean / noisy' for each in headings.values())} |",
         f"|---|---|---|{'--:|' * len(headings)}",
     ]
-    for block, rows in blocks.items():
-        means = {each: [found[each].estimate.mean() for _, _, found in rows] for each in headings}
-        # NaN, where an arm was not run, is passed over
-        best = {each: pd.Series(means[each]).max() for each in headings}
+    for situation, arms in SITUATIONS.items():
+        of_arm = {
+            each: (mixed if situation == STREAM else asked)[each].set_index(["arm", "metric"]) for each in headings
+        }
+        found = {arm: {each: _of(of_arm[each], arm) for each in headings} for arm, _ in arms}
+        best = {
+            each: max((rows[each].change.mean() for rows in found.values() if len(rows[each])), default=0.0)
+            for each in headings
+        }
         said = ""
-        for arm, code, found in rows:
-            cells = [_cell(found[each], most[each], best[each] - NEAR) for each in headings]
-            first = ("" if said else block, arm, "" if code == said else f"`{code}`")  # nothing is said twice
-            lines.append(f"| {' | '.join((*first, *cells))} |")
-            said = code
+        for arm, code in arms:
+            if any(len(rows) for rows in found[arm].values()):  # else no experiment ran the arm
+                cells = [_cell(found[arm][each], most[each], best[each] - NEAR, arm == REFERENCE) for each in headings]
+                lines.append(f"| {' | '.join((situation if not said else '', arm, f'`{code}`', *cells))} |")
+                said = situation
     return "\n".join(lines) + "\n"
 
 
-def _asked(value: pd.DataFrame, experiment: str, arm: str) -> pd.DataFrame:
-    """Clean and noisy accuracy in an experiment; no rows where the arm was not run."""
-    return value.loc[[key for metric in ("clean", "noisy") if (key := (experiment, arm, metric)) in value.index]]
+def _of(table: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """The rows of an arm on clean and noisy images; none where it was not run."""
+    return table.loc[[key for metric in ("clean", "noisy") if (key := (arm, metric)) in table.index]]
 
 
-def _cell(found: pd.DataFrame, most: int, good: float) -> str:
-    """ "85.6 / 42.9", of fewer seeds than others "85.6 / 42.9 (2 seeds)", bold where the mean is good; a dash where an arm was not run."""
+def _cell(found: pd.DataFrame, most: int, good: float, absolute: bool) -> str:
+    """ "-1.3 / +22.3", of fewer seeds than others "-1.3 / +22.3 (2 seeds)", bold where the mean is good; a dash where it was not run."""
     if found.empty:
         return UNTESTED
     seeds = int(found.seeds.min())
     fewer = "" if seeds == most else " (one seed)" if seeds == 1 else f" ({seeds} seeds)"
-    both = " / ".join(map(percent, found.estimate))
-    return (f"**{both}**" if found.estimate.mean() >= good else both) + fewer
-
-
-def _in_stream(table: pd.DataFrame, label: str) -> pd.DataFrame:
-    """Clean and noisy accuracy on a mixed stream: an arm of one image in batches of one, another in the largest batches."""
-    arm = ARMS[label]
-    alone = STATISTICS[arm.statistics].one_image
-    statistics = (
-        "batch" if arm.statistics == "single" else arm.statistics
-    )  # a batch of one image has that image's statistics
-    rows = table[(table.composition == "mixed") & (table.network == arm.network) & (table.statistics == statistics)]
-    rows = rows[rows.batch_size == (rows.batch_size.min() if alone else rows.batch_size.max())]
-    by_seed = [scores.per_seed(rows, metric, ["seed"]) for metric in ("clean", "noisy")]
-    found = [{"estimate": each.mean(), "seeds": len(each)} for each in by_seed if len(each)]
-    return pd.DataFrame(found, columns=["estimate", "seeds"])
+    both = " / ".join(map(percent, found.estimate) if absolute else [f"{100 * each:+.1f}" for each in found.change])
+    return (f"**{both}**" if found.change.mean() >= good else both) + fewer
 
 
 def claims(
