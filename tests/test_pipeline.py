@@ -325,7 +325,7 @@ def test_ctrl_c_starts_no_further_run_and_ends_at_once(project):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     try:
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=50)  # less than the 60 s that a run would go on
     finally:
         with contextlib.suppress(ProcessLookupError):  # all ended, as they should
             os.killpg(process.pid, signal.SIGKILL)
